@@ -1,0 +1,272 @@
+/* Descriptors in, completions out: what a caller does with a communicator. */
+#include "js_comm.h"
+
+#include "js_status.h"
+
+#include <string.h>
+
+#define POST_PATIENCE_NS 100000000u
+
+/* One thread at a time. The flag is also what makes a second thread's call an error instead of a
+ * corrupted queue. */
+static int32_t post_enter(js_comm *comm)
+{
+    if (JS_UNLIKELY(js_swap_acq_u32(&comm->busy, 1) != 0)) {
+        return JS_FAIL(JS_ERR_BUSY, "another thread is inside a call on this communicator");
+    }
+    return JS_OK;
+}
+
+static int32_t post_leave(js_comm *comm, int32_t result)
+{
+    js_store_rel_u32(&comm->busy, 0);
+    return result;
+}
+
+/* Can a new operation start at all? */
+static int32_t post_check(js_comm *comm)
+{
+    if (JS_UNLIKELY(comm->failed != JS_OK)) {
+        return comm->failed;
+    }
+    if (JS_UNLIKELY(js_load_rlx_u32(&comm->control->abort) != 0)) {
+        return js_fault_adopt(comm);
+    }
+    return JS_OK;
+}
+
+/* A number for a new operation, with its slot. JS_ERR_FULL: the slot is still taken. */
+static int32_t post_take_slot(js_comm *comm, uint64_t *out_wr_id)
+{
+    js_comm_slot *slot = &comm->slots[comm->wr_next & comm->slot_mask];
+    if (JS_UNLIKELY(slot->state != JS_COMM_SLOT_FREE)) {
+        return JS_FAIL(JS_ERR_FULL, "%u operations are outstanding or were never waited for",
+                       comm->slot_mask + 1);
+    }
+    slot->wr_id = comm->wr_next;
+    slot->since_ticks = 0;
+    slot->state = JS_COMM_SLOT_OUTSTANDING;
+    *out_wr_id = comm->wr_next++;
+    return JS_OK;
+}
+
+static int32_t post_send_entry(js_comm *comm, js_sqe *entry, uint64_t *out_wr_id)
+{
+    JS_TRY(post_take_slot(comm, &entry->wr_id));
+    if (JS_UNLIKELY(!js_sq_post(&comm->qp, entry))) {
+        comm->slots[entry->wr_id & comm->slot_mask].state = JS_COMM_SLOT_FREE;
+        comm->wr_next--;
+        return JS_FAIL(JS_ERR_FULL, "the send queue of %u entries is full",
+                       comm->qp.sq_depth_slots);
+    }
+    *out_wr_id = entry->wr_id;
+    return JS_OK;
+}
+
+/* Rounds until wr_id is done, the communicator fails, or patience or time runs out. */
+static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
+{
+    js_comm_slot *slot = &comm->slots[wr_id & comm->slot_mask];
+    uint64_t patience = 0;
+    comm->wr_waited = wr_id;
+    while (slot->state == JS_COMM_SLOT_OUTSTANDING) {
+        int32_t progress = js_duty_round(comm);
+        if (JS_UNLIKELY(progress < 0)) {
+            continue; /* everything outstanding has been flushed, this one too */
+        }
+        if (progress > 0) {
+            if (slot->state == JS_COMM_SLOT_OUTSTANDING) {
+                js_wait_reset(comm);
+            }
+            continue;
+        }
+        if (timeout_ns == 0) {
+            return JS_ERR_AGAIN;
+        }
+        if (js_wait_idle(comm) != JS_OK || comm->waiter.spins % 1024 != 1023) {
+            continue;
+        }
+        uint64_t now = js_clock_ticks();
+        slot->since_ticks = slot->since_ticks ? slot->since_ticks : now;
+        patience = patience ? patience : now;
+        uint64_t waited_ns = js_clock_span_ns(&comm->engine->clock, now - slot->since_ticks);
+        if (waited_ns >= timeout_ns) {
+            return JS_ERR_TIMEOUT;
+        }
+        if (js_clock_span_ns(&comm->engine->clock, now - patience) >= POST_PATIENCE_NS) {
+            return JS_ERR_AGAIN;
+        }
+    }
+    comm->wr_waited = 0;
+    return JS_OK;
+}
+
+static int32_t post_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
+{
+    js_comm_slot *slot = &comm->slots[wr_id & comm->slot_mask];
+    if (slot->wr_id != wr_id || slot->state == JS_COMM_SLOT_FREE) {
+        return JS_FAIL(JS_ERR_INVALID, "operation %llu is not outstanding",
+                       (unsigned long long)wr_id);
+    }
+    JS_TRY(post_await(comm, wr_id, timeout_ns));
+    *out = slot->cqe;
+    slot->state = JS_COMM_SLOT_FREE;
+    return JS_OK;
+}
+
+int32_t js_comm_call(js_comm *comm, uint32_t plan_id, const void *input, void *output,
+                     uint64_t timeout_ns)
+{
+    JS_TRY(post_enter(comm));
+    int32_t result = post_check(comm);
+    if (JS_LIKELY(result == JS_OK)) {
+        js_sqe entry = {
+            .opcode = JS_SQ_LAUNCH,
+            .plan_id = plan_id,
+            .source_addr = (uintptr_t)input,
+            .target_addr = (uintptr_t)output,
+        };
+        result = post_send_entry(comm, &entry, &comm->wr_last_call);
+        if (JS_LIKELY(result == JS_OK)) {
+            js_cqe cqe;
+            result = post_wait(comm, comm->wr_last_call, timeout_ns, &cqe);
+            result = result == JS_OK ? cqe.status : result;
+        }
+    }
+    return post_leave(comm, result);
+}
+
+int32_t js_comm_launch(js_comm *comm, uint32_t plan_id, const void *input, void *output,
+                       uint64_t *out_wr_id)
+{
+    JS_TRY(post_enter(comm));
+    int32_t result = post_check(comm);
+    if (result == JS_OK) {
+        js_sqe entry = {
+            .opcode = JS_SQ_LAUNCH,
+            .plan_id = plan_id,
+            .source_addr = (uintptr_t)input,
+            .target_addr = (uintptr_t)output,
+        };
+        result = post_send_entry(comm, &entry, out_wr_id);
+        if (result == JS_OK) {
+            (void)js_duty_round(comm); /* the first frames leave at once */
+        }
+    }
+    return post_leave(comm, result);
+}
+
+int32_t js_comm_send(js_comm *comm, const void *source, uint64_t bytes, uint32_t peer, uint32_t tag,
+                     uint64_t *out_wr_id)
+{
+    JS_TRY(post_enter(comm));
+    int32_t result = post_check(comm);
+    if (result == JS_OK && peer >= comm->world) {
+        result = JS_FAIL(JS_ERR_INVALID, "rank %u in a communicator of %u", peer, comm->world);
+    }
+    if (result == JS_OK) {
+        js_sqe entry = {
+            .opcode = JS_SQ_SEND,
+            .peer = (uint16_t)peer,
+            .source_addr = (uintptr_t)source,
+            .bytes = bytes,
+            .tag = tag,
+        };
+        result = post_send_entry(comm, &entry, out_wr_id);
+        if (result == JS_OK) {
+            (void)js_duty_round(comm);
+        }
+    }
+    return post_leave(comm, result);
+}
+
+int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t peer, uint32_t tag,
+                        uint64_t *out_wr_id)
+{
+    JS_TRY(post_enter(comm));
+    int32_t result = post_check(comm);
+    js_rqe entry = { .target_addr = (uintptr_t)target, .bytes = bytes, .tag = tag };
+    entry.peer = (uint16_t)peer;
+    if (result == JS_OK && peer >= comm->world) {
+        result = JS_FAIL(JS_ERR_INVALID, "rank %u in a communicator of %u", peer, comm->world);
+    }
+    if (result == JS_OK) {
+        result = post_take_slot(comm, &entry.wr_id);
+    }
+    if (result == JS_OK && !js_rq_post(&comm->qp, &entry)) {
+        comm->slots[entry.wr_id & comm->slot_mask].state = JS_COMM_SLOT_FREE;
+        comm->wr_next--;
+        result = JS_FAIL(JS_ERR_FULL, "the receive queue of %u entries is full",
+                         comm->qp.rq_depth_slots);
+    }
+    if (result == JS_OK) {
+        *out_wr_id = entry.wr_id;
+        (void)js_duty_round(comm);
+    }
+    return post_leave(comm, result);
+}
+
+int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id)
+{
+    JS_TRY(post_enter(comm));
+    js_comm_slot *slot = &comm->slots[wr_id & comm->slot_mask];
+    (void)js_duty_round(comm); /* a receive still in the queue reaches the matching list */
+    bool is_there = slot->wr_id == wr_id && slot->state == JS_COMM_SLOT_OUTSTANDING;
+    if (!is_there || !js_message_cancel(&comm->message, wr_id)) {
+        return post_leave(comm, JS_FAIL(JS_ERR_INVALID, "the receive has been matched"));
+    }
+    slot->state = JS_COMM_SLOT_FREE;
+    return post_leave(comm, JS_OK);
+}
+
+int32_t js_comm_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
+{
+    JS_TRY(post_enter(comm));
+    uint64_t id = wr_id ? wr_id : comm->wr_last_call;
+    return post_leave(comm, post_wait(comm, id, timeout_ns, out));
+}
+
+int32_t js_comm_progress(js_comm *comm)
+{
+    JS_TRY(post_enter(comm));
+    int32_t result = post_check(comm);
+    if (result == JS_OK) {
+        int32_t progress = js_duty_round(comm);
+        result = progress < 0 ? progress : JS_OK;
+    }
+    return post_leave(comm, result);
+}
+
+void js_comm_fault(js_comm *comm, js_fault *out)
+{
+    js_fault_describe(comm, out);
+}
+
+void js_comm_abort(js_comm *comm, int32_t status)
+{
+    if (comm->failed == JS_OK) {
+        js_fault fault;
+        js_fault_describe(comm, &fault);
+        fault.status = status;
+        (void)js_fault_raise(comm, &fault);
+    }
+}
+
+int32_t js_comm_repeat(js_comm *comm, uint32_t plan_id, const void *input, void *output,
+                       uint64_t iterations, uint64_t *latency_ns)
+{
+    for (uint64_t i = 0; i < iterations; i++) {
+        uint64_t start = js_clock_ticks();
+        int32_t result = js_comm_call(comm, plan_id, input, output, UINT64_MAX);
+        while (result == JS_ERR_AGAIN) {
+            js_cqe cqe;
+            result = js_comm_wait(comm, 0, UINT64_MAX, &cqe);
+            result = result == JS_OK ? cqe.status : result;
+        }
+        if (result != JS_OK) {
+            return result;
+        }
+        latency_ns[i] = js_clock_span_ns(&comm->engine->clock, js_clock_ticks() - start);
+    }
+    return JS_OK;
+}

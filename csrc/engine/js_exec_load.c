@@ -1,0 +1,134 @@
+/* Loading a plan: from validated bytes to operations that point at their streams. */
+#include "js_exec.h"
+
+#include "js_dtype.h"
+#include "js_status.h"
+
+#include <stdlib.h>
+
+static js_stream_rx *exec_source_stream(js_link_shm *link, const js_plan_source *source)
+{
+    switch (source->place) {
+    case JS_PLACE_ALL:
+        return &link->all_rx[source->peer];
+    case JS_PLACE_PEER:
+        return &link->peer_rx[source->peer];
+    default:
+        return NULL;
+    }
+}
+
+static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js_plan_op *from,
+                           js_exec_plan *plan, js_exec_op *op)
+{
+    uint64_t chunk = plan->call.chunk_bytes;
+    uint64_t steps = (from->bytes + chunk - 1) / chunk;
+    *op = (js_exec_op){
+        .steps = steps ? (uint32_t)steps : 1,
+        .source_count = from->source_count,
+        .sources = plan->sources + from->source_first,
+        .bytes = from->bytes,
+        .target_offset = from->target_offset,
+        .after_count = from->after_count,
+        .opcode = from->opcode,
+        .target_buffer = from->target_buffer,
+        .is_all = from->place == JS_PLACE_ALL,
+        .peer = from->peer,
+    };
+    if (from->opcode == JS_OP_SEND) {
+        op->tx = op->is_all ? &link->all_tx : &link->peer_tx[from->peer];
+    }
+    for (uint32_t i = 0; i < from->after_count; i++) {
+        op->after_op[i] = from->after_op[i];
+        op->after_mode[i] = from->after_mode[i];
+    }
+    for (uint32_t i = 0; i < from->source_count; i++) {
+        const js_plan_source *source = &view->sources[from->source_first + i];
+        op->sources[i] = (js_exec_source){
+            .rx = exec_source_stream(link, source),
+            .offset = source->offset,
+            .peer = source->peer,
+            .buffer = source->buffer,
+        };
+    }
+    plan->total_bytes += from->bytes;
+}
+
+/* Groups the operations by lane, keeping their order. */
+static void exec_decode_lanes(const js_plan_view *view, js_exec_plan *plan)
+{
+    uint16_t at = 0;
+    for (uint32_t lane = 0; lane < plan->lane_count; lane++) {
+        plan->lanes[lane].first = at;
+        for (uint32_t i = 0; i < plan->op_count; i++) {
+            if (view->ops[i].lane == lane) {
+                plan->order[at++] = (uint16_t)i;
+            }
+        }
+        plan->lanes[lane].count = (uint16_t)(at - plan->lanes[lane].first);
+    }
+}
+
+static int32_t exec_allocate(js_exec_plan *plan, const js_plan_header *header)
+{
+    size_t sources = header->source_count + 1; /* never zero: malloc(0) may be NULL */
+    plan->ops = calloc(header->op_count + 1, sizeof(*plan->ops));
+    plan->sources = calloc(sources, sizeof(*plan->sources));
+    plan->lanes = calloc(header->lane_count + 1, sizeof(*plan->lanes));
+    plan->order = calloc(header->op_count + 1, sizeof(*plan->order));
+    plan->active = calloc(header->lane_count + 1, sizeof(*plan->active));
+    plan->pointers = calloc(sources, sizeof(*plan->pointers));
+    plan->scratch = calloc(1, header->scratch_bytes + JS_CACHE_LINE);
+    if (!plan->ops || !plan->sources || !plan->lanes || !plan->order || !plan->active ||
+        !plan->pointers || !plan->scratch) {
+        return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a plan with %llu bytes of scratch",
+                       (unsigned long long)header->scratch_bytes);
+    }
+    return JS_OK;
+}
+
+int32_t js_exec_load(js_link_shm *link, const void *bytes, size_t size_bytes, uint32_t rank,
+                     uint32_t world, js_exec_plan **out)
+{
+    js_plan_view view;
+    JS_TRY(js_plan_check(bytes, size_bytes, rank, world, &view));
+    js_exec_plan *plan = calloc(1, sizeof(*plan));
+    if (plan == NULL) {
+        return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a plan");
+    }
+    int32_t result = exec_allocate(plan, view.header);
+    if (result != JS_OK) {
+        js_exec_unload(plan);
+        return result;
+    }
+    plan->call = view.header->call;
+    plan->fingerprint = js_plan_fingerprint(&plan->call);
+    plan->op_count = view.header->op_count;
+    plan->lane_count = view.header->lane_count;
+    plan->divisor = view.header->divisor;
+    plan->element_bytes = js_dtype_bytes(plan->call.dtype);
+    plan->fold = js_reduce_pick(plan->call.dtype, plan->call.redop);
+    plan->input_bytes = view.header->input_bytes;
+    plan->output_bytes = view.header->output_bytes;
+    for (uint32_t i = 0; i < plan->op_count; i++) {
+        exec_decode_op(link, &view, &view.ops[i], plan, &plan->ops[i]);
+    }
+    exec_decode_lanes(&view, plan);
+    *out = plan;
+    return JS_OK;
+}
+
+void js_exec_unload(js_exec_plan *plan)
+{
+    if (plan == NULL) {
+        return;
+    }
+    free(plan->ops);
+    free(plan->sources);
+    free(plan->lanes);
+    free(plan->order);
+    free(plan->active);
+    free(plan->pointers);
+    free(plan->scratch);
+    free(plan);
+}

@@ -1,0 +1,175 @@
+/* Waiting: spin, then yield, then sleep on this rank's doorbell.
+ *
+ * How long to spin is learned: a wait that ended soon after the spin gave up makes the next one
+ * spin longer, a wait that outlasted it by far makes it shorter. With more ranks than cores a
+ * spinner keeps the awaited rank off the core, so it yields at once.
+ *
+ * Falling asleep without losing a wake-up needs the order "doorbell up, then look again" on this
+ * side and "publish, then look at the doorbell" on the other, with a full barrier in between on
+ * both. The publisher must not pay for one on every frame; so the sleeper issues it for both by
+ * membarrier(2), which interrupts the publishers' cores. Where that is missing, and in any case
+ * to notice deaths and deadlines, sleep is cut into slices. */
+#include "js_comm.h"
+
+#include "js_counter.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WAIT_BARE_SPINS 64u /* before the first look at the clock */
+#define WAIT_RELAX_AFTER 16u
+#define WAIT_SPIN_NS_MIN 5000u
+#define WAIT_SPIN_NS_MAX 1000000u
+#define WAIT_YIELD_NS 2000000u
+#define WAIT_CHECK_NS 50000u       /* between looks at the peers' boards */
+#define WAIT_LIVENESS_NS 20000000u /* between questions to the kernel */
+#define WAIT_SLICE_NS 20000000u
+#define WAIT_SLICE_BLIND_NS 1000000u /* without membarrier a wake-up may be lost for so long */
+
+static uint64_t wait_ticks(const js_comm *comm, uint64_t ns)
+{
+    return js_clock_ns_to_ticks(&comm->engine->clock, ns);
+}
+
+static uint64_t wait_spin_ticks(const js_comm *comm)
+{
+    const js_wait_config *config = &comm->engine->wait;
+    if (config->oversubscribed) {
+        return 0;
+    }
+    if (config->spin_us != 0) {
+        return wait_ticks(comm, (uint64_t)config->spin_us * 1000u);
+    }
+    return comm->waiter.spin_ticks;
+}
+
+static void wait_learn(js_comm *comm, uint64_t waited_ticks)
+{
+    js_waiter *w = &comm->waiter;
+    uint64_t low = wait_ticks(comm, WAIT_SPIN_NS_MIN);
+    uint64_t high = wait_ticks(comm, WAIT_SPIN_NS_MAX);
+    if (waited_ticks > high) {
+        w->spin_ticks = js_max_u64(w->spin_ticks / 2, low);
+    } else if (waited_ticks + waited_ticks / 2 > w->spin_ticks) {
+        w->spin_ticks = js_min_u64(js_max_u64(2 * waited_ticks, low), high);
+    }
+}
+
+static void wait_disarm(js_comm *comm)
+{
+    js_store_rlx_u32(&comm->board->doorbell, 0);
+    js_add_seq_u32(&comm->control->sleepers, UINT32_MAX);
+    comm->waiter.is_armed = false;
+}
+
+void js_wait_reset(js_comm *comm)
+{
+    js_waiter *w = &comm->waiter;
+    if (w->is_armed) {
+        wait_disarm(comm);
+    }
+    if (w->since_ticks != 0) {
+        uint64_t waited = js_clock_ticks() - w->since_ticks;
+        comm->wait_ticks += waited;
+        if (waited > w->spin_ticks / 4) {
+            wait_learn(comm, waited);
+        }
+    }
+    w->since_ticks = 0;
+    w->spins = 0;
+    w->suspect = 0;
+}
+
+/* Puts the doorbell up; the caller looks once more for work before it sleeps. */
+static void wait_arm(js_comm *comm)
+{
+    js_store_rlx_u32(&comm->board->doorbell, 1);
+    js_add_seq_u32(&comm->control->sleepers, 1);
+    if (comm->engine->has_membarrier) {
+        (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
+    }
+    comm->waiter.is_armed = true;
+}
+
+static void wait_sleep(js_comm *comm)
+{
+    uint32_t slice_ns = comm->engine->has_membarrier ? WAIT_SLICE_NS : WAIT_SLICE_BLIND_NS;
+    struct timespec slice = { .tv_nsec = (long)slice_ns };
+    js_counter_add(comm->counters, JS_COUNTER_SLEEPS, 1);
+    (void)syscall(SYS_futex, &comm->board->doorbell, FUTEX_WAIT, 1u, &slice, NULL, 0u);
+    wait_disarm(comm);
+}
+
+void js_wait_wake_all(js_comm *comm)
+{
+    if (JS_LIKELY(js_load_rlx_u32(&comm->control->sleepers) == 0)) {
+        return;
+    }
+    for (uint32_t i = 0; i < comm->world; i++) {
+        js_board *board = js_area_board(&comm->area, i);
+        if (i == comm->rank || js_load_rlx_u32(&board->doorbell) == 0) {
+            continue;
+        }
+        if (js_swap_acq_u32(&board->doorbell, 0) == 1) {
+            (void)syscall(SYS_futex, &board->doorbell, FUTEX_WAKE, 1u, NULL, NULL, 0u);
+            js_counter_add(comm->counters, JS_COUNTER_WAKES, 1);
+        }
+    }
+}
+
+static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
+{
+    js_waiter *w = &comm->waiter;
+    js_engine *engine = comm->engine;
+    if (now - w->checked_ticks > wait_ticks(comm, WAIT_CHECK_NS)) {
+        w->checked_ticks = now;
+        if (now - engine->liveness_ticks > wait_ticks(comm, WAIT_LIVENESS_NS)) {
+            js_engine_check_liveness(engine);
+            js_counter_add(comm->counters, JS_COUNTER_LIVENESS_CHECKS, 1);
+        }
+        int32_t result = js_fault_check_peers(comm);
+        if (result != JS_OK) {
+            return result;
+        }
+    }
+    if (waited < wait_spin_ticks(comm) + wait_ticks(comm, WAIT_YIELD_NS)) {
+        sched_yield();
+        js_counter_add(comm->counters, JS_COUNTER_YIELDS, 1);
+    } else if (!w->is_armed) {
+        wait_arm(comm);
+    } else {
+        wait_sleep(comm);
+    }
+    return JS_OK;
+}
+
+int32_t js_wait_idle(js_comm *comm)
+{
+    js_waiter *w = &comm->waiter;
+    if (JS_UNLIKELY(js_load_rlx_u32(&comm->control->abort) != 0)) {
+        return js_fault_adopt(comm);
+    }
+    if (w->since_ticks == 0) {
+        w->since_ticks = js_clock_ticks();
+        return JS_OK;
+    }
+    w->spins++;
+    if (w->spins < WAIT_BARE_SPINS && comm->engine->wait.oversubscribed == 0) {
+        if (w->spins > WAIT_RELAX_AFTER) {
+            js_cpu_relax();
+        }
+        return JS_OK;
+    }
+    uint64_t now = js_clock_ticks();
+    uint64_t waited = now - w->since_ticks;
+    if (waited < wait_spin_ticks(comm)) {
+        js_cpu_relax();
+        return JS_OK;
+    }
+    return wait_slow(comm, now, waited);
+}

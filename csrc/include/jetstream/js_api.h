@@ -1,0 +1,253 @@
+/* Everything that Python sees of the data plane; also the cffi cdef (csrc/ffi/build_native.py).
+ *
+ * Functions that can fail return js_status as int32_t: zero, or negative with details in
+ * js_last_error() of the same thread. Results of posted operations travel only in completions. */
+#ifndef JS_API_H
+#define JS_API_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <jetstream/js_device.h>
+#include <jetstream/js_plan.h>
+
+#define JS_API __attribute__((visibility("default")))
+
+/* cdef: begin */
+#define JS_ABI_VERSION 1
+#define JS_RANKS_MAX 256
+#define JS_BUILD_ID_BYTES 40
+#define JS_RECORD_SLOTS 4096
+
+enum js_status {
+#define JS_STATUS(name, value, class_name, text) name = value,
+#include <jetstream/js_status.def>
+#undef JS_STATUS
+};
+
+enum js_op {
+#define JS_OP(name, value, mnemonic, low, high) name = value,
+#include <jetstream/js_op.def>
+#undef JS_OP
+};
+
+enum js_counter {
+#define JS_COUNTER(name, index, unit, help) name = index,
+#include <jetstream/js_counter.def>
+#undef JS_COUNTER
+};
+
+enum js_dtype {
+    JS_DTYPE_FLOAT64 = 0,
+    JS_DTYPE_FLOAT32 = 1,
+    JS_DTYPE_FLOAT16 = 2,
+    JS_DTYPE_BFLOAT16 = 3,
+    JS_DTYPE_INT32 = 4,
+    JS_DTYPE_INT64 = 5,
+    JS_DTYPE_UINT8 = 6,
+    JS_DTYPE_COUNT = 7,
+};
+
+enum js_redop {
+    JS_REDOP_SUM = 0,
+    JS_REDOP_PROD = 1,
+    JS_REDOP_MIN = 2,
+    JS_REDOP_MAX = 3,
+    JS_REDOP_AVG = 4,
+    JS_REDOP_COUNT = 5,
+};
+
+enum js_kind {
+    JS_KIND_NONE = 0,
+    JS_KIND_ALL_REDUCE = 1,
+    JS_KIND_ALL_GATHER = 2,
+    JS_KIND_REDUCE_SCATTER = 3,
+    JS_KIND_BROADCAST = 4,
+    JS_KIND_BARRIER = 5,
+};
+
+enum js_algo {
+    JS_ALGO_DIRECT = 0,
+    JS_ALGO_ONE_SHOT = 1,
+    JS_ALGO_TWO_SHOT = 2,
+};
+
+enum js_isa {
+    JS_ISA_SCALAR = 0,
+    JS_ISA_AVX2 = 1,
+    JS_ISA_AVX512 = 2,
+    JS_ISA_COUNT = 3,
+};
+
+enum js_peer_state {
+    JS_PEER_ABSENT = 0,
+    JS_PEER_ATTACHED = 1,
+    JS_PEER_CLOSED = 2,
+    JS_PEER_DEAD = 3,
+};
+
+/* Sizes of the queues and streams that a communicator of `world` ranks gets in the segment.
+ * Zero means the default. Slots and bytes are powers of two. */
+typedef struct js_seg_config {
+    uint32_t world;          /* 1 .. JS_RANKS_MAX */
+    uint32_t stream_slots;   /* frames in flight on one channel: 4 .. 32768, default 64 */
+    uint64_t all_bytes;      /* payload in flight, rank to all: default 512 KiB */
+    uint64_t peer_bytes;     /* payload in flight, rank to rank, collectives: default 256 KiB */
+    uint64_t message_bytes;  /* payload in flight, rank to rank, send and receive: 128 KiB */
+    uint32_t queue_slots;    /* send and receive queue depth: default 256 */
+    uint32_t sequence_start; /* first frame and descriptor number; tests start near 2^32 */
+} js_seg_config;
+
+typedef struct js_wait_config {
+    uint32_t spin_us;        /* longest spin before giving up the time slice; 0 = learned */
+    uint32_t oversubscribed; /* non-zero: more ranks than cores, yield at once */
+} js_wait_config;
+
+/* One completed operation; 128 bytes. Times in ns on CLOCK_MONOTONIC, zero when they do not
+ * apply. Read it with NumPy (jetstream.records) or through js_comm_last_record. */
+typedef struct js_record {
+    uint64_t op_id; /* sequence number of the collective in its communicator, from 1 */
+    int64_t t_scheduled_ns;
+    int64_t t_enter_ns;
+    int64_t t_first_rx_ns; /* first frame of a peer seen */
+    int64_t t_last_rx_ns;  /* last frame awaited seen */
+    int64_t t_exit_ns;
+    uint64_t bytes; /* of OUTPUT */
+    uint8_t kind;
+    uint8_t redop;
+    uint8_t dtype;
+    uint8_t algo;
+    uint32_t cause_bits; /* reserved for attribution */
+    uint32_t wait_ns;    /* nothing to do but wait for peers */
+    uint32_t copy_ns;    /* copying chunks of 1 KiB and more */
+    uint32_t reduce_ns;  /* folding chunks of 1 KiB and more */
+    uint32_t credit_ns;  /* sender without room in its stream */
+    uint32_t detour_ns;
+    uint32_t detour_max_ns;
+    uint16_t last_peer; /* whose frame came last */
+    uint16_t retransmits;
+    uint16_t cpu;
+    uint16_t root;
+    uint32_t peer_cause;
+    uint32_t gap_before_us; /* since the previous operation ended */
+    int32_t status;
+    uint32_t world;
+    uint64_t count;  /* elements */
+    uint64_t commit; /* op_id again, written last */
+} js_record;
+
+/* Why a communicator failed; written once by the rank that saw it first. */
+typedef struct js_fault {
+    int32_t status;   /* js_status; JS_OK: no fault */
+    int32_t reporter; /* rank that saw it */
+    int32_t culprit;  /* rank at fault, -1 if none */
+    int32_t culprit_pid;
+    int32_t culprit_state; /* enum js_peer_state */
+    uint32_t op_index;     /* where the reporter stood in its plan */
+    uint32_t op_count;
+    uint32_t missing_count; /* ranks still awaited */
+    uint64_t missing_mask;  /* those below 64 */
+    uint64_t my_sequence;   /* reporter: operation number and call */
+    js_call my_call;
+    uint64_t peer_sequence; /* culprit: the operation it last entered */
+    js_call peer_call;
+    int32_t peer_active; /* non-zero: the culprit is still inside peer_sequence */
+    int32_t reserved;
+    uint64_t bytes_done; /* of the reporter's plan */
+    uint64_t bytes_total;
+    uint64_t waited_ns;
+} js_fault;
+
+typedef struct js_error {
+    int32_t status;
+    int32_t sys_errno;
+    char text[248];
+} js_error;
+
+typedef struct js_seg js_seg;
+typedef struct js_engine js_engine;
+typedef struct js_comm js_comm;
+
+/* --- build, status, tables ------------------------------------------------------------- */
+JS_API const char *js_build_id(void);
+JS_API const char *js_status_name(int32_t status);
+JS_API const char *js_status_text(int32_t status);
+JS_API const char *js_status_class(int32_t status);
+JS_API const js_error *js_last_error(void);
+JS_API const char *js_counter_name(uint32_t index); /* NULL past the end */
+JS_API const char *js_counter_unit(uint32_t index);
+JS_API const char *js_counter_help(uint32_t index);
+JS_API uint64_t js_clock_ns(void);
+JS_API double js_clock_tick_ns(void); /* length of a tick of the CPU's counter, ns */
+
+/* --- reduction kernels, for tests and `jetstream info` ----------------------------------- */
+JS_API uint32_t js_isa(void); /* in use */
+JS_API uint32_t js_isa_available(uint32_t isa);
+JS_API int32_t js_isa_force(uint32_t isa);           /* before the first communicator */
+JS_API uint32_t js_dtype_size_bytes(uint32_t dtype); /* 0: unknown */
+/* Folds `source_count` arrays of `count` elements whose addresses are in `sources` into target. */
+JS_API int32_t js_fold(uint32_t isa, uint32_t dtype, uint32_t redop, void *target,
+                       const uintptr_t *sources, uint32_t source_count, size_t count);
+
+/* --- segment --------------------------------------------------------------------------- */
+/* Creates the memfd, maps it and lays it out. */
+JS_API int32_t js_seg_create(const js_seg_config *config, js_seg **out);
+/* Maps and validates a segment received from its creator; takes a duplicate of fd. */
+JS_API int32_t js_seg_attach(int32_t fd, js_seg **out);
+JS_API int32_t js_seg_fd(const js_seg *seg);
+JS_API uint64_t js_seg_bytes(const js_seg *seg);
+JS_API uint32_t js_seg_world(const js_seg *seg);
+JS_API void js_seg_detach(js_seg *seg);
+
+/* --- engine: one per process --------------------------------------------------------------- */
+/* Marks `rank` attached. pidfds[i] watches rank i; -1 for this rank or where there is none; the
+ * engine keeps duplicates. */
+JS_API int32_t js_engine_new(js_seg *seg, uint32_t rank, const int32_t *pidfds,
+                             const js_wait_config *config, js_engine **out);
+/* Marks the rank closed. All communicators must have been closed. */
+JS_API void js_engine_free(js_engine *engine);
+
+/* --- communicator -------------------------------------------------------------------------- */
+JS_API int32_t js_comm_open(js_engine *engine, js_comm **out);
+/* Leaves; peers that still wait for this rank get JS_ERR_PEER_CLOSED. */
+JS_API void js_comm_close(js_comm *comm);
+/* In the child of a fork: forgets the communicator without touching the segment. */
+JS_API void js_comm_forked(js_comm *comm);
+JS_API int32_t js_comm_load_plan(js_comm *comm, const void *bytes, size_t size_bytes,
+                                 uint32_t *out_plan_id);
+JS_API int32_t js_comm_unload_plan(js_comm *comm, uint32_t plan_id);
+/* Launch and wait: one descriptor, one completion. timeout_ns counts from the call.
+ * JS_ERR_AGAIN: 100 ms have passed (run pending signal handlers), go on with js_comm_wait(0). */
+JS_API int32_t js_comm_call(js_comm *comm, uint32_t plan_id, const void *input, void *output,
+                            uint64_t timeout_ns);
+/* Posts descriptors; *out_wr_id names the completion. JS_ERR_FULL: the queue has no room. */
+JS_API int32_t js_comm_launch(js_comm *comm, uint32_t plan_id, const void *input, void *output,
+                              uint64_t *out_wr_id);
+JS_API int32_t js_comm_send(js_comm *comm, const void *source, uint64_t bytes, uint32_t peer,
+                            uint32_t tag, uint64_t *out_wr_id);
+JS_API int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t peer,
+                               uint32_t tag, uint64_t *out_wr_id);
+/* Removes a receive that no message has matched yet. JS_ERR_INVALID: it is not there any more. */
+JS_API int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id);
+/* Progresses until wr_id has completed; wr_id 0 is the operation of the last js_comm_call.
+ * Returns JS_OK with the completion in *out (its status says how it went), JS_ERR_AGAIN after
+ * 100 ms, or JS_ERR_TIMEOUT after timeout_ns since the wait for wr_id began (zero: only looks,
+ * returns JS_ERR_AGAIN when it is not complete). A timeout leaves the operation outstanding. */
+JS_API int32_t js_comm_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out);
+JS_API int32_t js_comm_progress(js_comm *comm);
+/* Describes what the communicator now waits for (status JS_OK) or why it failed. */
+JS_API void js_comm_fault(js_comm *comm, js_fault *out);
+/* Makes every rank's present and later operations fail with JS_ERR_ABORTED. */
+JS_API void js_comm_abort(js_comm *comm, int32_t status);
+JS_API int32_t js_comm_last_record(js_comm *comm, js_record *out); /* JS_ERR_EMPTY: none yet */
+/* The ring of this rank's records in the segment: JS_RECORD_SLOTS of them. */
+JS_API const js_record *js_comm_records(js_comm *comm);
+JS_API int32_t js_comm_counters(js_comm *comm, uint32_t rank, uint64_t *out, uint32_t capacity);
+/* Launches a plan `iterations` times from C; latency_ns[i] is what launch i took. */
+JS_API int32_t js_comm_repeat(js_comm *comm, uint32_t plan_id, const void *input, void *output,
+                              uint64_t iterations, uint64_t *latency_ns);
+/* The queue pair of this rank, for device code. */
+JS_API uintptr_t js_comm_queue_pair(js_comm *comm);
+/* cdef: end */
+
+#endif

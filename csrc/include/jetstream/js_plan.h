@@ -1,0 +1,108 @@
+/* Binary form of a plan: the schedule of one collective for one rank. Little endian, version 1.
+ *
+ * A plan is a header, `op_count` operations and `source_count` sources, in this order and without
+ * gaps. Operations sit in lanes: in order within a lane, concurrent across lanes. An operation on
+ * `bytes` bytes runs in ceil(bytes / chunk_bytes) steps, at least one, so an operation of zero
+ * bytes sends or awaits one empty frame. Step k of operation B with an edge `after` A starts when
+ *   JS_PLAN_AFTER_CHUNK  A has finished its step k (or has finished), for ranges that correspond,
+ *   JS_PLAN_AFTER_DONE   A has finished.
+ * Buffers are relocatable: INPUT and OUTPUT come with the launch, SCRATCH belongs to the engine.
+ * Streams carry frames in order: the k-th frame that a rank sends on a channel is the k-th that
+ * every receiver of the channel consumes. */
+#ifndef JS_PLAN_H
+#define JS_PLAN_H
+
+#include <stdint.h>
+
+/* cdef: begin */
+#define JS_PLAN_MAGIC 0x4e4c504au /* "JPLN" */
+#define JS_PLAN_VERSION 1
+#define JS_PLAN_AFTER_MAX 4
+#define JS_PLAN_LANES_MAX 256
+#define JS_PLAN_OPS_MAX 1024
+#define JS_PLAN_SOURCES_MAX 4096
+#define JS_PLAN_CHUNK_BYTES_MAX 32768
+#define JS_PLAN_CHUNK_ALIGN 64
+#define JS_PLAN_AFTER_CHUNK 0
+#define JS_PLAN_AFTER_DONE 1
+
+enum js_plan_buffer {
+    JS_PLAN_INPUT = 0,
+    JS_PLAN_OUTPUT = 1,
+    JS_PLAN_SCRATCH = 2,
+};
+
+/* Where a source's bytes come from, or where a SEND goes. */
+enum js_plan_place {
+    JS_PLACE_BUFFER = 0, /* local range: buffer, offset */
+    JS_PLACE_ALL = 1,    /* the channel from `peer` (or from this rank) to all other ranks */
+    JS_PLACE_PEER = 2,   /* the channel between this rank and `peer` alone */
+};
+
+/* The call that a plan carries out; equal on all ranks, folded into the fingerprint. 32 bytes. */
+typedef struct js_call {
+    uint8_t kind;  /* enum js_kind */
+    uint8_t redop; /* enum js_redop */
+    uint8_t dtype; /* enum js_dtype */
+    uint8_t algo;  /* enum js_algo */
+    uint32_t chunk_bytes;
+    uint64_t count; /* elements; of what, says the kind (docs/plans.md) */
+    uint32_t root;
+    uint32_t world;
+    uint64_t reserved;
+} js_call;
+
+/* 96 bytes. */
+typedef struct js_plan_header {
+    uint32_t magic;
+    uint16_t version;
+    uint16_t header_bytes;
+    uint32_t total_bytes;
+    uint32_t rank;
+    js_call call;
+    uint64_t input_bytes;
+    uint64_t output_bytes;
+    uint64_t scratch_bytes;
+    uint32_t op_count;
+    uint32_t source_count;
+    uint32_t lane_count;
+    uint32_t divisor; /* contributions to an average; 1 otherwise */
+    uint64_t reserved;
+} js_plan_header;
+
+/* 56 bytes. target is used by REDUCE and COPY; place and peer by SEND. */
+typedef struct js_plan_op {
+    uint8_t opcode; /* js_op.def */
+    uint8_t target_buffer;
+    uint8_t place;
+    uint8_t after_count;
+    uint16_t lane;
+    uint16_t peer;
+    uint32_t source_first;
+    uint32_t source_count;
+    uint64_t target_offset;
+    uint64_t bytes;
+    uint16_t after_op[JS_PLAN_AFTER_MAX];
+    uint8_t after_mode[JS_PLAN_AFTER_MAX];
+    uint32_t reserved32;
+    uint64_t reserved64;
+} js_plan_op;
+
+/* 16 bytes. */
+typedef struct js_plan_source {
+    uint8_t place;  /* enum js_plan_place */
+    uint8_t buffer; /* BUFFER: which */
+    uint16_t peer;  /* ALL, PEER: the sending rank */
+    uint32_t reserved;
+    uint64_t offset; /* BUFFER: bytes from its start */
+} js_plan_source;
+/* cdef: end */
+
+#ifndef __cplusplus
+_Static_assert(sizeof(js_call) == 32, "js_call");
+_Static_assert(sizeof(js_plan_header) == 96, "js_plan_header");
+_Static_assert(sizeof(js_plan_op) == 56, "js_plan_op");
+_Static_assert(sizeof(js_plan_source) == 16, "js_plan_source");
+#endif
+
+#endif

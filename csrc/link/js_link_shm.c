@@ -1,0 +1,89 @@
+/* Opening the streams of one rank. */
+#include "js_link_shm.h"
+
+#include "js_frame.h"
+#include "js_status.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+/* Above this, pages are left to be touched by use: a large world would spend seconds here. */
+#define LINK_PREFAULT_BYTES_MAX (64u << 20)
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+void js_link_shm_close(js_link_shm *link)
+{
+    free(link->peer_tx);
+    free(link->message_tx);
+    free(link->all_rx);
+    free(link->peer_rx);
+    free(link->message_rx);
+    free(link->ends);
+    *link = (js_link_shm){ 0 };
+}
+
+static int32_t link_allocate(js_link_shm *link, const js_area *area)
+{
+    size_t world = area->config.world;
+    size_t senders = 1 + 2 * world;
+    link->peer_tx = calloc(world, sizeof(*link->peer_tx));
+    link->message_tx = calloc(world, sizeof(*link->message_tx));
+    link->all_rx = calloc(world, sizeof(*link->all_rx));
+    link->peer_rx = calloc(world, sizeof(*link->peer_rx));
+    link->message_rx = calloc(world, sizeof(*link->message_rx));
+    link->ends = calloc(senders * area->config.stream_slots, sizeof(*link->ends));
+    if (!link->peer_tx || !link->message_tx || !link->all_rx || !link->peer_rx ||
+        !link->message_rx || !link->ends) {
+        js_link_shm_close(link);
+        return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for the streams of %zu ranks", world);
+    }
+    return JS_OK;
+}
+
+int32_t js_link_shm_open(js_link_shm *link, const js_area *area, uint32_t rank)
+{
+    *link = (js_link_shm){ 0 };
+    JS_TRY(link_allocate(link, area));
+    uint32_t slots = area->config.stream_slots;
+    uint64_t *ends = link->ends;
+    uint64_t collective = js_frame_route(JS_FRAME_CHANNEL_COLLECTIVE, (uint16_t)rank, 0);
+    uint64_t message = js_frame_route(JS_FRAME_CHANNEL_MESSAGE, (uint16_t)rank, 0);
+    js_stream_open_tx(&link->all_tx, js_area_all_stream(area, rank), &area->all_layout, ends,
+                      collective);
+    for (uint32_t peer = 0; peer < area->config.world; peer++) {
+        ends += slots;
+        js_stream_open_tx(&link->peer_tx[peer], js_area_peer_stream(area, rank, peer),
+                          &area->peer_layout, ends, collective);
+        ends += slots;
+        js_stream_open_tx(&link->message_tx[peer], js_area_message_stream(area, rank, peer),
+                          &area->message_layout, ends, message);
+        js_stream_open_rx(&link->peer_rx[peer], js_area_peer_stream(area, peer, rank),
+                          &area->peer_layout, 0);
+        js_stream_open_rx(&link->message_rx[peer], js_area_message_stream(area, peer, rank),
+                          &area->message_layout, 0);
+        if (peer != rank) {
+            js_stream_open_rx(&link->all_rx[peer], js_area_all_stream(area, peer),
+                              &area->all_layout, js_area_reader(peer, rank));
+        }
+    }
+    return JS_OK;
+}
+
+void js_link_shm_prefault(const js_area *area, uint32_t rank)
+{
+    uint64_t all_bytes = js_stream_bytes(&area->all_layout);
+    uint64_t peer_bytes = js_stream_bytes(&area->peer_layout);
+    if (area->config.world * (all_bytes + 2 * peer_bytes) > LINK_PREFAULT_BYTES_MAX) {
+        return;
+    }
+    for (uint32_t peer = 0; peer < area->config.world; peer++) {
+        int advice = peer == rank ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+        (void)madvise(js_area_all_stream(area, peer), all_bytes, advice);
+        (void)madvise(js_area_peer_stream(area, rank, peer), peer_bytes, MADV_POPULATE_WRITE);
+        (void)madvise(js_area_peer_stream(area, peer, rank), peer_bytes, MADV_POPULATE_READ);
+    }
+}

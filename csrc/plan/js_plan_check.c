@@ -1,0 +1,178 @@
+/* Validation of plans. */
+#include "js_plan_check.h"
+
+#include "js_dtype.h"
+#include "js_status.h"
+
+#define JS_OP(name, value, mnemonic, low, high) { value, low, high, mnemonic },
+static const struct {
+    uint8_t opcode;
+    uint16_t sources_min;
+    uint16_t sources_max;
+    const char *mnemonic;
+} plan_ops[] = {
+#include <jetstream/js_op.def>
+};
+#undef JS_OP
+
+static int32_t plan_check_header(const js_plan_header *header, size_t size_bytes, uint32_t rank,
+                                 uint32_t world)
+{
+    if (header->magic != JS_PLAN_MAGIC || header->version != JS_PLAN_VERSION ||
+        header->header_bytes != sizeof(*header)) {
+        return JS_FAIL(JS_ERR_PLAN, "not a plan of version %d", JS_PLAN_VERSION);
+    }
+    if (header->op_count > JS_PLAN_OPS_MAX || header->source_count > JS_PLAN_SOURCES_MAX ||
+        header->lane_count > JS_PLAN_LANES_MAX) {
+        return JS_FAIL(JS_ERR_PLAN, "%u operations, %u sources, %u lanes: at most %d, %d, %d",
+                       header->op_count, header->source_count, header->lane_count, JS_PLAN_OPS_MAX,
+                       JS_PLAN_SOURCES_MAX, JS_PLAN_LANES_MAX);
+    }
+    size_t expected = sizeof(*header) + header->op_count * sizeof(js_plan_op) +
+                      header->source_count * sizeof(js_plan_source);
+    if (header->total_bytes != size_bytes || expected != size_bytes) {
+        return JS_FAIL(JS_ERR_PLAN, "%zu bytes given, the header says %u and needs %zu", size_bytes,
+                       header->total_bytes, expected);
+    }
+    const js_call *call = &header->call;
+    if (header->rank != rank || call->world != world || call->root >= world) {
+        return JS_FAIL(JS_ERR_PLAN, "plan for rank %u of %u, root %u; this is rank %u of %u",
+                       header->rank, call->world, call->root, rank, world);
+    }
+    if (call->dtype >= JS_DTYPE_COUNT || call->redop >= JS_REDOP_COUNT || header->divisor == 0) {
+        return JS_FAIL(JS_ERR_PLAN, "dtype %u, operation %u, divisor %u", call->dtype, call->redop,
+                       header->divisor);
+    }
+    if (call->chunk_bytes == 0 || call->chunk_bytes > JS_PLAN_CHUNK_BYTES_MAX ||
+        call->chunk_bytes % JS_PLAN_CHUNK_ALIGN != 0) {
+        return JS_FAIL(JS_ERR_PLAN, "chunks of %u bytes: a multiple of %d up to %d is needed",
+                       call->chunk_bytes, JS_PLAN_CHUNK_ALIGN, JS_PLAN_CHUNK_BYTES_MAX);
+    }
+    return JS_OK;
+}
+
+static bool plan_range_fits(const js_plan_header *header, uint8_t buffer, uint64_t offset,
+                            uint64_t bytes)
+{
+    uint64_t room;
+    switch (buffer) {
+    case JS_PLAN_INPUT:
+        room = header->input_bytes;
+        break;
+    case JS_PLAN_OUTPUT:
+        room = header->output_bytes;
+        break;
+    case JS_PLAN_SCRATCH:
+        room = header->scratch_bytes;
+        break;
+    default:
+        return false;
+    }
+    return offset <= room && bytes <= room - offset;
+}
+
+static int32_t plan_check_source(const js_plan_view *view, uint32_t index, const js_plan_op *op,
+                                 const js_plan_source *source)
+{
+    const js_plan_header *header = view->header;
+    switch (source->place) {
+    case JS_PLACE_BUFFER:
+        if (!plan_range_fits(header, source->buffer, source->offset, op->bytes)) {
+            return JS_FAIL(JS_ERR_PLAN, "operation %u reads outside of buffer %u", index,
+                           source->buffer);
+        }
+        return JS_OK;
+    case JS_PLACE_ALL:
+    case JS_PLACE_PEER:
+        if (op->opcode == JS_OP_SEND || source->peer >= header->call.world ||
+            source->peer == header->rank) {
+            return JS_FAIL(JS_ERR_PLAN, "operation %u cannot take its source from rank %u", index,
+                           source->peer);
+        }
+        return JS_OK;
+    default:
+        return JS_FAIL(JS_ERR_PLAN, "operation %u has an unknown source %u", index, source->place);
+    }
+}
+
+static int32_t plan_check_target(const js_plan_header *header, uint32_t index, const js_plan_op *op)
+{
+    if (op->opcode != JS_OP_SEND) {
+        if (op->target_buffer == JS_PLAN_INPUT ||
+            !plan_range_fits(header, op->target_buffer, op->target_offset, op->bytes)) {
+            return JS_FAIL(JS_ERR_PLAN, "operation %u writes outside of buffer %u", index,
+                           op->target_buffer);
+        }
+        return JS_OK;
+    }
+    bool to_all = op->place == JS_PLACE_ALL && header->call.world > 1;
+    bool to_peer =
+        op->place == JS_PLACE_PEER && op->peer < header->call.world && op->peer != header->rank;
+    if (!to_all && !to_peer) {
+        return JS_FAIL(JS_ERR_PLAN, "operation %u cannot send to rank %u", index, op->peer);
+    }
+    return JS_OK;
+}
+
+static int32_t plan_check_op(const js_plan_view *view, uint32_t index)
+{
+    const js_plan_header *header = view->header;
+    const js_plan_op *op = &view->ops[index];
+    uint32_t kind = (uint32_t)op->opcode - 1;
+    if (kind >= JS_ARRAY_LEN(plan_ops) || plan_ops[kind].opcode != op->opcode) {
+        return JS_FAIL(JS_ERR_PLAN, "operation %u has the unknown opcode %u", index, op->opcode);
+    }
+    if (op->source_count < plan_ops[kind].sources_min ||
+        op->source_count > plan_ops[kind].sources_max || op->source_first > header->source_count ||
+        op->source_count > header->source_count - op->source_first) {
+        return JS_FAIL(JS_ERR_PLAN, "operation %u (%s) with %u sources from %u", index,
+                       plan_ops[kind].mnemonic, op->source_count, op->source_first);
+    }
+    if (op->lane >= header->lane_count || op->after_count > JS_PLAN_AFTER_MAX) {
+        return JS_FAIL(JS_ERR_PLAN, "operation %u: lane %u, %u edges", index, op->lane,
+                       op->after_count);
+    }
+    if (op->opcode == JS_OP_REDUCE && op->bytes % js_dtype_bytes(header->call.dtype) != 0) {
+        return JS_FAIL(JS_ERR_PLAN, "operation %u reduces a part of an element", index);
+    }
+    JS_TRY(plan_check_target(header, index, op));
+    for (uint32_t i = 0; i < op->source_count; i++) {
+        JS_TRY(plan_check_source(view, index, op, &view->sources[op->source_first + i]));
+    }
+    for (uint32_t i = 0; i < op->after_count; i++) {
+        /* Edges point backwards in the list, and lanes run in list order: so no cycle exists. */
+        if (op->after_op[i] >= index || op->after_mode[i] > JS_PLAN_AFTER_DONE) {
+            return JS_FAIL(JS_ERR_PLAN, "operation %u: edge %u after operation %u", index, i,
+                           op->after_op[i]);
+        }
+    }
+    return JS_OK;
+}
+
+int32_t js_plan_check(const void *bytes, size_t size_bytes, uint32_t rank, uint32_t world,
+                      js_plan_view *out)
+{
+    if (size_bytes < sizeof(js_plan_header) || (uintptr_t)bytes % 8 != 0) {
+        return JS_FAIL(JS_ERR_PLAN, "%zu bytes are too few for a plan", size_bytes);
+    }
+    js_plan_view view = { .header = bytes };
+    JS_TRY(plan_check_header(view.header, size_bytes, rank, world));
+    view.ops = (const js_plan_op *)(const void *)(view.header + 1);
+    view.sources = (const js_plan_source *)(const void *)(view.ops + view.header->op_count);
+    for (uint32_t i = 0; i < view.header->op_count; i++) {
+        JS_TRY(plan_check_op(&view, i));
+    }
+    *out = view;
+    return JS_OK;
+}
+
+uint32_t js_plan_fingerprint(const js_call *call)
+{
+    /* FNV-1a, 64 bits folded to 32 (Fowler, Noll, Vo; RFC 9923). */
+    const uint8_t *bytes = (const uint8_t *)call;
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < sizeof(*call); i++) {
+        hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    }
+    return (uint32_t)(hash ^ (hash >> 32));
+}

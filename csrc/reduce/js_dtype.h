@@ -1,0 +1,18 @@
+/* Element types and reduction operations: sizes and names. The enums are those of js_api.h. */
+#ifndef JS_DTYPE_H
+#define JS_DTYPE_H
+
+#include <stdint.h>
+
+#include <jetstream/js_api.h>
+
+/* Returns the size of one element in bytes, 0 if dtype is no enum js_dtype. */
+uint32_t js_dtype_bytes(uint32_t dtype);
+
+/* Returns the name as NumPy and ml_dtypes spell it ("float32"), NULL if there is none. */
+const char *js_dtype_name(uint32_t dtype);
+
+/* Returns the name as the Python surface spells it ("sum"), NULL if there is none. */
+const char *js_redop_name(uint32_t redop);
+
+#endif

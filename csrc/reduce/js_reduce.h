@@ -1,0 +1,61 @@
+/* The n-ary reduction kernels: target[i] = sources[0][i] op sources[1][i] op ..., in one pass.
+ *
+ * What is computed is part of the contract, because all ranks must get the same bits. The result
+ * depends on nothing but the source elements, their order and the divisor: not on the instruction
+ * set, on alignment, or on how a range is split into calls.
+ *
+ * - The fold goes strictly from left to right in the order of `sources`.
+ * - float64, float32: IEEE 754 in the element type, rounded (to nearest even) at each step. No
+ *   fused multiply-add. avg: the sum, then one division by the divisor in the element type.
+ * - float16, bfloat16: elements are widened to float32 (exact), folded there as float32 is, avg
+ *   divided there, and rounded once, to nearest even, at the end. Subnormals are kept; what is
+ *   too large becomes infinity.
+ * - A floating-point result that is NaN is the one canonical NaN of its type: quiet, positive,
+ *   payload zero (0x7fc00000 in float32), whatever NaNs went in. It also is with one source.
+ * - Floating min and max are minimum and maximum of IEEE 754-2019: any NaN makes the result NaN,
+ *   and -0 is less than +0.
+ * - Integers: sum and prod wrap modulo 2^n. avg is the exact sum (no wrap in between) divided by
+ *   the divisor, truncated toward zero; a quotient out of range, possible only with a divisor
+ *   below source_count, wraps.
+ *
+ * The thread must be in the default floating-point mode: round to nearest, subnormals not
+ * flushed. (A thread of an inference program may be in another one, for example after
+ * torch.set_flush_denormal(True): float32 and float64 subnormals are then flushed here too.) */
+#ifndef JS_REDUCE_H
+#define JS_REDUCE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "js_dtype.h"
+
+/* Folds `source_count` arrays (at least 1) of `element_count` elements (0 is fine) into target.
+ * target may be equal to any of the sources; otherwise it must not overlap them. Any alignment.
+ * divisor (at least 1) is used by avg alone: the number of contributions, which is more than
+ * source_count when sources are partial folds. Cannot fail; touches no byte outside the ranges. */
+typedef void (*js_reduce_fn)(void *target, const void *const *sources, uint32_t source_count,
+                             size_t element_count, uint32_t divisor);
+
+/* Chooses the widest instruction set of this CPU unless one has been chosen already. Idempotent;
+ * any thread. */
+void js_reduce_init(void);
+
+/* Returns the kernel of the chosen instruction set (chooses on first use); NULL if dtype or redop
+ * is out of range. Any thread. The kernel stays valid; look it up once, when a plan is loaded. */
+js_reduce_fn js_reduce_pick(enum js_dtype dtype, enum js_redop redop);
+
+/* Returns the kernel of one instruction set, for tests and benchmarks; NULL where this CPU or
+ * this build does not have it, or an argument is out of range. Any thread. */
+js_reduce_fn js_reduce_pick_isa(enum js_isa isa, enum js_dtype dtype, enum js_redop redop);
+
+/* Makes js_reduce_pick use `isa` from now on. Returns JS_OK, or JS_ERR_UNSUPPORTED (and changes
+ * nothing) where it is not available. Any thread. */
+int32_t js_reduce_force_isa(enum js_isa isa);
+
+/* Returns the instruction set in use (chooses on first use). Any thread. */
+enum js_isa js_reduce_isa(void);
+
+/* Returns "scalar", "avx2" or "avx512", NULL out of range. */
+const char *js_reduce_isa_name(uint32_t isa);
+
+#endif

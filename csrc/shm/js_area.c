@@ -1,0 +1,198 @@
+/* Layout of one communicator in the segment. */
+#include "js_area.h"
+
+#include "js_assert.h"
+#include "js_status.h"
+
+#define AREA_PAGE_BYTES 4096u
+#define AREA_STREAM_SLOTS 64u
+#define AREA_ALL_BYTES (512u << 10)
+#define AREA_PEER_BYTES (256u << 10)
+#define AREA_MESSAGE_BYTES (128u << 10)
+#define AREA_QUEUE_SLOTS 256u
+#define AREA_BYTES_MAX (1u << 30)
+
+static int32_t area_check_pow2(const char *name, uint64_t value, uint64_t low, uint64_t high)
+{
+    if (!js_is_pow2(value) || value < low || value > high) {
+        return JS_FAIL(JS_ERR_INVALID, "%s = %llu: needs a power of two from %llu to %llu", name,
+                       (unsigned long long)value, (unsigned long long)low,
+                       (unsigned long long)high);
+    }
+    return JS_OK;
+}
+
+/* Streams do not begin at zero (js_stream.h); queues do. */
+static uint32_t area_first_psn(const js_seg_config *config)
+{
+    return config->sequence_start ? config->sequence_start : config->stream_slots;
+}
+
+int32_t js_area_config_check(js_seg_config *config)
+{
+    if (config->world < 1 || config->world > JS_RANKS_MAX) {
+        return JS_FAIL(JS_ERR_INVALID, "world = %u: needs 1 to %d", config->world, JS_RANKS_MAX);
+    }
+    config->stream_slots = config->stream_slots ? config->stream_slots : AREA_STREAM_SLOTS;
+    config->all_bytes = config->all_bytes ? config->all_bytes : AREA_ALL_BYTES;
+    config->peer_bytes = config->peer_bytes ? config->peer_bytes : AREA_PEER_BYTES;
+    config->message_bytes = config->message_bytes ? config->message_bytes : AREA_MESSAGE_BYTES;
+    config->queue_slots = config->queue_slots ? config->queue_slots : AREA_QUEUE_SLOTS;
+    uint64_t low = 2 * JS_PLAN_CHUNK_BYTES_MAX;
+    JS_TRY(area_check_pow2("stream_slots", config->stream_slots, 4, 32768));
+    JS_TRY(area_check_pow2("all_bytes", config->all_bytes, low, AREA_BYTES_MAX));
+    JS_TRY(area_check_pow2("peer_bytes", config->peer_bytes, low, AREA_BYTES_MAX));
+    JS_TRY(area_check_pow2("message_bytes", config->message_bytes, low, AREA_BYTES_MAX));
+    if (!js_stream_start_fits(area_first_psn(config), config->stream_slots)) {
+        return JS_FAIL(JS_ERR_INVALID, "sequence_start = %u: the first lap must not contain zero",
+                       config->sequence_start);
+    }
+    /* 16384: the commit word of a receive carries 15 bits of the index. */
+    return area_check_pow2("queue_slots", config->queue_slots, 4, 16384);
+}
+
+static js_stream_layout area_stream(const js_seg_config *config, uint32_t readers, uint64_t bytes)
+{
+    return (js_stream_layout){
+        .reader_count = readers,
+        .slots = config->stream_slots,
+        .payload_bytes = bytes,
+        .sequence_start = area_first_psn(config),
+    };
+}
+
+static uint64_t area_queue_bytes(uint32_t slots)
+{
+    uint64_t bytes = sizeof(js_qp_control) + (uint64_t)slots * (sizeof(js_sqe) + sizeof(js_rqe)) +
+                     4 * (uint64_t)slots * sizeof(js_cqe);
+    return js_round_up(bytes, AREA_PAGE_BYTES);
+}
+
+void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uint64_t start_offset)
+{
+    uint64_t world = config->world;
+    *area = (js_area){ .base = base, .config = *config };
+    area->all_layout = area_stream(config, world > 1 ? config->world - 1 : 1, config->all_bytes);
+    area->peer_layout = area_stream(config, 1, config->peer_bytes);
+    area->message_layout = area_stream(config, 1, config->message_bytes);
+    area->queue_bytes = area_queue_bytes(config->queue_slots);
+
+    uint64_t at = start_offset;
+    area->control_offset = at;
+    at += js_round_up(sizeof(js_control), AREA_PAGE_BYTES);
+    area->boards_offset = at;
+    at += js_round_up(world * sizeof(js_board), AREA_PAGE_BYTES);
+    area->counters_offset = at;
+    at += js_round_up(world * JS_AREA_COUNTER_SLOTS * sizeof(uint64_t), AREA_PAGE_BYTES);
+    area->records_offset = at;
+    at += world * JS_RECORD_SLOTS * sizeof(js_record);
+    area->queues_offset = at;
+    at += world * area->queue_bytes;
+    area->all_offset = at;
+    at += world * js_stream_bytes(&area->all_layout);
+    area->peer_offset = at;
+    at += world * world * js_stream_bytes(&area->peer_layout);
+    area->message_offset = at;
+    at += world * world * js_stream_bytes(&area->message_layout);
+    area->end_offset = at;
+}
+
+static void area_format_queue(const js_area *area, uint32_t rank)
+{
+    js_qp qp;
+    js_area_queue_pair(area, rank, &qp);
+    uint32_t start = area->config.sequence_start;
+    qp.control->sq_posted.index = start;
+    qp.control->sq_consumed.index = start;
+    qp.control->rq_posted.index = start;
+    qp.control->rq_consumed.index = start;
+    qp.control->cq_posted.index = start;
+    qp.control->cq_consumed.index = start;
+    for (uint32_t i = 0; i < qp.sq_depth_slots; i++) {
+        uint32_t index = start + i;
+        uint32_t stale = index - qp.sq_depth_slots;
+        qp.sq[index & (qp.sq_depth_slots - 1)].commit = js_sq_commit(stale, qp.sq_depth_slots);
+        qp.rq[index & (qp.rq_depth_slots - 1)].commit = js_rq_commit(stale, qp.rq_depth_slots);
+    }
+    for (uint32_t i = 0; i < qp.cq_depth_slots; i++) {
+        uint32_t index = start + i;
+        uint32_t stale = index - qp.cq_depth_slots;
+        qp.cq[index & (qp.cq_depth_slots - 1)].commit = js_cq_commit(stale, qp.cq_depth_slots);
+    }
+}
+
+void js_area_format(const js_area *area)
+{
+    /* Streams and boards are fresh when zeroed; so are queues that begin at index 0. */
+    for (uint32_t rank = 0; area->config.sequence_start != 0 && rank < area->config.world; rank++) {
+        area_format_queue(area, rank);
+    }
+}
+
+js_control *js_area_control(const js_area *area)
+{
+    return (js_control *)(void *)(area->base + area->control_offset);
+}
+
+js_board *js_area_board(const js_area *area, uint32_t rank)
+{
+    JS_ASSERT(rank < area->config.world);
+    return (js_board *)(void *)(area->base + area->boards_offset) + rank;
+}
+
+uint64_t *js_area_counters(const js_area *area, uint32_t rank)
+{
+    JS_ASSERT(rank < area->config.world);
+    return (uint64_t *)(void *)(area->base + area->counters_offset) + rank * JS_AREA_COUNTER_SLOTS;
+}
+
+js_record *js_area_records(const js_area *area, uint32_t rank)
+{
+    JS_ASSERT(rank < area->config.world);
+    return (js_record *)(void *)(area->base + area->records_offset) + rank * JS_RECORD_SLOTS;
+}
+
+void js_area_queue_pair(const js_area *area, uint32_t rank, js_qp *out)
+{
+    uint32_t slots = area->config.queue_slots;
+    uint8_t *at = area->base + area->queues_offset + rank * area->queue_bytes;
+    uint32_t start = area->config.sequence_start;
+    JS_ASSERT(rank < area->config.world);
+    *out = (js_qp){
+        .control = (js_qp_control *)(void *)at,
+        .sq_depth_slots = slots,
+        .rq_depth_slots = slots,
+        .cq_depth_slots = 4 * slots, /* what can be outstanding at once: it cannot overflow */
+        .sq_posted = start,
+        .rq_posted = start,
+        .cq_consumed = start,
+    };
+    at += sizeof(js_qp_control);
+    out->sq = (js_sqe *)(void *)at;
+    at += slots * sizeof(js_sqe);
+    out->rq = (js_rqe *)(void *)at;
+    at += slots * sizeof(js_rqe);
+    out->cq = (js_cqe *)(void *)at;
+}
+
+void *js_area_all_stream(const js_area *area, uint32_t source)
+{
+    return area->base + area->all_offset + source * js_stream_bytes(&area->all_layout);
+}
+
+void *js_area_peer_stream(const js_area *area, uint32_t source, uint32_t target)
+{
+    uint64_t index = (uint64_t)source * area->config.world + target;
+    return area->base + area->peer_offset + index * js_stream_bytes(&area->peer_layout);
+}
+
+void *js_area_message_stream(const js_area *area, uint32_t source, uint32_t target)
+{
+    uint64_t index = (uint64_t)source * area->config.world + target;
+    return area->base + area->message_offset + index * js_stream_bytes(&area->message_layout);
+}
+
+uint32_t js_area_reader(uint32_t source, uint32_t reader)
+{
+    return reader < source ? reader : reader - 1;
+}

@@ -1,0 +1,77 @@
+/* What one communicator owns in the segment, and where: control words, boards, counters, records,
+ * queue pairs and streams. The layout is a pure function of the configuration, so every rank
+ * computes the same offsets and the segment stores only the configuration. */
+#ifndef JS_AREA_H
+#define JS_AREA_H
+
+#include "js_stream.h"
+
+#include <jetstream/js_api.h>
+
+/* Written by whoever fails first, or goes to sleep; read in every wait loop. */
+typedef struct js_control {
+    uint32_t abort;       /* 0, or 1 + the rank that aborted; W: first to fail (cas) */
+    uint32_t fault_ready; /* non-zero once fault is complete; W: that rank, rel/acq */
+    uint32_t reserved[14];
+    uint32_t sleepers JS_ALIGNED(JS_CACHE_LINE); /* ranks asleep or about to be; W: all (add) */
+    js_fault fault JS_ALIGNED(JS_CACHE_LINE);
+} js_control;
+
+/* What a rank is doing. Its peers read it only when they have waited long or see a mismatch. */
+typedef struct js_board {
+    uint64_t sequence; /* collective last entered, from 1; W: owner, rel/acq */
+    uint64_t call[4];  /* js_call of it */
+    uint32_t active;   /* non-zero while inside it */
+    uint32_t closed;   /* non-zero once the rank has left */
+    uint64_t reserved[2];
+    uint32_t doorbell JS_ALIGNED(JS_CACHE_LINE); /* 1: owner sleeps (futex); W: owner and waker */
+} JS_ALIGNED(2 * JS_CACHE_LINE) js_board;
+
+/* A rank's queue pair; the rings follow the control lines. */
+typedef struct js_area_queue {
+    uint64_t control_offset;
+    uint64_t sq_offset;
+    uint64_t rq_offset;
+    uint64_t cq_offset;
+} js_area_queue;
+
+#define JS_AREA_COUNTER_SLOTS 32u
+
+typedef struct js_area {
+    uint8_t *base; /* of the segment */
+    js_seg_config config;
+    uint64_t control_offset;
+    uint64_t boards_offset;
+    uint64_t counters_offset;
+    uint64_t records_offset;
+    uint64_t queues_offset;
+    uint64_t queue_bytes; /* of one rank */
+    uint64_t all_offset;  /* streams: rank to all */
+    uint64_t peer_offset; /* rank to rank, collectives */
+    uint64_t message_offset;
+    uint64_t end_offset;
+    js_stream_layout all_layout;
+    js_stream_layout peer_layout;
+    js_stream_layout message_layout;
+} js_area;
+
+/* Fills in defaults and checks ranges; returns JS_ERR_INVALID with a text. */
+int32_t js_area_config_check(js_seg_config *config);
+/* Computes the layout of a communicator that begins at start_offset. */
+void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uint64_t start_offset);
+/* Writes start values of streams and queue indices into zeroed memory. */
+void js_area_format(const js_area *area);
+
+js_control *js_area_control(const js_area *area);
+js_board *js_area_board(const js_area *area, uint32_t rank);
+uint64_t *js_area_counters(const js_area *area, uint32_t rank);
+js_record *js_area_records(const js_area *area, uint32_t rank);
+/* The device's view of a rank's queue pair, at its start. */
+void js_area_queue_pair(const js_area *area, uint32_t rank, js_qp *out);
+void *js_area_all_stream(const js_area *area, uint32_t source);
+void *js_area_peer_stream(const js_area *area, uint32_t source, uint32_t target);
+void *js_area_message_stream(const js_area *area, uint32_t source, uint32_t target);
+/* Reader number of rank `reader` in the all-stream of `source`. */
+uint32_t js_area_reader(uint32_t source, uint32_t reader);
+
+#endif

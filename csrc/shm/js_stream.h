@@ -1,0 +1,188 @@
+/* A stream: single producer, several readers, each frame published once and read in place by all.
+ *
+ * In the segment it is three parts:
+ *   readers  one cache line per reader: how many frames it has consumed (W: reader, R: producer)
+ *   lines    ring of 64-byte lines: 24-byte frame header, then 40 bytes of payload or, for a
+ *            larger payload, its offset in the ring of bytes (W: producer, R: readers)
+ *   payload  ring of bytes (W: producer, R: readers)
+ * Frame number `psn` lives in line psn mod slots. The line's second word carries psn and is
+ * written last with release order: a reader that finds the psn it expects (acquire) sees header
+ * and payload. A reader frees a frame by storing how many it has consumed in its word (release); the producer
+ * reads the readers' words (acquire) only when it has run out of room. Numbers wrap at 2^32.
+ *
+ * A line is valid for a reader only while it holds the number the reader expects, so lines are
+ * never cleared. Zeroed memory is a fresh stream, because numbering does not begin at zero:
+ * a stream that nobody uses never costs a page. */
+#ifndef JS_STREAM_H
+#define JS_STREAM_H
+
+#include "js_atomic.h"
+#include "js_base.h"
+
+#define JS_STREAM_INLINE_BYTES 40u
+
+typedef struct js_stream_line {
+    uint64_t route;
+    uint64_t order; /* low 32 bits: psn; the commit */
+    uint64_t body;
+    union {
+        uint8_t bytes[JS_STREAM_INLINE_BYTES];
+        uint64_t offset; /* of the payload in the ring of bytes */
+    } payload;
+} JS_ALIGNED(JS_CACHE_LINE) js_stream_line;
+
+typedef struct js_stream_reader {
+    uint32_t consumed; /* frames consumed, wraps; W: reader, R: producer, rel/acq */
+    uint32_t reserved[15];
+} JS_ALIGNED(JS_CACHE_LINE) js_stream_reader;
+
+JS_STATIC_ASSERT(sizeof(js_stream_line) == JS_CACHE_LINE, "one line, one cache line");
+JS_STATIC_ASSERT(sizeof(js_stream_reader) == JS_CACHE_LINE, "one writer per cache line");
+
+/* Where a stream lies. */
+typedef struct js_stream_layout {
+    uint32_t reader_count;
+    uint32_t slots;          /* power of two */
+    uint64_t payload_bytes;  /* power of two, at least twice the largest frame */
+    uint32_t sequence_start; /* number of the first frame; js_stream_start_fits */
+} js_stream_layout;
+
+/* The producer's private side. */
+typedef struct js_stream_tx {
+    js_stream_line *lines;
+    uint8_t *payload;
+    const js_stream_reader *readers;
+    uint32_t mask;
+    uint32_t reader_count;
+    uint32_t sequence_start;
+    uint32_t psn;        /* number of the next frame */
+    uint32_t room_until; /* frames below this number fit, as far as this side knows */
+    uint64_t payload_bytes;
+    uint64_t head;  /* free-running byte positions: next to write, and */
+    uint64_t tail;  /* oldest byte that a reader may still need */
+    uint64_t *ends; /* per slot: head after its frame */
+    uint64_t route;
+} js_stream_tx;
+
+/* A reader's private side. */
+typedef struct js_stream_rx {
+    const js_stream_line *lines;
+    const uint8_t *payload;
+    js_stream_reader *self;
+    uint32_t mask;
+    uint32_t sequence_start;
+    uint32_t psn; /* number expected next */
+    uint64_t payload_bytes;
+} js_stream_rx;
+
+/* Bytes that a stream takes in the segment, a multiple of a page. */
+uint64_t js_stream_bytes(const js_stream_layout *layout);
+/* Is zeroed memory a fresh stream for this start? Not if zero is a number of the first lap. */
+bool js_stream_start_fits(uint32_t sequence_start, uint32_t slots);
+/* Opens the producer's side. ends: layout->slots words of private memory. */
+void js_stream_open_tx(js_stream_tx *tx, void *memory, const js_stream_layout *layout,
+                       uint64_t *ends, uint64_t route);
+/* Opens the side of reader number `reader`. */
+void js_stream_open_rx(js_stream_rx *rx, void *memory, const js_stream_layout *layout,
+                       uint32_t reader);
+/* Reads the readers' words and updates what is free. */
+void js_stream_refresh(js_stream_tx *tx);
+/* Index of the reader that is furthest behind. */
+uint32_t js_stream_slowest(const js_stream_tx *tx);
+
+/* Room for a frame of `bytes`? Returns where its payload goes, or NULL. Payload of up to
+ * JS_STREAM_INLINE_BYTES does not need this: js_stream_has_slot, then js_stream_publish_inline. */
+JS_INLINE bool js_stream_has_slot(js_stream_tx *tx)
+{
+    if (JS_LIKELY(tx->psn != tx->room_until)) {
+        return true;
+    }
+    js_stream_refresh(tx);
+    return tx->psn != tx->room_until;
+}
+
+JS_INLINE uint64_t js_stream_place(const js_stream_tx *tx, uint32_t bytes)
+{
+    uint64_t at = tx->head & (tx->payload_bytes - 1);
+    /* Frames are contiguous: one that would cross the end of the ring starts at its beginning. */
+    return at + bytes <= tx->payload_bytes ? tx->head : tx->head + (tx->payload_bytes - at);
+}
+
+JS_INLINE uint8_t *js_stream_reserve(js_stream_tx *tx, uint32_t bytes)
+{
+    if (!js_stream_has_slot(tx)) {
+        return NULL;
+    }
+    uint64_t start = js_stream_place(tx, bytes);
+    if (JS_UNLIKELY(start + bytes - tx->tail > tx->payload_bytes)) {
+        js_stream_refresh(tx);
+        if (start + bytes - tx->tail > tx->payload_bytes) {
+            return NULL;
+        }
+    }
+    return tx->payload + (start & (tx->payload_bytes - 1));
+}
+
+JS_INLINE void js_stream_commit(js_stream_tx *tx, js_stream_line *line)
+{
+    tx->ends[tx->psn & tx->mask] = tx->head;
+    js_store_rel_u64(&line->order, tx->psn);
+    tx->psn++;
+}
+
+/* Publishes the frame whose payload was written where js_stream_reserve(tx, bytes) said. */
+JS_INLINE void js_stream_publish(js_stream_tx *tx, uint32_t bytes, uint64_t route, uint64_t body)
+{
+    js_stream_line *line = &tx->lines[tx->psn & tx->mask];
+    uint64_t start = js_stream_place(tx, bytes);
+    tx->head = js_round_up(start + bytes, JS_CACHE_LINE);
+    line->route = route;
+    line->body = body;
+    line->payload.offset = start & (tx->payload_bytes - 1);
+    js_stream_commit(tx, line);
+}
+
+/* Publishes a frame of at most JS_STREAM_INLINE_BYTES in one line. The caller has asked
+ * js_stream_has_slot. */
+JS_INLINE void js_stream_publish_inline(js_stream_tx *tx, const void *source, uint32_t bytes,
+                                        uint64_t route, uint64_t body)
+{
+    js_stream_line *line = &tx->lines[tx->psn & tx->mask];
+    line->route = route;
+    line->body = body;
+    if (JS_LIKELY(bytes != 0)) {
+        __builtin_memcpy(line->payload.bytes, source, bytes);
+    }
+    js_stream_commit(tx, line);
+}
+
+/* The next frame, or NULL when it has not been published yet. It stays valid until released. */
+JS_INLINE const js_stream_line *js_stream_peek(const js_stream_rx *rx)
+{
+    const js_stream_line *line = &rx->lines[rx->psn & rx->mask];
+    uint64_t order = js_load_acq_u64(&line->order);
+    return (uint32_t)order == rx->psn ? line : NULL;
+}
+
+/* Payload of a peeked frame; NULL if the line points outside of the ring. */
+JS_INLINE const uint8_t *js_stream_payload(const js_stream_rx *rx, const js_stream_line *line,
+                                           uint32_t bytes)
+{
+    if (bytes <= JS_STREAM_INLINE_BYTES) {
+        return line->payload.bytes;
+    }
+    uint64_t offset = line->payload.offset;
+    if (JS_UNLIKELY(offset > rx->payload_bytes || bytes > rx->payload_bytes - offset)) {
+        return NULL;
+    }
+    return rx->payload + offset;
+}
+
+/* Frees the peeked frame for the producer. */
+JS_INLINE void js_stream_release(js_stream_rx *rx)
+{
+    rx->psn++;
+    js_store_rel_u32(&rx->self->consumed, rx->psn - rx->sequence_start);
+}
+
+#endif
