@@ -1,0 +1,197 @@
+"""The plan as data: what the algorithms build, the verifier proves and lowering writes.
+
+An operation's id is its index in the plan, so equal input gives equal plans, byte for byte.
+``docs/plans.md`` explains lanes, chunks, streams and edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+from jetstream.collectives.calls import Call
+
+__all__ = [
+    "AFTER_MAX",
+    "LANES_MAX",
+    "OPS_MAX",
+    "REDUCE_SOURCES_MAX",
+    "SOURCES_MAX",
+    "After",
+    "AfterMode",
+    "Buffer",
+    "Copy",
+    "FromAll",
+    "FromPeer",
+    "Op",
+    "Range",
+    "RankPlan",
+    "Reduce",
+    "Send",
+    "Source",
+    "Stream",
+    "ToAll",
+    "ToPeer",
+    "step_bytes",
+    "step_count",
+]
+
+# js_plan.h and js_op.def
+AFTER_MAX = 4
+LANES_MAX = 256
+OPS_MAX = 1024
+SOURCES_MAX = 4096
+REDUCE_SOURCES_MAX = 256
+
+
+class Buffer(IntEnum):
+    """Relocatable memory; the values are ``enum js_plan_buffer``."""
+
+    INPUT = 0
+    OUTPUT = 1
+    SCRATCH = 2
+
+
+class AfterMode(IntEnum):
+    """What an edge waits for; the values are ``JS_PLAN_AFTER_*``."""
+
+    CHUNK = 0
+    DONE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes ``offset`` to ``offset + bytes`` of one of this rank's buffers."""
+
+    buffer: Buffer
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FromAll:
+    """The next frame of the stream that ``peer`` sends to all other ranks."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class FromPeer:
+    """The next frame of the stream that ``peer`` sends to this rank alone."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToAll:
+    """This rank's stream to all other ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToPeer:
+    """This rank's stream to ``peer`` alone."""
+
+    peer: int
+
+
+Stream: TypeAlias = FromAll | FromPeer
+Source: TypeAlias = Range | FromAll | FromPeer
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """An edge: wait for an earlier operation, step by step (CHUNK) or as a whole (DONE)."""
+
+    op_index: int
+    mode: AfterMode = AfterMode.CHUNK
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Append ``source`` to a stream, one frame per chunk."""
+
+    lane: int
+    source: Range
+    to: ToAll | ToPeer
+    after: tuple[After, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes the operation works on."""
+        return self.source.bytes
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What the operation reads."""
+        return (self.source,)
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Fold ``sources``, in the order listed and rounding once, into ``target``."""
+
+    lane: int
+    target: Range
+    sources: tuple[Source, ...]
+    after: tuple[After, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes the operation works on."""
+        return self.target.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy ``source`` into ``target``; of zero bytes from a stream it is a pure wait."""
+
+    lane: int
+    target: Range
+    source: Source
+    after: tuple[After, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes the operation works on."""
+        return self.target.bytes
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What the operation reads."""
+        return (self.source,)
+
+
+Op: TypeAlias = Send | Reduce | Copy
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """The schedule of one collective for one rank."""
+
+    call: Call
+    rank: int
+    ops: tuple[Op, ...]
+    input_bytes: int
+    output_bytes: int
+    scratch_bytes: int
+    divisor: int
+
+    @property
+    def lane_count(self) -> int:
+        """Lanes in use: one more than the highest lane."""
+        return max((op.lane for op in self.ops), default=-1) + 1
+
+    def buffer_bytes(self, buffer: Buffer) -> int:
+        """Size of a buffer in bytes."""
+        return (self.input_bytes, self.output_bytes, self.scratch_bytes)[buffer]
+
+
+def step_count(op_bytes: int, chunk_bytes: int) -> int:
+    """Steps of an operation: one per chunk, and one for the empty frame of zero bytes."""
+    return max(1, -(-op_bytes // chunk_bytes))
+
+
+def step_bytes(op_bytes: int, chunk_bytes: int, step: int) -> int:
+    """Bytes that step ``step`` works on, from ``step * chunk_bytes`` on."""
+    return min(chunk_bytes, op_bytes - step * chunk_bytes)

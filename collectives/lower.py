@@ -1,0 +1,153 @@
+"""The binary form of a plan, both ways: ``js_plan.h`` in Python.
+
+Fields that an operation does not use are zero, so equal plans are equal bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from jetstream.collectives.calls import Call
+from jetstream.collectives.ir import (
+    AFTER_MAX,
+    After,
+    AfterMode,
+    Buffer,
+    Copy,
+    FromAll,
+    FromPeer,
+    Op,
+    Range,
+    RankPlan,
+    Reduce,
+    Send,
+    Source,
+    ToAll,
+    ToPeer,
+)
+from jetstream.dtypes import Algorithm, DType, Kind, RedOp
+from jetstream.errors import PlanError
+
+__all__ = ["decode_plan", "encode_plan"]
+
+_MAGIC = 0x4E4C504A
+_VERSION = 1
+_HEADER = struct.Struct("<IHHII BBBBIQIIQ QQQIIIIQ")
+_OP = struct.Struct(f"<BBBBHHIIQQ {AFTER_MAX}H {AFTER_MAX}B IQ")
+_SOURCE = struct.Struct("<BBHIQ")
+
+# js_op.def
+_SEND, _REDUCE, _COPY = 1, 2, 3
+_OPCODES: dict[type[Op], int] = {Send: _SEND, Reduce: _REDUCE, Copy: _COPY}
+# enum js_plan_place
+_PLACE_BUFFER, _PLACE_ALL, _PLACE_PEER = 0, 1, 2
+
+
+def encode_plan(plan: RankPlan) -> bytes:
+    """Lower a plan to bytes; raises PlanError if a number does not fit its field."""
+    ops: list[bytes] = []
+    sources: list[bytes] = []
+    try:
+        for op in plan.ops:
+            ops.append(_encode_op(op, len(sources)))
+            sources += [_encode_source(source) for source in op.sources]
+        return _encode_header(plan, len(sources)) + b"".join(ops + sources)
+    except struct.error as error:
+        raise PlanError(f"{plan.call.describe()}: does not fit the binary form: {error}") from error
+
+
+def decode_plan(data: bytes) -> RankPlan:
+    """Read a plan back from its bytes; raises PlanError if they are not a plan."""
+    if len(data) < _HEADER.size:
+        raise PlanError(f"{len(data)} bytes are too few for a plan")
+    (magic, version, header_bytes, total_bytes, rank, *fields) = _HEADER.unpack_from(data)
+    if (magic, version, header_bytes) != (_MAGIC, _VERSION, _HEADER.size):
+        raise PlanError(f"not a plan of version {_VERSION}")
+    kind, redop, dtype, algo, chunk_bytes, count, root, world, _ = fields[:9]
+    input_bytes, output_bytes, scratch_bytes, op_count, source_count, _, divisor, _ = fields[9:]
+    op_end = _HEADER.size + op_count * _OP.size
+    if not total_bytes == len(data) == op_end + source_count * _SOURCE.size:
+        raise PlanError(f"{len(data)} bytes given, the header says {total_bytes}")
+    try:
+        call = Call(
+            kind=Kind(kind),
+            redop=RedOp(redop),
+            dtype=DType(dtype),
+            count=count,
+            root=root,
+            world=world,
+            algorithm=Algorithm(algo),
+            chunk_bytes=chunk_bytes,
+        )
+        sources = list(_SOURCE.iter_unpack(data[op_end:]))
+        ops = [_decode_op(f, sources) for f in _OP.iter_unpack(data[_HEADER.size : op_end])]
+    except (ValueError, IndexError) as error:
+        raise PlanError(f"not a valid plan: {error}") from error
+    return RankPlan(call, rank, tuple(ops), input_bytes, output_bytes, scratch_bytes, divisor)
+
+
+def _encode_header(plan: RankPlan, source_count: int) -> bytes:
+    call = plan.call
+    total_bytes = _HEADER.size + len(plan.ops) * _OP.size + source_count * _SOURCE.size
+    return _HEADER.pack(
+        *(_MAGIC, _VERSION, _HEADER.size, total_bytes, plan.rank),
+        *(call.kind, call.redop, call.dtype, call.algorithm),
+        *(call.chunk_bytes, call.count, call.root, call.world, 0),
+        *(plan.input_bytes, plan.output_bytes, plan.scratch_bytes),
+        *(len(plan.ops), source_count, plan.lane_count, plan.divisor, 0),
+    )
+
+
+def _encode_op(op: Op, source_first: int) -> bytes:
+    target, place, peer = Range(Buffer(0), 0, 0), 0, 0
+    if isinstance(op, Send):
+        place = _PLACE_ALL if isinstance(op.to, ToAll) else _PLACE_PEER
+        peer = 0 if isinstance(op.to, ToAll) else op.to.peer
+    else:
+        target = op.target
+    unused = (0,) * (AFTER_MAX - len(op.after))
+    return _OP.pack(
+        *(_OPCODES[type(op)], target.buffer, place, len(op.after), op.lane, peer),
+        *(source_first, len(op.sources), target.offset, op.bytes),
+        *(edge.op_index for edge in op.after),
+        *unused,
+        *(edge.mode for edge in op.after),
+        *unused,
+        *(0, 0),
+    )
+
+
+def _encode_source(source: Source) -> bytes:
+    if isinstance(source, Range):
+        return _SOURCE.pack(_PLACE_BUFFER, source.buffer, 0, 0, source.offset)
+    place = _PLACE_ALL if isinstance(source, FromAll) else _PLACE_PEER
+    return _SOURCE.pack(place, 0, source.peer, 0, 0)
+
+
+def _decode_op(fields: tuple[int, ...], sources: list[tuple[int, ...]]) -> Op:
+    opcode, buffer, place, after_count, lane, peer, first, count, offset, size_bytes = fields[:10]
+    indices, modes = fields[10 : 10 + AFTER_MAX], fields[10 + AFTER_MAX : 10 + 2 * AFTER_MAX]
+    after = tuple(After(indices[i], AfterMode(modes[i])) for i in range(after_count))
+    target = Range(Buffer(buffer), offset, size_bytes)
+    found = tuple(_decode_source(sources[i], size_bytes) for i in range(first, first + count))
+    if opcode == _SEND and isinstance(found[0], Range):
+        if place == _PLACE_ALL:
+            return Send(lane, found[0], ToAll(), after)
+        if place == _PLACE_PEER:
+            return Send(lane, found[0], ToPeer(peer), after)
+    if opcode == _REDUCE:
+        return Reduce(lane, target, found, after)
+    if opcode == _COPY:
+        return Copy(lane, target, found[0], after)
+    raise ValueError(f"operation with opcode {opcode} and place {place}")
+
+
+def _decode_source(fields: tuple[int, ...], size_bytes: int) -> Source:
+    place, buffer, peer, _, offset = fields
+    if place == _PLACE_BUFFER:
+        return Range(Buffer(buffer), offset, size_bytes)
+    if place == _PLACE_ALL:
+        return FromAll(peer)
+    if place == _PLACE_PEER:
+        return FromPeer(peer)
+    raise ValueError(f"source with place {place}")

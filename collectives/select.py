@@ -1,0 +1,57 @@
+"""Which algorithm and which chunk size a call gets: one table each, the same on all ranks."""
+
+from __future__ import annotations
+
+from jetstream.collectives.algorithms import ALGORITHMS
+from jetstream.dtypes import Algorithm, Kind
+from jetstream.errors import ArgumentError
+
+__all__ = ["CHUNK_BYTES", "ONE_SHOT_BYTES_MAX", "algorithms_of", "choose"]
+
+#: all_reduce is one-shot up to so many bytes of array: (world up to, bytes up to).
+#: One-shot is one message deep, but every rank reads the arrays of all; two-shot is two deep, and
+#: every rank reads about two arrays whatever the world.
+ONE_SHOT_BYTES_MAX = (
+    (2, 256 * 1024),
+    (4, 64 * 1024),
+    (8, 32 * 1024),
+    (16, 16 * 1024),
+    (256, 8 * 1024),
+)
+
+#: Chunk size by the bytes of the longest operation: (bytes up to, chunk bytes).
+#: Small chunks let the receiver start early, large ones cost fewer steps and frames.
+CHUNK_BYTES = (
+    (16 * 1024, 2 * 1024),
+    (64 * 1024, 8 * 1024),
+    (256 * 1024, 16 * 1024),
+    (None, 32 * 1024),
+)
+
+
+def choose(
+    kind: Kind, nbytes: int, world: int, *, forced: Algorithm | None = None
+) -> tuple[Algorithm, int]:
+    """Choose the algorithm and the chunk size, in bytes, of a call.
+
+    ``nbytes`` is ``count`` of the call in bytes: of the array for all_reduce and broadcast, of one
+    rank's part for all_gather and reduce_scatter. ``forced`` overrides the choice of algorithm;
+    raises ArgumentError if the kind does not have it.
+    """
+    if forced is not None and forced not in algorithms_of(kind):
+        known = ", ".join(algorithm.label for algorithm in algorithms_of(kind))
+        raise ArgumentError(f"{kind.label} has no algorithm {forced.label}, only {known}")
+    algorithm = Algorithm.DIRECT
+    if forced is not None:
+        algorithm = forced
+    elif kind is Kind.ALL_REDUCE:
+        limit = next(limit for ranks, limit in ONE_SHOT_BYTES_MAX if world <= ranks)
+        algorithm = Algorithm.ONE_SHOT if nbytes <= limit else Algorithm.TWO_SHOT
+    op_bytes = -(-nbytes // world) if algorithm is Algorithm.TWO_SHOT else nbytes
+    chunk_bytes = next(size for limit, size in CHUNK_BYTES if limit is None or op_bytes <= limit)
+    return algorithm, chunk_bytes
+
+
+def algorithms_of(kind: Kind) -> list[Algorithm]:
+    """The algorithms that a kind of collective can be forced to use."""
+    return [algorithm for known, algorithm in ALGORITHMS if known is kind]

@@ -1,0 +1,159 @@
+"""Proof that timing does not matter: conflicting steps are ordered by happens-before.
+
+Room in streams orders nothing here: real streams have more of it than the minimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jetstream.collectives.ir import Buffer, Copy, Range, RankPlan, Send
+from jetstream.collectives.verify.graph import StepGraph
+from jetstream.collectives.verify.structure import op_error, plan_error
+from jetstream.dtypes import Kind
+
+__all__ = ["check_hazards"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where a rank's buffers lie, in one line of addresses."""
+
+    label: str
+    bases: tuple[int, int, int]
+
+    def address(self, span: Range) -> int:
+        return self.bases[span.buffer] + span.offset
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    low: int
+    high: int
+    node: int
+    buffer: Buffer
+    is_write: bool
+
+
+def check_hazards(graph: StepGraph) -> None:
+    """Check memory, streams and arrival; raises PlanError where the outcome depends on timing."""
+    before = _happens_before(graph)
+    for nodes in (*graph.sent.values(), *graph.taken.values()):
+        _check_stream(graph, before, nodes)
+    for plan in graph.plans:
+        for layout in _layouts(plan):
+            _check_memory(graph, before, plan, layout)
+    _check_arrival(graph, before)
+
+
+def _happens_before(graph: StepGraph) -> list[int]:
+    """For each step the set, as bits, of steps that have finished when it starts.
+
+    A frame tells its receiver what had happened before the SEND started, but not that the SEND
+    has finished: a link may still read the source, to send a lost frame again. The bits above
+    the steps are the ranks that have entered the call.
+    """
+    before = [0] * len(graph.steps)
+    for node in graph.order:
+        seen = 1 << (len(graph.steps) + graph.steps[node].rank)
+        for other in graph.local[node]:
+            seen |= before[other] | 1 << other
+        for other in graph.frames[node].values():
+            seen |= before[other]
+        before[node] = seen
+    return before
+
+
+def _is_before(before: list[int], first: int, second: int) -> bool:
+    return bool(before[second] >> first & 1)
+
+
+def _check_stream(graph: StepGraph, before: list[int], nodes: list[int]) -> None:
+    for first, second in pairwise(nodes):
+        if not _is_before(before, first, second):
+            other = graph.steps[first]
+            raise graph.error(
+                second,
+                f"uses the same stream as op #{other.op_index} and nothing orders the two",
+            )
+
+
+def _layouts(plan: RankPlan) -> Iterator[_Layout]:
+    """The ways in which a caller may lay out INPUT and OUTPUT."""
+    scratch = plan.input_bytes + plan.output_bytes
+    yield _Layout("", (0, plan.input_bytes, scratch))
+    if plan.call.kind in (Kind.ALL_REDUCE, Kind.BROADCAST):
+        yield _Layout(" in place", (0, 0, scratch))
+    if plan.call.kind is Kind.ALL_GATHER:
+        yield _Layout(" in place", (plan.rank * plan.input_bytes, 0, scratch))
+    if plan.call.kind is Kind.REDUCE_SCATTER:
+        yield _Layout(" in place", (0, plan.rank * plan.output_bytes, scratch))
+
+
+def _accesses(graph: StepGraph, plan: RankPlan, layout: _Layout) -> Iterator[_Access]:
+    first = graph.first[plan.rank][0]
+    for node in range(first, len(graph.steps)):
+        step = graph.steps[node]
+        if step.rank != plan.rank:
+            return
+        op = plan.ops[step.op_index]
+        reads = [step.of(source) for source in op.sources if isinstance(source, Range)]
+        writes = [] if isinstance(op, Send) else [step.of(op.target)]
+        if isinstance(op, Copy) and [layout.address(r) for r in reads] == [
+            layout.address(w) for w in writes
+        ]:
+            continue  # a copy onto itself is left out
+        for is_write, spans in ((False, reads), (True, writes)):
+            for span in spans:
+                low = layout.address(span)
+                yield _Access(low, low + span.bytes, node, span.buffer, is_write)
+
+
+def _check_memory(graph: StepGraph, before: list[int], plan: RankPlan, layout: _Layout) -> None:
+    found = sorted(_accesses(graph, plan, layout), key=lambda access: access.low)
+    for index, one in enumerate(found):
+        for other in found[index + 1 :]:
+            if other.low >= one.high:
+                break
+            if other.low < other.high and (one.is_write or other.is_write):
+                _check_pair(graph, before, layout, one, other)
+
+
+def _check_pair(
+    graph: StepGraph, before: list[int], layout: _Layout, one: _Access, other: _Access
+) -> None:
+    """Check two accesses that share bytes, at least one of them a write."""
+    if one.node == other.node:
+        if (one.low, one.high) != (other.low, other.high):
+            raise graph.error(one.node, f"has a target that overlaps a source{layout.label}")
+        return
+    read, write = (other, one) if one.is_write else (one, other)
+    if _is_before(before, read.node, write.node):
+        return
+    plan = graph.plans[graph.steps[write.node].rank]
+    reader, writer = (graph.steps[access.node].op_index for access in (read, write))
+    place = f"{read.buffer.name}{layout.label}"
+    if not _is_before(before, write.node, read.node):
+        verb = "writes" if read.is_write else "reads"
+        raise op_error(
+            plan, writer, f"may overwrite {place} while op #{reader} {verb} it: nothing orders them"
+        )
+    # With INPUT apart this would have read the caller's data; in place it reads the result.
+    if read.buffer is Buffer.INPUT:
+        raise op_error(plan, writer, f"overwrites {place} before op #{reader} has read it")
+
+
+def _check_arrival(graph: StepGraph, before: list[int]) -> None:
+    """No rank may leave before the ranks it depends on have entered, whatever the size."""
+    for plan in graph.plans:
+        first = graph.first[plan.rank]
+        end = graph.first[plan.rank + 1][0] if plan.rank + 1 < len(graph.plans) else len(before)
+        entered = 0
+        for node in range(first[0], end):
+            entered |= before[node] >> len(graph.steps)
+        awaited = [plan.call.root] if plan.call.kind is Kind.BROADCAST else range(plan.call.world)
+        for rank in awaited:
+            if not entered >> rank & 1:
+                raise plan_error(plan.rank, f"may finish before rank {rank} has started")

@@ -1,0 +1,211 @@
+"""Symbolic execution: what each byte of OUTPUT is made of, against what the kind promises.
+
+The hazards have been ruled out, so every schedule computes the same, and running the steps in one
+order is enough. Ranks in place need no run of their own: with no INPUT byte read after it has
+been overwritten, they read the same values as ranks with INPUT apart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from jetstream.collectives.calls import Call
+from jetstream.collectives.ir import Buffer, Range, RankPlan, Reduce, Send
+from jetstream.collectives.verify.graph import StepGraph
+from jetstream.collectives.verify.structure import op_error, plan_error
+from jetstream.dtypes import Kind
+from jetstream.errors import PlanError
+
+__all__ = ["check_results"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """What a run of bytes is made of: bytes of the ranks' INPUTs, one after the other.
+
+    ``terms`` are (rank, offset) in fold order, offsets relative to ``base``; so a part of a run
+    differs from the whole in ``base`` alone. ``is_folded``: a REDUCE has made it.
+    """
+
+    terms: tuple[tuple[int, int], ...]
+    base: int
+    is_folded: bool
+
+    def shifted(self, offset: int) -> _Value:
+        """The value that starts ``offset`` bytes into this one."""
+        return _Value(self.terms, self.base + offset, self.is_folded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Bytes with one value, None where nothing has been written, and the op that wrote them."""
+
+    bytes: int
+    value: _Value | None
+    writer: int | None
+
+    def cut(self, low: int, high: int) -> _Run:
+        """Bytes ``low`` to ``high`` of this run."""
+        value = None if self.value is None else self.value.shifted(low)
+        return _Run(high - low, value, self.writer)
+
+
+class _Memory:
+    """One buffer of one rank: runs by where they start."""
+
+    def __init__(self, size_bytes: int, value: _Value | None) -> None:
+        self._starts = [0]
+        self._runs = [_Run(size_bytes, value, None)]
+
+    def read(self, low: int, high: int) -> list[_Run]:
+        first, last = self._span(low, high)
+        runs = []
+        for start, run in zip(self._starts[first:last], self._runs[first:last], strict=True):
+            runs.append(run.cut(max(low - start, 0), min(high - start, run.bytes)))
+        return runs
+
+    def write(self, low: int, runs: Sequence[_Run]) -> None:
+        high = low + sum(run.bytes for run in runs)
+        first, last = self._span(low, high)
+        start, end = self._starts[first], self._starts[last - 1]
+        head = self._runs[first].cut(0, low - start)
+        tail = self._runs[last - 1].cut(high - end, self._runs[last - 1].bytes)
+        position, starts, kept = start, [], []
+        for run in (head, *runs, tail):
+            if run.bytes > 0:
+                starts.append(position)
+                kept.append(run)
+                position += run.bytes
+        self._starts[first:last], self._runs[first:last] = starts, kept
+
+    def _span(self, low: int, high: int) -> tuple[int, int]:
+        """Indices of the runs that hold bytes ``low`` to ``high``, which are not empty."""
+        first = bisect_right(self._starts, low) - 1
+        return first, bisect_right(self._starts, high - 1, lo=first)
+
+
+def check_results(graph: StepGraph) -> None:
+    """Run all plans on symbols; raises PlanError where OUTPUT is not what the kind promises."""
+    memories = [
+        (
+            _Memory(plan.input_bytes, _Value(((plan.rank, 0),), 0, False)),
+            _Memory(plan.output_bytes, None),
+            _Memory(plan.scratch_bytes, None),
+        )
+        for plan in graph.plans
+    ]
+    frames: dict[int, list[_Run]] = {}
+    for node in graph.order:
+        if graph.steps[node].bytes > 0:
+            _run_step(graph, node, memories[graph.steps[node].rank], frames)
+    for plan in graph.plans:
+        _check_output(plan, memories[plan.rank][Buffer.OUTPUT])
+
+
+def _run_step(
+    graph: StepGraph, node: int, memory: tuple[_Memory, ...], frames: dict[int, list[_Run]]
+) -> None:
+    step = graph.steps[node]
+    op = graph.plans[step.rank].ops[step.op_index]
+    inputs: list[list[_Run]] = []
+    for source in op.sources:
+        if isinstance(source, Range):
+            span = step.of(source)
+            inputs.append(memory[span.buffer].read(span.offset, span.offset + span.bytes))
+        else:
+            inputs.append(frames[graph.frames[node][source]])
+        for run in inputs[-1]:
+            if run.value is None:
+                raise graph.error(node, "reads bytes that nothing has written")
+    if isinstance(op, Send):
+        frames[node] = inputs[0]
+        return
+    if isinstance(op, Reduce):
+        runs = [_fold(graph, node, values) for values in _columns(inputs)]
+    else:
+        runs = inputs[0]
+    target = step.of(op.target)
+    written = [_Run(run.bytes, run.value, step.op_index) for run in runs]
+    memory[target.buffer].write(target.offset, written)
+
+
+def _columns(inputs: list[list[_Run]]) -> Iterator[tuple[_Run, ...]]:
+    """Cut lists of runs, equal in bytes, at each other's boundaries; yields one run of each."""
+    ends = sorted({end for runs in inputs for end in accumulate(run.bytes for run in runs)})
+    return zip(*(_cut_at(runs, ends) for runs in inputs), strict=True)
+
+
+def _cut_at(runs: list[_Run], ends: list[int]) -> Iterator[_Run]:
+    low = start = 0
+    remaining = iter(runs)
+    run = next(remaining)
+    for high in ends:
+        if low == start + run.bytes:
+            start, run = low, next(remaining)
+        yield run.cut(low - start, high - start)
+        low = high
+
+
+def _fold(graph: StepGraph, node: int, runs: tuple[_Run, ...]) -> _Run:
+    terms: list[tuple[int, int]] = []
+    for run in runs:
+        assert run.value is not None
+        if run.value.is_folded:
+            raise graph.error(node, "folds what is folded already, so it would round twice")
+        terms += [(rank, run.value.base + offset) for rank, offset in run.value.terms]
+    base = terms[0][1]
+    relative = tuple((rank, offset - base) for rank, offset in terms)
+    return _Run(runs[0].bytes, _Value(relative, base, True), None)
+
+
+def _promise(call: Call, rank: int) -> list[tuple[int, _Value]]:
+    """What a kind of collective promises of OUTPUT: values by number of bytes, in order."""
+    own_bytes = call.output_bytes
+    everyone = tuple((peer, 0) for peer in range(call.world))
+    if call.kind is Kind.ALL_REDUCE:
+        return [(own_bytes, _Value(everyone, 0, True))]
+    if call.kind is Kind.REDUCE_SCATTER:
+        return [(own_bytes, _Value(everyone, rank * own_bytes, True))]
+    if call.kind is Kind.BROADCAST:
+        return [(own_bytes, _Value(((call.root, 0),), 0, False))]
+    return [
+        (call.input_bytes, _Value(((peer, 0),), 0, False))
+        for peer in range(call.world if call.kind is Kind.ALL_GATHER else 0)
+    ]
+
+
+def _check_output(plan: RankPlan, output: _Memory) -> None:
+    position = 0
+    for size_bytes, wanted in _promise(plan.call, plan.rank):
+        offset = 0
+        for run in output.read(position, position + size_bytes) if size_bytes > 0 else []:
+            if run.value != wanted.shifted(offset):
+                low = position + offset
+                raise _output_error(plan, low, run, wanted.shifted(offset))
+            offset += run.bytes
+        position += size_bytes
+
+
+def _output_error(plan: RankPlan, low: int, run: _Run, wanted: _Value) -> PlanError:
+    place = f"OUTPUT bytes {low} to {low + run.bytes}"
+    if run.value is None or run.writer is None:
+        return plan_error(plan.rank, f"nothing writes {place}")
+    ranks = [rank for rank, _ in run.value.terms]
+    wanted_ranks = [rank for rank, _ in wanted.terms]
+    if run.value.is_folded != wanted.is_folded:
+        fault = "are folded, but should not be" if run.value.is_folded else "are not folded"
+    elif ranks == wanted_ranks:
+        found, right = (
+            [value.base + offset for _, offset in value.terms] for value in (run.value, wanted)
+        )
+        fault = f"come from INPUT offsets {found}, not {right}"
+    elif len(set(ranks)) < len(ranks):
+        fault = f"count a rank twice: {ranks}"
+    elif sorted(ranks) == sorted(wanted_ranks):
+        fault = f"are folded in the order {ranks}, not in rank order"
+    else:
+        fault = f"come from ranks {ranks}, not {wanted_ranks}"
+    return op_error(plan, run.writer, f"{place} {fault}")

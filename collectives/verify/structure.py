@@ -1,0 +1,125 @@
+"""What must hold of each plan on its own: sizes, ranges, peers, lanes and edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jetstream.collectives.calls import Call
+from jetstream.collectives.disassemble import format_op
+from jetstream.collectives.ir import (
+    AFTER_MAX,
+    LANES_MAX,
+    OPS_MAX,
+    REDUCE_SOURCES_MAX,
+    SOURCES_MAX,
+    Buffer,
+    Op,
+    Range,
+    RankPlan,
+    Reduce,
+    Send,
+    ToAll,
+)
+from jetstream.errors import PlanError
+
+__all__ = ["check_structure", "op_error", "plan_error"]
+
+
+def plan_error(rank: int, text: str) -> PlanError:
+    """An error of one rank's plan as a whole."""
+    return PlanError(f"rank {rank}: {text}")
+
+
+def op_error(plan: RankPlan, op_index: int, text: str) -> PlanError:
+    """An error of one operation."""
+    return PlanError(f"rank {plan.rank} op #{op_index} ({format_op(plan.ops[op_index])}): {text}")
+
+
+def check_structure(plans: Sequence[RankPlan]) -> None:
+    """Check that the plans are those of one call, and each is well formed; raises PlanError."""
+    if not plans:
+        raise PlanError("no plans to verify")
+    call = plans[0].call
+    if len(plans) != call.world:
+        raise PlanError(f"{len(plans)} plans for {call.world} ranks")
+    for rank, plan in enumerate(plans):
+        if plan.rank != rank:
+            raise plan_error(rank, f"its plan is for rank {plan.rank}")
+        if plan.call != call:
+            raise plan_error(rank, f"{plan.call.describe()} is not rank 0's {call.describe()}")
+        _check_plan(plan, call)
+
+
+def _check_plan(plan: RankPlan, call: Call) -> None:
+    sizes = (plan.input_bytes, plan.output_bytes, plan.divisor)
+    wanted = (call.input_bytes, call.output_bytes, call.divisor)
+    if sizes != wanted or plan.scratch_bytes < 0:
+        raise plan_error(plan.rank, f"input, output and divisor are {sizes}, not {wanted}")
+    source_count = sum(len(op.sources) for op in plan.ops)
+    if not 1 <= len(plan.ops) <= OPS_MAX or source_count > SOURCES_MAX:
+        raise plan_error(
+            plan.rank,
+            f"{len(plan.ops)} operations with {source_count} sources; "
+            f"1 to {OPS_MAX} with up to {SOURCES_MAX} are possible",
+        )
+    lanes = {op.lane for op in plan.ops}
+    if len(lanes) > LANES_MAX or lanes != set(range(len(lanes))):
+        raise plan_error(plan.rank, f"lanes are not numbered 0 to {LANES_MAX - 1} without gaps")
+    for op_index, op in enumerate(plan.ops):
+        fault = _op_fault(plan, op_index, op)
+        if fault is not None:
+            raise op_error(plan, op_index, fault)
+
+
+def _op_fault(plan: RankPlan, op_index: int, op: Op) -> str | None:
+    if not 1 <= len(op.sources) <= (REDUCE_SOURCES_MAX if isinstance(op, Reduce) else 1):
+        return f"{len(op.sources)} sources"
+    if len(op.after) > AFTER_MAX:
+        return f"{len(op.after)} edges; at most {AFTER_MAX} are possible"
+    # Edges that point backwards, and lanes that run in list order, cannot form a cycle in a plan.
+    for edge in op.after:
+        if not 0 <= edge.op_index < op_index:
+            return f"waits for op #{edge.op_index}, which is not an earlier one"
+    if isinstance(op, Reduce) and op.bytes % plan.call.dtype.itemsize != 0:
+        return f"{op.bytes} bytes are not whole elements of {plan.call.dtype.label}"
+    if isinstance(op, Send):
+        return _destination_fault(plan, op) or _sources_fault(plan, op)
+    if op.target.buffer is Buffer.INPUT:
+        return "writes to INPUT"
+    return _range_fault(plan, op.target) or _sources_fault(plan, op)
+
+
+def _destination_fault(plan: RankPlan, op: Send) -> str | None:
+    if isinstance(op.to, ToAll):
+        return "there is nobody to send to" if plan.call.world == 1 else None
+    return _peer_fault(plan, op.to.peer)
+
+
+def _sources_fault(plan: RankPlan, op: Op) -> str | None:
+    streams = [source for source in op.sources if not isinstance(source, Range)]
+    if len(set(streams)) != len(streams):
+        return "takes two frames of one stream in one step"
+    for source in op.sources:
+        if not isinstance(source, Range):
+            fault = _peer_fault(plan, source.peer)
+        elif source.bytes != op.bytes:
+            fault = f"a source of {source.bytes} bytes for a target of {op.bytes}"
+        else:
+            fault = _range_fault(plan, source)
+        if fault is not None:
+            return fault
+    return None
+
+
+def _peer_fault(plan: RankPlan, peer: int) -> str | None:
+    if 0 <= peer < plan.call.world and peer != plan.rank:
+        return None
+    return f"rank {peer} is not a peer of rank {plan.rank} in a world of {plan.call.world}"
+
+
+def _range_fault(plan: RankPlan, span: Range) -> str | None:
+    size_bytes = plan.buffer_bytes(span.buffer)
+    if span.offset >= 0 and span.bytes >= 0 and span.offset + span.bytes <= size_bytes:
+        return None
+    end = span.offset + span.bytes
+    return f"bytes {span.offset} to {end} lie outside {span.buffer.name} of {size_bytes} bytes"

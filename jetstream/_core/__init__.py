@@ -1,0 +1,1 @@
+"""The thin layer over the extension module; nothing else imports ``jetstream._native``."""

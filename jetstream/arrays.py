@@ -1,0 +1,136 @@
+"""What callers pass as arrays, seen as NumPy arrays that share their memory.
+
+NumPy arrays are taken as they are; torch CPU tensors, objects with the buffer protocol and objects
+with DLPack are wrapped without a copy. Results go back in the caller's kind: NumPy or torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from jetstream.dtypes import dtype_of
+from jetstream.errors import ArgumentError
+
+__all__ = [
+    "Array",
+    "empty_like",
+    "forbid_overlap",
+    "share",
+    "share_contiguous",
+    "share_writable",
+    "unshare",
+]
+
+Array = NDArray[Any]
+
+
+def _is_torch(x: object) -> bool:
+    return type(x).__module__ == "torch" and hasattr(x, "data_ptr")
+
+
+def _share_torch(x: Any) -> Array:
+    if x.device.type != "cpu":
+        raise ArgumentError(f"tensor on device {x.device}: only CPU tensors, call .cpu() first")
+    if x.requires_grad:
+        x = x.detach()
+    if str(x.dtype) == "torch.bfloat16":  # NumPy has no name for it: go through the bits
+        import torch
+
+        shared: Array = x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return shared
+    plain: Array = x.numpy()
+    return plain
+
+
+def share(x: Any, *, name: str = "array") -> Array:
+    """See ``x`` as a NumPy array that shares its memory, of any layout.
+
+    Raises ArgumentError for what is no array, and for element types without a kernel.
+    """
+    if isinstance(x, np.ndarray):
+        array: Array = x
+    elif _is_torch(x):
+        array = _share_torch(x)
+    elif isinstance(x, np.generic):
+        raise ArgumentError(f"{name} is a NumPy scalar: pass np.array(value)")
+    else:
+        array = _share_protocol(x, name)
+    dtype_of(array.dtype)
+    return array
+
+
+def _share_protocol(x: Any, name: str) -> Array:
+    try:
+        return np.asarray(memoryview(x))
+    except TypeError:
+        pass
+    if hasattr(x, "__dlpack__"):
+        try:
+            shared: Array = np.from_dlpack(x)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise ArgumentError(f"{name}: its memory cannot be shared: {error}") from error
+        return shared
+    raise ArgumentError(
+        f"{name} is a {type(x).__name__}: pass a NumPy array, a torch CPU tensor, or an object "
+        "with the buffer protocol or DLPack"
+    )
+
+
+def share_contiguous(x: Any, *, name: str = "input") -> Array:
+    """See ``x`` as a C-contiguous array; a strided one is copied."""
+    array = share(x, name=name)
+    if array.flags.c_contiguous:
+        return array
+    copied: Array = np.ascontiguousarray(array)
+    return copied
+
+
+def share_writable(x: Any, *, name: str) -> Array:
+    """See ``x`` as an array that results can be written into.
+
+    Raises ArgumentError when it is read-only or not C-contiguous.
+    """
+    array = share(x, name=name)
+    if not array.flags.writeable:
+        raise ArgumentError(f"{name} is read-only: pass a writable array, or out=")
+    if not array.flags.c_contiguous:
+        raise ArgumentError(
+            f"{name} is not C-contiguous (strides {array.strides} for shape {array.shape}): "
+            "pass np.ascontiguousarray(...) and keep what is returned, or a contiguous out="
+        )
+    return array
+
+
+def empty_like(array: Array, shape: tuple[int, ...]) -> Array:
+    """A new array of another shape with the element type of ``array``."""
+    return np.empty(shape, dtype=array.dtype)
+
+
+def forbid_overlap(source: Array, target: Array, *, allowed: Array) -> None:
+    """Refuse input and output that share memory, unless they are one and the same: ``allowed``.
+
+    ``allowed`` is the part of the larger one that the smaller one may be. Raises ArgumentError.
+    """
+    if not np.may_share_memory(source, target):
+        return
+    smaller = source if source.nbytes <= target.nbytes else target
+    if smaller.ctypes.data != allowed.ctypes.data:
+        raise ArgumentError(
+            "input and output overlap: pass separate arrays, or the same memory for an operation "
+            "in place"
+        )
+
+
+def unshare(result: Array, original: Any) -> Any:
+    """Hand a result back in the kind of the caller's array; shares the memory."""
+    if not _is_torch(original):
+        return result
+    import torch
+
+    if result.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(result)

@@ -1,0 +1,133 @@
+"""Exceptions of jetstream: one class per kind of status, each also the builtin that fits.
+
+Every exception carries ``status``, the name of the data plane's status (``JS_ERR_TIMEOUT``), or
+``None`` where the data plane was not involved. ``docs/errors.md`` says what to do about each.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentError",
+    "BusyError",
+    "ClosedError",
+    "CommunicatorAbortedError",
+    "ConfigurationError",
+    "ForkedError",
+    "JetstreamError",
+    "MismatchError",
+    "PeerClosedError",
+    "PeerDiedError",
+    "PlanError",
+    "ProtocolError",
+    "RendezvousError",
+    "SegmentError",
+    "SystemCallError",
+    "TimedOutError",
+    "TruncatedError",
+    "UnsupportedError",
+    "VersionMismatchError",
+]
+
+
+class JetstreamError(Exception):
+    """Base of all errors of this package."""
+
+    def __init__(self, text: str, *, status: str | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class ArgumentError(JetstreamError, ValueError):
+    """A call got an argument it cannot work with; nothing was sent, the communicator is intact."""
+
+
+class PlanError(JetstreamError, ValueError):
+    """A plan did not pass verification or the data plane's validation."""
+
+
+class TruncatedError(JetstreamError, ValueError):
+    """A message and the array that was to receive it differ in size; the message is consumed."""
+
+
+class UnsupportedError(JetstreamError, NotImplementedError):
+    """This machine or this build cannot do what was asked."""
+
+
+class ConfigurationError(JetstreamError, ValueError):
+    """An environment variable or an option has a value that makes no sense."""
+
+
+class BusyError(JetstreamError, RuntimeError):
+    """Another thread is inside a call on the same communicator; nothing was sent."""
+
+
+class ClosedError(JetstreamError, RuntimeError):
+    """The communicator has been closed."""
+
+
+class ForkedError(JetstreamError, RuntimeError):
+    """The communicator was made before a fork and belongs to the parent process."""
+
+
+class CommunicatorAbortedError(JetstreamError, ConnectionError):
+    """Another rank failed or aborted; the communicator cannot be used any more."""
+
+
+class PeerDiedError(CommunicatorAbortedError):
+    """A rank's process died."""
+
+
+class PeerClosedError(CommunicatorAbortedError):
+    """A rank left the communicator while others still waited for it."""
+
+
+class MismatchError(JetstreamError, ValueError):
+    """Ranks called different operations, or the same one with different arguments."""
+
+
+class ProtocolError(JetstreamError, ConnectionError):
+    """A frame arrived that the protocol does not allow."""
+
+
+class TimedOutError(JetstreamError, TimeoutError):
+    """An operation did not finish in time; the text names who was missing."""
+
+
+class SystemCallError(JetstreamError, OSError):
+    """The operating system refused something; the text says what."""
+
+
+class SegmentError(JetstreamError, OSError):
+    """The shared memory handed over is not a usable jetstream segment."""
+
+
+class VersionMismatchError(JetstreamError, ConnectionError):
+    """The ranks run different builds of jetstream."""
+
+
+class RendezvousError(JetstreamError, ConnectionError):
+    """The ranks could not find each other."""
+
+
+#: Exception class by name of the status; statuses of class FLOW never raise.
+BY_STATUS: dict[str, type[JetstreamError]] = {
+    "JS_ERR_INVALID": ArgumentError,
+    "JS_ERR_OPCODE": ArgumentError,
+    "JS_ERR_PLAN": PlanError,
+    "JS_ERR_TRUNCATED": TruncatedError,
+    "JS_ERR_UNSUPPORTED": UnsupportedError,
+    "JS_ERR_BUSY": BusyError,
+    "JS_ERR_CLOSED": ClosedError,
+    "JS_ERR_FORKED": ForkedError,
+    "JS_ERR_FLUSHED": CommunicatorAbortedError,
+    "JS_ERR_ABORTED": CommunicatorAbortedError,
+    "JS_ERR_PEER_DEAD": PeerDiedError,
+    "JS_ERR_PEER_CLOSED": PeerClosedError,
+    "JS_ERR_MISMATCH": MismatchError,
+    "JS_ERR_PROTOCOL": ProtocolError,
+    "JS_ERR_TIMEOUT": TimedOutError,
+    "JS_ERR_SYSTEM": SystemCallError,
+    "JS_ERR_NO_MEMORY": SystemCallError,
+    "JS_ERR_SEGMENT": SegmentError,
+    "JS_ERR_VERSION": VersionMismatchError,
+}

@@ -1,0 +1,271 @@
+"""From a checked call to the data plane and back: plans, descriptors, waits, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jetstream._core.endpoint import Endpoint
+from jetstream._core.native import AGAIN, FULL, check, ffi, lib
+from jetstream.arrays import Array
+from jetstream.config import Config
+from jetstream.diagnosis import describe_call, describe_wait, raise_failure
+from jetstream.dtypes import Kind, RedOp, dtype_of, redop_of
+from jetstream.errors import ArgumentError, ClosedError, TimedOutError
+from jetstream.plans import PlanCache
+from jetstream.work import Work, timeout_to_ns
+
+__all__ = ["Launcher", "byte_pointer"]
+
+#: Statuses that are about one call and leave the communicator intact.
+_CALLER_ERRORS = frozenset(
+    (lib.JS_ERR_BUSY, lib.JS_ERR_INVALID, lib.JS_ERR_FULL, lib.JS_ERR_TRUNCATED, lib.JS_ERR_OPCODE)
+)
+_CLOSE_DRAIN_S = 10.0
+_from_buffer = ffi.from_buffer
+_call = lib.js_comm_call
+
+
+def byte_pointer(array: Array) -> Any:
+    """The array's memory as a cffi pointer that keeps it alive."""
+    try:
+        return _from_buffer(array)
+    except ValueError:  # an element type that the buffer protocol has no name for: bfloat16
+        return _from_buffer(array.reshape(-1).view("u1"))
+
+
+class Launcher:
+    """Posts operations of one communicator and waits for them."""
+
+    def __init__(self, endpoint: Endpoint, rank: int, size: int, config: Config) -> None:
+        self.timeout = config.timeout_s
+        self._endpoint = endpoint
+        self.hot: dict[Any, int] = {}  # plan ids by what the short path has at hand
+        self._plans = PlanCache(endpoint.handle, rank, size, forced=config.algorithm_for)
+        self._found: dict[Any, int] = {}
+        self._outstanding: dict[int, Work] = {}
+
+    @property
+    def timeout(self) -> float:
+        """Default timeout of every wait in seconds."""
+        return self._timeout_s
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._timeout_ns = timeout_to_ns(seconds, seconds)
+        self._timeout_s = seconds
+
+    # --- what Work needs -----------------------------------------------------------------------
+
+    def handle(self) -> Any:
+        """The cffi pointer ``js_comm *``; raises ClosedError, ForkedError."""
+        handle = self._endpoint.handle
+        if handle == ffi.NULL:
+            raise ClosedError("the communicator is closed", status="JS_ERR_CLOSED")
+        if self._endpoint.is_forked:
+            raise_failure(handle, lib.JS_ERR_FORKED)
+        return handle
+
+    def fail(self, status: int) -> None:
+        """Raise what a negative status of an operation means."""
+        if status in _CALLER_ERRORS:
+            check(status)
+        raise_failure(self.handle(), status)
+
+    def forget(self, wr_id: int) -> None:
+        """An operation is complete: its buffers need not be kept alive any more."""
+        self._outstanding.pop(wr_id, None)
+
+    def waiting_text(self) -> str:
+        """What this rank waits for at this moment."""
+        fault = ffi.new("js_fault *")
+        lib.js_comm_fault(self.handle(), fault)
+        return describe_wait(fault)
+
+    # --- collectives ---------------------------------------------------------------------------
+
+    def plan(
+        self,
+        kind: Kind,
+        dtype: Any,
+        count: int,
+        *,
+        op: str | RedOp = "sum",
+        root: int = 0,
+        algo: str | None = None,
+        chunk_bytes: int | None = None,
+    ) -> int:
+        """The id of the plan of a call; compiled and loaded at its first use."""
+        key = (kind, dtype, count, op, root, algo, chunk_bytes)
+        plan_id = self._found.get(key)
+        if plan_id is None:
+            self.handle()
+            call = self._plans.call(
+                kind,
+                dtype_of(dtype),
+                count,
+                redop=redop_of(op),
+                root=root,
+                algo=algo,
+                chunk_bytes=chunk_bytes,
+            )
+            plan_id, evicted = self._plans.load(call)
+            if evicted:
+                self._found.clear()
+                self.hot.clear()
+            self._found[key] = plan_id
+        return plan_id
+
+    def run_in_place(self, plan: int, array: Array, timeout: float | None) -> None:
+        """Launch on one contiguous writable array and wait: the short path of most calls."""
+        timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
+        pointer = byte_pointer(array)
+        status = _call(self._endpoint.handle or self.handle(), plan, pointer, pointer, timeout_ns)
+        if status != 0:
+            self._finish_call(plan, array, array, status, timeout_ns)
+
+    def run(
+        self, plan: int, source: Array, target: Array, result: Any, timeout: float | None
+    ) -> Any:
+        """Launch and wait. A timeout or an interrupt makes the communicator unusable."""
+        timeout_ns = timeout_to_ns(timeout, self.timeout)
+        inputs, outputs = byte_pointer(source), byte_pointer(target)
+        status = _call(self.handle(), plan, inputs, outputs, timeout_ns)
+        if status != 0:
+            self._finish_call(plan, source, target, status, timeout_ns)
+        return result
+
+    def _finish_call(
+        self, plan: int, source: Array, target: Array, status: int, timeout_ns: int
+    ) -> None:
+        """What a call does that was not complete at once."""
+        handle = self.handle()
+        while status == FULL:
+            self._make_room(timeout_ns)
+            status = _call(handle, plan, byte_pointer(source), byte_pointer(target), timeout_ns)
+        if status != lib.JS_OK:
+            self._run_on(handle, status, timeout_ns)
+
+    def _run_on(self, handle: Any, status: int, timeout_ns: int) -> None:
+        """The slow continuation of ``run``: long waits, signals, failures."""
+        cqe = ffi.new("js_cqe *")
+        try:
+            while status == AGAIN:
+                status = lib.js_comm_wait(handle, 0, timeout_ns, cqe)
+                if status == lib.JS_OK:
+                    status = cqe.status
+        except BaseException:  # Ctrl-C in the middle: the peers must not wait for this rank
+            lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
+            raise
+        if status == lib.JS_ERR_TIMEOUT:
+            self._time_out(handle, timeout_ns)
+        if status < 0:
+            self.fail(status)
+
+    def _time_out(self, handle: Any, timeout_ns: int) -> None:
+        fault = ffi.new("js_fault *")
+        lib.js_comm_fault(handle, fault)
+        story = describe_wait(fault)
+        what = describe_call(fault.my_call)
+        lib.js_comm_abort(handle, lib.JS_ERR_TIMEOUT)
+        raise TimedOutError(
+            f"{what} #{fault.my_sequence} timed out after {timeout_ns / 1e9:g} s, {story}. "
+            "The communicator cannot be used any more: close it and make a new one.",
+            status="JS_ERR_TIMEOUT",
+        )
+
+    def start(self, plan: int, source: Array, target: Array, result: Any, what: str) -> Work:
+        """Launch without waiting."""
+        inputs, outputs = byte_pointer(source), byte_pointer(target)
+        wr_id = self._post(lib.js_comm_launch, plan, inputs, outputs)
+        return self._track(wr_id, what, (source, target, inputs, outputs), lambda _nbytes: result)
+
+    def time_launches(self, plan: int, array: Array, latency_ns: Array) -> None:
+        """Fill ``latency_ns`` (uint64) with the duration of launches in place, run from C."""
+        pointer = byte_pointer(array)
+        times = ffi.from_buffer("uint64_t[]", latency_ns)
+        status = lib.js_comm_repeat(self.handle(), plan, pointer, pointer, latency_ns.size, times)
+        if status < 0:
+            self.fail(status)
+
+    # --- messages ------------------------------------------------------------------------------
+
+    def send(self, array: Array, target: int, tag: int) -> Work:
+        """Post a send."""
+        pointer = byte_pointer(array)
+        wr_id = self._post(lib.js_comm_send, pointer, array.nbytes, target, tag)
+        what = f"send of {array.nbytes} bytes to rank {target}"
+        return self._track(wr_id, what, (array, pointer), lambda _nbytes: None)
+
+    def receive(self, array: Array, source: int, tag: int, finish: Callable[[int], Any]) -> Work:
+        """Post a receive; ``finish`` gets the size of the message in bytes."""
+        pointer = byte_pointer(array)
+        wr_id = self._post(lib.js_comm_receive, pointer, array.nbytes, source, tag)
+        what = f"receive of {array.nbytes} bytes from rank {source}"
+        return self._track(wr_id, what, (array, pointer), finish)
+
+    def finish_message(self, work: Work, timeout: float | None) -> Any:
+        """Wait for a message.
+
+        A timeout takes the receive back if nothing of it has arrived; otherwise the communicator
+        becomes unusable.
+        """
+        try:
+            return work.wait(timeout)
+        except (TimedOutError, KeyboardInterrupt):
+            if lib.js_comm_cancel_receive(self.handle(), work.wr_id) == lib.JS_OK:
+                self.forget(work.wr_id)
+            elif not work.is_done:
+                lib.js_comm_abort(self.handle(), lib.JS_ERR_TIMEOUT)
+            raise
+
+    # --- ending --------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """Make all present and later operations of every rank fail."""
+        if self._endpoint.handle != ffi.NULL and not self._endpoint.is_forked:
+            lib.js_comm_abort(self._endpoint.handle, lib.JS_ERR_ABORTED)
+
+    def close(self) -> None:
+        """Let sends in flight go out, then leave."""
+        if self._endpoint.handle == ffi.NULL or self._endpoint.is_forked:
+            return
+        try:
+            for work in list(self._outstanding.values()):
+                if work.what.startswith("send"):
+                    work.wait(min(self.timeout, _CLOSE_DRAIN_S))
+        finally:
+            self._outstanding.clear()
+            self._endpoint.close()
+
+    # --- internals -----------------------------------------------------------------------------
+
+    def _post(self, function: Callable[..., int], *arguments: Any) -> int:
+        """Post a descriptor and return its number; makes room when the queue is full."""
+        out = ffi.new("uint64_t *")
+        handle = self.handle()
+        status = function(handle, *arguments, out)
+        if status == FULL:
+            self._make_room(timeout_to_ns(None, self.timeout))
+            status = function(handle, *arguments, out)
+        if status < 0:
+            self.fail(status)
+        return int(out[0])
+
+    def _track(
+        self, wr_id: int, what: str, keep: tuple[Any, ...], finish: Callable[[int], Any]
+    ) -> Work:
+        work = Work(self, wr_id, what, keep=keep, finish=finish)
+        self._outstanding[wr_id] = work
+        return work
+
+    def _make_room(self, timeout_ns: int) -> None:
+        """Collect what has completed; if nothing has, wait for the oldest operation."""
+        before = len(self._outstanding)
+        for work in list(self._outstanding.values()):
+            work.done()
+        if len(self._outstanding) == before and before:
+            oldest = next(iter(self._outstanding.values()))
+            oldest.settle(timeout_ns)
+        elif not before:
+            raise ArgumentError("the queue is full of operations that other code has posted")

@@ -1,0 +1,125 @@
+"""Handles of operations that have been posted and may not be complete."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jetstream._core.native import AGAIN, check, ffi, lib
+from jetstream.errors import ArgumentError, TimedOutError
+
+__all__ = ["Work", "timeout_to_ns"]
+
+_FOREVER_NS = 2**63
+
+
+def timeout_to_ns(timeout: float | None, default_s: float) -> int:
+    """Seconds to ns; None stands for the default, infinity is allowed. Raises ArgumentError."""
+    seconds = default_s if timeout is None else timeout
+    try:
+        if seconds >= 0:
+            return _FOREVER_NS if math.isinf(seconds) else max(1, int(seconds * 1e9))
+    except TypeError:
+        pass
+    raise ArgumentError(f"timeout is {timeout!r}: a number of seconds, zero or more, is needed")
+
+
+class Owner(Protocol):
+    """What a Work needs of its communicator."""
+
+    def handle(self) -> Any:
+        """The open ``js_comm *``; raises ClosedError."""
+
+    def fail(self, status: int) -> None:
+        """Raise what a negative status of this communicator means."""
+
+    def waiting_text(self) -> str:
+        """What is being waited for at this moment."""
+
+    def forget(self, wr_id: int) -> None:
+        """The operation is complete; its buffers need not be kept."""
+
+    timeout: float
+
+
+class Work:
+    """An operation in flight. Its arrays must not be touched before it is complete.
+
+    It progresses while this rank is inside any call on the communicator.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        wr_id: int,
+        what: str,
+        *,
+        keep: tuple[Any, ...],
+        finish: Callable[[int], Any],
+    ) -> None:
+        self._owner = owner
+        self.wr_id = wr_id
+        self.what = what
+        self._keep: tuple[Any, ...] | None = keep  # the buffers, alive until completion
+        self._finish = finish
+        self.is_done = False
+        self._error: BaseException | None = None
+        self._result: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Work {self.what}, {'done' if self.is_done else 'in flight'}>"
+
+    def _complete(self, status: int, nbytes: int) -> None:
+        self.is_done = True
+        self._owner.forget(self.wr_id)
+        try:
+            if status < 0:
+                self._owner.fail(status)
+            self._result = self._finish(nbytes)
+        except Exception as error:
+            self._error = error
+        self._keep = None
+
+    def _poll(self, timeout_ns: int) -> int:
+        """One call into the data plane; returns its status."""
+        cqe = ffi.new("js_cqe *")
+        status: int = lib.js_comm_wait(self._owner.handle(), self.wr_id, timeout_ns, cqe)
+        if status == lib.JS_OK:
+            self._complete(cqe.status, cqe.bytes)
+        return status
+
+    def done(self) -> bool:
+        """True once complete, also with an error; progresses the communicator a little."""
+        if not self.is_done:
+            status = self._poll(0)
+            if status not in (lib.JS_OK, AGAIN):
+                check(status)
+        return self.is_done
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait until complete and return the result.
+
+        ``timeout`` in seconds (None: the communicator's). Raises what the operation failed with,
+        or TimedOutError, which leaves the operation in flight: it can be waited for again.
+        """
+        self.settle(timeout_to_ns(timeout, self._owner.timeout))
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def settle(self, timeout_ns: int) -> None:
+        """Wait until complete without raising what the operation failed with.
+
+        Raises TimedOutError.
+        """
+        while not self.is_done:
+            status = self._poll(timeout_ns)
+            if status == lib.JS_ERR_TIMEOUT:
+                raise TimedOutError(
+                    f"{self.what} is not complete after {timeout_ns / 1e9:g} s, "
+                    f"{self._owner.waiting_text()}",
+                    status="JS_ERR_TIMEOUT",
+                )
+            if status not in (lib.JS_OK, AGAIN):
+                check(status)

@@ -1,0 +1,117 @@
+"""The request of a bench run: what is refused, which rows come of it, and its way to the ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jetstream.bench.config import BenchConfig, check_output_path, parse_dtypes, parse_ops
+from jetstream.bench.kinds import Case
+from jetstream.errors import ConfigurationError
+
+
+def config_of(**changes: Any) -> BenchConfig:
+    return BenchConfig(**{"kinds": ("all_reduce",), "ranks": 2, "sizes_bytes": (8, 64), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kinds": ("all_redcue",)}, "'all_redcue' is not one of all_reduce"),
+        ({"dtypes": ("complex64",)}, "-d: 'complex64' is not one of float64"),
+        ({"ops": ("xor",)}, "-o: 'xor'"),
+        ({"ranks": 0}, "-n must be from 1"),
+        ({"ranks": 257}, "-n"),
+        ({"root": 2}, "--root must be from 0 to 1"),
+        ({"root": -1}, "--root"),
+        ({"warmup": -1}, "--warmup"),
+        ({"iterations": -5}, "--iters"),
+        ({"iterations": 0}, "--iters"),
+        ({"timeout_s": 0.0}, "--timeout"),
+        ({"timeout_s": float("nan")}, "--timeout"),
+        ({"launch": "fortran"}, "--launch"),
+        ({"bind": "socket"}, "--bind"),
+        ({"algorithm": "ring"}, "ring"),
+        ({"sizes_bytes": ()}, "no sizes"),
+        ({"kinds": ("sendrecv",), "ranks": 1}, "at least 2 ranks"),
+        ({"kinds": ("all_gather",), "launch": "c"}, "--launch c"),
+    ],
+)
+def test_requests_that_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        config_of(**changes)
+
+
+def test_the_way_to_the_ranks_and_back() -> None:
+    config = config_of(algorithm="all_reduce:two_shot", iterations=7, dtypes=("int32", "uint8"))
+    assert BenchConfig.from_json(config.to_json()) == config
+
+
+def test_names_of_types_and_reductions() -> None:
+    assert parse_dtypes(["float", "half", "bfloat16", "float32"]) == (
+        "float32",
+        "float16",
+        "bfloat16",
+    )
+    assert len(parse_dtypes(["all"])) == 7
+    assert parse_ops(["all", "sum"]) == ("sum", "prod", "min", "max", "avg")
+
+
+def test_sizes_follow_nccl_tests() -> None:
+    gathered = Case("all_gather", 4, 1024, "float32")
+    assert (gathered.count, gathered.size_bytes) == (64, 1024)
+    scattered = Case("reduce_scatter", 3, 1024, "float64", "sum")
+    assert (scattered.count, scattered.size_bytes) == (42, 1008)
+    assert Case("all_reduce", 3, 10, "float32").size_bytes == 8
+    assert Case("all_gather", 8, 8, "float64").size_bytes == 64  # one element each at least
+
+
+@pytest.mark.parametrize(
+    ("kind", "world", "factor"),
+    [
+        ("all_reduce", 2, 1.0),
+        ("all_reduce", 4, 1.5),
+        ("all_gather", 4, 0.75),
+        ("reduce_scatter", 2, 0.5),
+        ("broadcast", 8, 1.0),
+        ("sendrecv", 8, 1.0),
+        ("all_reduce", 1, 0.0),
+    ],
+)
+def test_bus_bandwidth_factors_of_nccl_tests(kind: str, world: int, factor: float) -> None:
+    assert Case(kind, world, 1024, "float32").busbw_factor == factor
+
+
+def test_rows_appear_once() -> None:
+    config = config_of(
+        kinds=("all_reduce", "all_gather", "barrier"),
+        sizes_bytes=(1, 2, 4, 8),
+        dtypes=("float32", "int32"),
+        ops=("sum", "max"),
+    )
+    cases = config.cases()
+    assert len(cases) == len(set(cases))
+    by_kind = {kind: sum(case.kind == kind for case in cases) for kind in config.kinds}
+    assert by_kind == {"all_reduce": 2 * 2 * 2, "all_gather": 2, "barrier": 1}
+    assert [case.root for case in config_of(kinds=("broadcast",), root=1).cases()] == [1, 1]
+
+
+def test_sizes_that_cannot_fit_are_refused() -> None:
+    config = config_of(sizes_bytes=(8, 1 << 30))
+    config.check_memory(8 << 30)
+    with pytest.raises(ConfigurationError, match=r"6 GiB.*choose a smaller -e"):
+        config.check_memory(5 << 30)
+
+
+def test_output_paths_are_tried_before_the_run(tmp_path: Path) -> None:
+    check_output_path("--json", tmp_path / "new.json")
+    assert not (tmp_path / "new.json").exists()
+    (tmp_path / "old.json").write_text("kept")
+    check_output_path("--json", tmp_path / "old.json")
+    assert (tmp_path / "old.json").read_text() == "kept"
+    with pytest.raises(ConfigurationError, match=r"--json .*No such file"):
+        check_output_path("--json", tmp_path / "missing" / "new.json")
+    with pytest.raises(ConfigurationError, match=r"--html .*directory"):
+        check_output_path("--html", tmp_path)

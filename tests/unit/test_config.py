@@ -1,0 +1,301 @@
+"""Configuration from the environment: every launcher, every variable, every way to get it wrong."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from jetstream.config import (
+    KINDS,
+    RANKS_MAX,
+    Config,
+    check_rendezvous,
+    configure_logging,
+    load_config,
+)
+from jetstream.errors import ConfigurationError
+
+JOB = {
+    "JETSTREAM_RANK": "1",
+    "JETSTREAM_WORLD_SIZE": "4",
+    "JETSTREAM_RENDEZVOUS": "ipc://@job",
+}
+TORCH = {
+    "RANK": "2",
+    "WORLD_SIZE": "3",
+    "LOCAL_RANK": "2",
+    "LOCAL_WORLD_SIZE": "3",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_RESTART_COUNT": "0",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "prterun-host-77@1",
+}
+MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+SLURM = {
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "4",
+    "SLURM_LOCALID": "3",
+    "SLURM_JOB_ID": "88",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_NODES": "1",
+}
+
+
+def test_no_variables_mean_a_world_of_one() -> None:
+    assert load_config({}) == Config()
+    assert load_config({"PATH": "/bin", "RANK": "7"}) == Config()
+
+
+def test_own_variables() -> None:
+    config = load_config(JOB | {"JETSTREAM_JOB_SECRET": "ab" * 16})
+    assert (config.rank, config.world_size, config.local_rank) == (1, 4, 1)
+    assert config.rendezvous == "ipc://@job"
+    assert config.job_secret == b"\xab" * 16
+    assert config.launcher == "jetstream"
+    assert "ab" * 4 not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("environ", "launcher", "place"),
+    [
+        (TORCH, "torchrun", (2, 3, 2)),
+        (OPEN_MPI, "openmpi", (1, 2, 1)),
+        (MPICH, "mpich", (1, 2, 1)),
+        (SLURM, "slurm", (3, 4, 3)),
+    ],
+)
+def test_foreign_launchers(
+    environ: dict[str, str], launcher: str, place: tuple[int, int, int]
+) -> None:
+    config = load_config(environ)
+    assert (config.rank, config.world_size, config.local_rank) == place
+    assert config.launcher == launcher
+    assert check_rendezvous(config.rendezvous) == config.rendezvous
+    assert config.rendezvous.startswith(f"ipc://@jetstream-{os.geteuid()}-{launcher}-")
+    assert load_config(dict(environ)).rendezvous == config.rendezvous
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        (TORCH, "TORCHELASTIC_RUN_ID"),
+        (TORCH, "TORCHELASTIC_RESTART_COUNT"),
+        (TORCH, "MASTER_PORT"),
+        (OPEN_MPI, "PMIX_NAMESPACE"),
+        (SLURM, "SLURM_JOB_ID"),
+        (SLURM, "SLURM_STEP_ID"),
+    ],
+)
+def test_other_jobs_meet_elsewhere(environ: dict[str, str], name: str) -> None:
+    assert load_config(environ).rendezvous != load_config(environ | {name: "55"}).rendezvous
+
+
+def test_mpich_jobs_differ_by_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = load_config(MPICH).rendezvous
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert load_config(MPICH).rendezvous != here
+
+
+def test_open_mpi_job_id_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {name: OPEN_MPI[name] for name in OPEN_MPI if name != "PMIX_NAMESPACE"}
+    by_job = load_config(old | {"OMPI_MCA_ess_base_jobid": "4242"}).rendezvous
+    by_parent = load_config(old).rendezvous
+    assert by_job != by_parent
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert load_config(old).rendezvous != by_parent
+    assert load_config(old | {"OMPI_MCA_ess_base_jobid": "4242"}).rendezvous == by_job
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        (TORCH, "LOCAL_WORLD_SIZE"),
+        (OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        (MPICH, "MPI_LOCALNRANKS"),
+        (SLURM, "SLURM_STEP_NUM_NODES"),
+    ],
+)
+def test_jobs_on_several_hosts_are_refused(environ: dict[str, str], name: str) -> None:
+    other = "2" if "NODES" in name else "1"
+    with pytest.raises(ConfigurationError, match=f"{name} is '{other}'.*one host only"):
+        load_config(environ | {name: other})
+
+
+def test_own_variables_win_over_a_foreign_launcher() -> None:
+    config = load_config(OPEN_MPI | TORCH | JOB)
+    assert (config.launcher, config.rank, config.world_size) == ("jetstream", 1, 4)
+
+
+def test_explicit_rendezvous_with_a_foreign_launcher() -> None:
+    config = load_config(OPEN_MPI | {"JETSTREAM_RENDEZVOUS": "tcp://localhost:7777"})
+    assert config.rendezvous == "tcp://127.0.0.1:7777"
+
+
+def test_slurm_batch_script_is_not_a_task() -> None:
+    batch = {name: SLURM[name] for name in SLURM if name != "SLURM_STEP_ID"}
+    assert load_config(batch) == Config()
+
+
+def test_slurm_step_may_be_smaller_than_its_job() -> None:
+    step = SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    assert load_config(step).world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "name", "other"),
+    [
+        (JOB, "JETSTREAM_RANK", "JETSTREAM_WORLD_SIZE"),
+        (JOB, "JETSTREAM_WORLD_SIZE", "JETSTREAM_RANK"),
+        (TORCH, "RANK", "WORLD_SIZE"),
+        (TORCH, "WORLD_SIZE", "RANK"),
+        (OPEN_MPI, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        (MPICH, "PMI_SIZE", "PMI_RANK"),
+        (SLURM, "SLURM_NTASKS", "SLURM_PROCID"),
+    ],
+)
+def test_half_set_environment(environ: dict[str, str], name: str, other: str) -> None:
+    half = {key: value for key, value in environ.items() if key != name}
+    with pytest.raises(ConfigurationError, match=f"{other} is .* but {name} is not set"):
+        load_config(half)
+    with pytest.raises(ConfigurationError, match=f"{other} is .* but {name} is not set"):
+        load_config(environ | {name: " "})
+
+
+@pytest.mark.parametrize("name", ["JETSTREAM_RENDEZVOUS", "JETSTREAM_LOCAL_RANK"])
+def test_orphaned_variables(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        load_config({name: "0"})
+
+
+def test_missing_rendezvous() -> None:
+    with pytest.raises(ConfigurationError, match=r"JETSTREAM_RENDEZVOUS is not set.*4 ranks"):
+        load_config({"JETSTREAM_RANK": "0", "JETSTREAM_WORLD_SIZE": "4"})
+    assert load_config({"JETSTREAM_RANK": "0", "JETSTREAM_WORLD_SIZE": "1"}).rendezvous == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("JETSTREAM_RANK", "x", "0 to 255"),
+        ("JETSTREAM_RANK", "-1", "0 to 255"),
+        ("JETSTREAM_RANK", "1.0", "0 to 255"),
+        ("JETSTREAM_RANK", "٣", "0 to 255"),  # a digit, but not one of ours
+        ("JETSTREAM_RANK", "4", "0 to 3"),
+        ("JETSTREAM_WORLD_SIZE", "0", "1 to 256"),
+        ("JETSTREAM_WORLD_SIZE", str(RANKS_MAX + 1), "1 to 256"),
+        ("JETSTREAM_WORLD_SIZE", "9" * 5000, "1 to 256"),
+        ("JETSTREAM_LOCAL_RANK", "4", "0 to 3"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://10.0.0.1:5000", "does not listen beyond this host"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://0.0.0.0:5000", "does not listen beyond this host"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://*:5000", "does not listen beyond this host"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://127.0.0.1:0", "127.0.0.1:PORT"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://127.0.0.1:65536", "127.0.0.1:PORT"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://127.0.0.1", "127.0.0.1:PORT"),
+        ("JETSTREAM_RENDEZVOUS", "ipc:///tmp/socket", "outlive"),
+        ("JETSTREAM_RENDEZVOUS", "ipc://@", "ipc://@NAME"),
+        ("JETSTREAM_RENDEZVOUS", "ipc://@" + "n" * 101, "ipc://@NAME"),
+        ("JETSTREAM_RENDEZVOUS", "inproc://x", "ipc://@NAME"),
+        ("JETSTREAM_TIMEOUT", "soon", "seconds"),
+        ("JETSTREAM_TIMEOUT", "0", "above 0"),
+        ("JETSTREAM_TIMEOUT", "nan", "above 0"),
+        ("JETSTREAM_TIMEOUT", "inf", "at most 1000000"),
+        ("JETSTREAM_INIT_TIMEOUT", "-3", "above 0"),
+        ("JETSTREAM_ALGO", "ring", "one_shot, two_shot, direct"),
+        ("JETSTREAM_ALGO", "allreduce:", "one_shot"),
+        ("JETSTREAM_ALGO", ":one_shot", "one_shot"),
+        ("JETSTREAM_ALGO", "gather:one_shot", "all_gather"),
+        ("JETSTREAM_ALGO", "broadcast:direct;broadcast:one_shot", "one_shot"),
+        ("JETSTREAM_BUFFSIZE", "12", "64K to 1G"),
+        ("JETSTREAM_BUFFSIZE", "96K", "power of two"),
+        ("JETSTREAM_BUFFSIZE", "2G", "64K to 1G"),
+        ("JETSTREAM_BUFFSIZE", "1T", "power of two"),
+        ("JETSTREAM_SPIN_US", "1.5", "0 to 1000000"),
+        ("JETSTREAM_ISA", "sse9", "scalar, avx2, avx512"),
+        ("JETSTREAM_DEBUG", "verbose", "WARN, INFO, TRACE"),
+    ],
+)
+def test_bad_values_name_variable_value_and_what_is_allowed(
+    name: str, value: str, allowed: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(JOB | {name: value})
+    assert str(caught.value).startswith(f"{name} is {value!r}; allowed: ")
+    assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["abc", "zz" * 16, "ab" * 15, "ab" * 65, "ab " * 16])
+def test_bad_secret_is_not_shown(value: str) -> None:
+    with pytest.raises(ConfigurationError, match="JETSTREAM_JOB_SECRET") as caught:
+        load_config(JOB | {"JETSTREAM_JOB_SECRET": value})
+    assert value not in str(caught.value)
+
+
+def test_tuning() -> None:
+    config = load_config(
+        {
+            "JETSTREAM_TIMEOUT": "2.5",
+            "JETSTREAM_INIT_TIMEOUT": "7",
+            "JETSTREAM_BUFFSIZE": "2m",
+            "JETSTREAM_SPIN_US": "40",
+            "JETSTREAM_ISA": "avx2",
+            "JETSTREAM_DEBUG": "INFO",
+        }
+    )
+    assert (config.timeout_s, config.init_timeout_s) == (2.5, 7.0)
+    assert config.buffer_bytes == 2 << 20
+    assert (config.spin_us, config.isa, config.debug) == (40, "avx2", "INFO")
+
+
+def test_empty_variables_count_as_not_set() -> None:
+    names = ("TIMEOUT", "ALGO", "BUFFSIZE", "SPIN_US", "ISA", "DEBUG", "JOB_SECRET", "LOCAL_RANK")
+    plain = load_config(JOB)
+    assert load_config(JOB | {f"JETSTREAM_{name}": "" for name in names}) == plain
+
+
+def test_algorithms() -> None:
+    for_all = load_config({"JETSTREAM_ALGO": "Two_Shot"})
+    assert [for_all.algorithm_for(kind) for kind in KINDS] == ["two_shot"] * len(KINDS)
+    some = load_config({"JETSTREAM_ALGO": "allreduce:one_shot; all_gather : direct;"})
+    assert some.algorithm_for("all_reduce") == "one_shot"
+    assert some.algorithm_for("all_gather") == "direct"
+    assert some.algorithm_for("barrier") is None
+    assert load_config({}).algorithm_for("all_reduce") is None
+
+
+@pytest.fixture
+def jetstream_logger() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("jetstream")
+    before = (logger.level, list(logger.handlers))
+    yield logger
+    logger.setLevel(before[0])
+    logger.handlers = before[1]
+
+
+def test_logging_goes_to_stderr_once(
+    jetstream_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    config = load_config(JOB | {"JETSTREAM_DEBUG": "INFO"})
+    configure_logging(config)
+    configure_logging(config)
+    logging.getLogger("jetstream.control").info("hello %d", 3)
+    logging.getLogger("jetstream.control").debug("not this")
+    assert stderr.getvalue() == "jetstream[rank 1] INFO hello 3\n"
+
+
+def test_logging_is_left_alone_without_the_variable(jetstream_logger: logging.Logger) -> None:
+    before = list(jetstream_logger.handlers)
+    configure_logging(load_config(JOB))
+    assert jetstream_logger.handlers == before
