@@ -110,15 +110,12 @@ def empty_like(array: Array, shape: tuple[int, ...]) -> Array:
     return np.empty(shape, dtype=array.dtype)
 
 
-def forbid_overlap(source: Array, target: Array, *, allowed: Array) -> None:
-    """Refuse input and output that share memory, unless they are one and the same: ``allowed``.
+def forbid_overlap(source: Array, target: Array, *, same: tuple[Array, Array]) -> None:
+    """Refuse input and output that share memory, unless the operation is one in place.
 
-    ``allowed`` is the part of the larger one that the smaller one may be. Raises ArgumentError.
+    Then the two arrays of ``same``, a part of each, are one. Raises ArgumentError.
     """
-    if not np.may_share_memory(source, target):
-        return
-    smaller = source if source.nbytes <= target.nbytes else target
-    if smaller.ctypes.data != allowed.ctypes.data:
+    if np.may_share_memory(source, target) and same[0].ctypes.data != same[1].ctypes.data:
         raise ArgumentError(
             "input and output overlap: pass separate arrays, or the same memory for an operation "
             "in place"

@@ -115,7 +115,7 @@ class Communicator:
         else:
             source = share_contiguous(x)
             target = self._output(out, source.size, source, source.shape)
-            forbid_overlap(source, target, allowed=source)
+            forbid_overlap(source, target, same=(source, target))
         plan = launcher.plan(
             Kind.ALL_REDUCE, source.dtype, source.size, op=op, algo=algo, chunk_bytes=chunk_bytes
         )
@@ -148,7 +148,7 @@ class Communicator:
         shape = (self.size * source.shape[0], *source.shape[1:]) if source.ndim else (self.size,)
         target = self._output(out, self.size * source.size, source, shape)
         own = target.reshape(-1)[self.rank * source.size : (self.rank + 1) * source.size]
-        forbid_overlap(source, target, allowed=own)
+        forbid_overlap(source, target, same=(source, own))
         plan = self._launcher.plan(
             Kind.ALL_GATHER, source.dtype, source.size, chunk_bytes=chunk_bytes
         )
@@ -185,7 +185,7 @@ class Communicator:
         count = source.size // self.size
         target = self._output(out, count, source, tuple(shape))
         own = source.reshape(-1)[self.rank * count : (self.rank + 1) * count]
-        forbid_overlap(source, target, allowed=own)
+        forbid_overlap(source, target, same=(own, target))
         plan = self._launcher.plan(
             Kind.REDUCE_SCATTER, source.dtype, count, op=op, chunk_bytes=chunk_bytes
         )

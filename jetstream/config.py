@@ -327,17 +327,18 @@ def _from_open_mpi(reader: _Reader) -> _Place | None:
 
 
 def _from_pmi(reader: _Reader) -> _Place | None:
-    """MPICH and Intel MPI: no variable names the job, but its ranks have one parent per host."""
+    """MPICH, which names its jobs nowhere (but they have one parent per host), and Intel MPI."""
     if not reader.first("PMI_RANK", "PMI_SIZE"):
         return None
     rank, size = _pair(reader, "PMI_RANK", "PMI_SIZE")
     _require_local(reader, "MPI_LOCALNRANKS", "PMI_SIZE", size)
+    job = reader.first("I_MPI_HYDRA_UUID", "PMI_JOBID")
     return _Place(
         launcher="mpich",
         rank=rank,
         size=size,
         local_rank=_local_rank(reader, "MPI_LOCALRANKID", rank, size),
-        job=(reader.text("PMI_JOBID"), f"parent {os.getppid()}"),
+        job=(reader.text(job) if job else f"parent {os.getppid()}",),
     )
 
 

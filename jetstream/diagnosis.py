@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jetstream._core.native import ffi, lib, raise_status, status_text
+from jetstream._core.native import check, ffi, lib, raise_status, status_text
 from jetstream.dtypes import Algorithm as Algo
 from jetstream.dtypes import DType, Kind, RedOp
 
@@ -101,7 +101,7 @@ def raise_failure(handle: Any, status: int) -> None:
             "jetstream.init() in processes of their own, for example with 'jetstream run'",
         )
     if fault.status == lib.JS_OK:
-        raise_status(status, status_text(status))
+        check(status)
     text = describe_fault(fault)
     if status == lib.JS_ERR_ABORTED:
         text = f"rank {fault.reporter} aborted the communicator: {text}"

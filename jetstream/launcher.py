@@ -41,7 +41,9 @@ class Launcher:
         self.timeout = config.timeout_s
         self._endpoint = endpoint
         self.hot: dict[Any, int] = {}  # plan ids by what the short path has at hand
-        self._plans = PlanCache(endpoint.handle, rank, size, forced=config.algorithm_for)
+        self._plans = PlanCache(
+            endpoint.handle, rank, size, forced=config.algorithm_for, fail=self.fail
+        )
         self._found: dict[Any, int] = {}
         self._outstanding: dict[int, Work] = {}
 
@@ -233,7 +235,8 @@ class Launcher:
         try:
             for work in list(self._outstanding.values()):
                 if work.what.startswith("send"):
-                    work.wait(min(self.timeout, _CLOSE_DRAIN_S))
+                    # What failed has been raised before, or will be where it is waited for.
+                    work.settle(timeout_to_ns(min(self.timeout, _CLOSE_DRAIN_S), 0.0))
         finally:
             self._outstanding.clear()
             self._endpoint.close()
@@ -245,7 +248,7 @@ class Launcher:
         out = ffi.new("uint64_t *")
         handle = self.handle()
         status = function(handle, *arguments, out)
-        if status == FULL:
+        while status == FULL:
             self._make_room(timeout_to_ns(None, self.timeout))
             status = function(handle, *arguments, out)
         if status < 0:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jetstream._core.native import check, ffi, lib
+from jetstream._core.native import ffi, lib
 from jetstream.collectives import Call, choose, compile_plan
+from jetstream.collectives.select import algorithms_of
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
-from jetstream.errors import ArgumentError, ConfigurationError
+from jetstream.errors import ArgumentError
 
 __all__ = ["PlanCache"]
 
@@ -24,15 +25,24 @@ def algorithm_of(label: str) -> Algorithm:
 
 
 class PlanCache:
-    """Plan ids by call. ``forced(kind)`` names the algorithm that the environment asks for."""
+    """Plan ids by call. ``forced(kind)`` names the algorithm that the environment asks for;
+    ``fail(status)`` raises what a status of the data plane means.
+    """
 
     def __init__(
-        self, handle: Any, rank: int, world: int, *, forced: Callable[[str], str | None]
+        self,
+        handle: Any,
+        rank: int,
+        world: int,
+        *,
+        forced: Callable[[str], str | None],
+        fail: Callable[[int], None],
     ) -> None:
         self._handle = handle
         self._rank = rank
         self._world = world
         self._forced = forced
+        self._fail = fail
         self._ids: dict[Call, int] = {}
 
     def call(
@@ -48,18 +58,15 @@ class PlanCache:
     ) -> Call:
         """The call with its algorithm and chunk size chosen.
 
-        Raises ArgumentError for an algorithm or chunk size that the kind cannot use,
-        ConfigurationError when it came from the environment.
+        Raises ArgumentError for an algorithm, PlanError for a chunk size that cannot be used.
         """
-        label = algo if algo is not None else self._forced(kind.label)
-        forced = None if label is None else algorithm_of(label)
+        forced = None if algo is None else algorithm_of(algo)
+        if algo is None and (label := self._forced(kind.label)) is not None:
+            forced = algorithm_of(label)
+            # JETSTREAM_ALGO without a kind speaks to the kinds that have the algorithm.
+            forced = forced if forced in algorithms_of(kind) else None
         nbytes = count * dtype.itemsize
-        try:
-            algorithm, chosen = choose(kind, nbytes, self._world, forced=forced)
-        except ArgumentError as error:
-            if algo is not None:
-                raise
-            raise ConfigurationError(f"JETSTREAM_ALGO: {error}") from error
+        algorithm, chosen = choose(kind, nbytes, self._world, forced=forced)
         return Call(
             kind=kind,
             redop=redop,
@@ -88,7 +95,8 @@ class PlanCache:
         if is_full:
             self._drop_all()
             status = lib.js_comm_load_plan(self._handle, aligned, len(code), out)
-        check(status)
+        if status < 0:
+            self._fail(status)
         plan_id = self._ids[call] = int(out[0])
         return plan_id, is_full
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from jetstream._core.native import AGAIN, check, ffi, lib
+from jetstream._core.native import AGAIN, ffi, lib
 from jetstream.errors import ArgumentError, TimedOutError
 
 __all__ = ["Work", "timeout_to_ns"]
@@ -74,7 +74,7 @@ class Work:
         self.is_done = True
         self._owner.forget(self.wr_id)
         try:
-            if status < 0:
+            if status < 0 and status != lib.JS_ERR_TRUNCATED:  # finish() knows both sizes
                 self._owner.fail(status)
             self._result = self._finish(nbytes)
         except Exception as error:
@@ -94,7 +94,7 @@ class Work:
         if not self.is_done:
             status = self._poll(0)
             if status not in (lib.JS_OK, AGAIN):
-                check(status)
+                self._owner.fail(status)
         return self.is_done
 
     def wait(self, timeout: float | None = None) -> Any:
@@ -122,4 +122,4 @@ class Work:
                     status="JS_ERR_TIMEOUT",
                 )
             if status not in (lib.JS_OK, AGAIN):
-                check(status)
+                self._owner.fail(status)

@@ -34,8 +34,9 @@ def verify_call(call: Call) -> None:
 def verify_plans(plans: Sequence[RankPlan]) -> None:
     """Prove the plans of one call, one per rank in rank order; raises PlanError if they are wrong.
 
-    Work grows with the number of steps, squared over 64. A plan is periodic in its chunks, so
-    sizes of one, two and three chunks per operation, with ragged ends, cover the larger ones.
+    Time and memory grow with the square of the number of steps of all ranks: a second for 64 ranks
+    with one chunk per operation. A plan is periodic in its chunks, so sizes of one, two and three
+    chunks per operation, with ragged ends, stand for the larger ones.
     """
     check_structure(plans)
     graph = build_graph(plans)

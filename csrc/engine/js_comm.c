@@ -75,10 +75,12 @@ void js_comm_close(js_comm *comm)
     if (comm == NULL) {
         return;
     }
-    js_store_rel_u32(&comm->board->closed, 1);
-    js_wait_wake_all(comm);
-    if (comm->waiter.is_armed) {
-        js_wait_reset(comm);
+    if (comm->failed != JS_ERR_FORKED) {
+        js_store_rel_u32(&comm->board->closed, 1);
+        js_wait_wake_all(comm);
+        if (comm->waiter.is_armed) {
+            js_wait_reset(comm);
+        }
     }
     comm_destroy(comm);
 }

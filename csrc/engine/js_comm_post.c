@@ -11,6 +11,9 @@
  * corrupted queue. */
 static int32_t post_enter(js_comm *comm)
 {
+    if (JS_UNLIKELY(comm->failed == JS_ERR_FORKED)) {
+        return JS_ERR_FORKED; /* the queues and streams are the parent's */
+    }
     if (JS_UNLIKELY(js_swap_acq_u32(&comm->busy, 1) != 0)) {
         return JS_FAIL(JS_ERR_BUSY, "another thread is inside a call on this communicator");
     }
@@ -68,6 +71,7 @@ static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
 {
     js_comm_slot *slot = &comm->slots[wr_id & comm->slot_mask];
     uint64_t patience = 0;
+    uint32_t rounds = 0;
     comm->wr_waited = wr_id;
     while (slot->state == JS_COMM_SLOT_OUTSTANDING) {
         int32_t progress = js_duty_round(comm);
@@ -78,12 +82,13 @@ static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
             if (slot->state == JS_COMM_SLOT_OUTSTANDING) {
                 js_wait_reset(comm);
             }
+        } else if (timeout_ns == 0) {
+            return JS_ERR_AGAIN;
+        } else if (js_wait_idle(comm) != JS_OK) {
             continue;
         }
-        if (timeout_ns == 0) {
-            return JS_ERR_AGAIN;
-        }
-        if (js_wait_idle(comm) != JS_OK || comm->waiter.spins % 1024 != 1023) {
+        /* The clock is read now and then, and before each slice of sleep. */
+        if (++rounds % 1024 != 0 && !comm->waiter.is_armed) {
             continue;
         }
         uint64_t now = js_clock_ticks();
@@ -91,6 +96,7 @@ static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
         patience = patience ? patience : now;
         uint64_t waited_ns = js_clock_span_ns(&comm->engine->clock, now - slot->since_ticks);
         if (waited_ns >= timeout_ns) {
+            slot->since_ticks = 0; /* the next wait begins anew */
             return JS_ERR_TIMEOUT;
         }
         if (js_clock_span_ns(&comm->engine->clock, now - patience) >= POST_PATIENCE_NS) {
@@ -233,6 +239,8 @@ int32_t js_comm_progress(js_comm *comm)
     if (result == JS_OK) {
         int32_t progress = js_duty_round(comm);
         result = progress < 0 ? progress : JS_OK;
+    } else {
+        js_duty_flush(comm, JS_ERR_FLUSHED); /* what a device has posted in the meantime */
     }
     return post_leave(comm, result);
 }

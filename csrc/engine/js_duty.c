@@ -296,16 +296,21 @@ int32_t js_duty_round(js_comm *comm)
 
 void js_duty_flush(js_comm *comm, int32_t status)
 {
-    (void)(duty_read_sq(comm) + duty_read_rq(comm));
-    if (comm->exec.plan != NULL) {
-        duty_finish(comm, status);
-    }
     uint32_t mask = comm->qp.sq_depth_slots - 1;
-    while (comm->launch_head != comm->launch_tail) {
-        const js_comm_pending *launch = &comm->launches[comm->launch_head++ & mask];
-        js_cqe cqe = { .wr_id = launch->wr_id, .status = JS_ERR_FLUSHED, .opcode = JS_SQ_LAUNCH };
-        duty_complete(comm, &cqe);
-    }
-    js_message_flush(&comm->message, status, duty_message_done, comm);
-    duty_read_cq(comm);
+    /* The queues may hold more than is accepted at once, and the completion queue holds no more
+     * than one turn of this writes. */
+    do {
+        duty_read_cq(comm);
+        if (comm->exec.plan != NULL) {
+            duty_finish(comm, status);
+        }
+        while (comm->launch_head != comm->launch_tail) {
+            const js_comm_pending *launch = &comm->launches[comm->launch_head++ & mask];
+            js_cqe cqe = { .wr_id = launch->wr_id, .status = JS_ERR_FLUSHED };
+            cqe.opcode = JS_SQ_LAUNCH;
+            duty_complete(comm, &cqe);
+        }
+        js_message_flush(&comm->message, status, duty_message_done, comm);
+        duty_read_cq(comm);
+    } while (duty_read_sq(comm) + duty_read_rq(comm) != 0);
 }

@@ -35,6 +35,12 @@ JS_INLINE uint32_t exec_step_bytes(const js_exec_plan *plan, const js_exec_op *o
     return left < plan->call.chunk_bytes ? (uint32_t)left : plan->call.chunk_bytes;
 }
 
+/* An address in a buffer. By integers: the buffers of a barrier are NULL. */
+JS_INLINE uint8_t *exec_address(const js_exec *exec, uint8_t buffer, uint64_t offset)
+{
+    return (uint8_t *)((uintptr_t)exec->buffers[buffer] + offset);
+}
+
 /* Have the operations that must come first got far enough? */
 JS_INLINE bool exec_may_start(const js_exec_plan *plan, const js_exec_op *op)
 {
@@ -53,8 +59,8 @@ static bool exec_send(js_exec *exec, js_exec_op *op)
     const js_exec_plan *plan = exec->plan;
     const js_exec_source *source = op->sources;
     uint32_t bytes = exec_step_bytes(plan, op);
-    const uint8_t *from = exec->buffers[source->buffer] + source->offset +
-                          (uint64_t)op->step * plan->call.chunk_bytes;
+    uint64_t local = (uint64_t)op->step * plan->call.chunk_bytes;
+    const uint8_t *from = exec_address(exec, source->buffer, source->offset + local);
     uint32_t flags = (op->step == 0 ? JS_FRAME_FLAG_SOM : 0u) |
                      (op->step + 1 == op->steps ? JS_FRAME_FLAG_EOM : 0u);
     uint64_t route = js_frame_with_flags(op->tx->route, flags);
@@ -89,7 +95,7 @@ JS_INLINE bool exec_gather(js_exec *exec, js_exec_op *op, uint32_t bytes)
     for (; op->ready < op->source_count; op->ready++) {
         js_exec_source *source = &op->sources[op->ready];
         if (source->rx == NULL) {
-            source->at = exec->buffers[source->buffer] + source->offset + local;
+            source->at = exec_address(exec, source->buffer, source->offset + local);
             continue;
         }
         const js_stream_line *line = js_stream_peek(source->rx);
@@ -134,8 +140,8 @@ static bool exec_reduce(js_exec *exec, js_exec_op *op)
     if (!exec_gather(exec, op, bytes)) {
         return false;
     }
-    uint8_t *to = exec->buffers[op->target_buffer] + op->target_offset +
-                  (uint64_t)op->step * plan->call.chunk_bytes;
+    uint64_t local = (uint64_t)op->step * plan->call.chunk_bytes;
+    uint8_t *to = exec_address(exec, op->target_buffer, op->target_offset + local);
     for (uint32_t i = 0; i < op->source_count; i++) {
         plan->pointers[i] = op->sources[i].at;
     }
@@ -152,8 +158,8 @@ static bool exec_copy(js_exec *exec, js_exec_op *op)
     if (!exec_gather(exec, op, bytes)) {
         return false;
     }
-    uint8_t *to = exec->buffers[op->target_buffer] + op->target_offset +
-                  (uint64_t)op->step * exec->plan->call.chunk_bytes;
+    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
+    uint8_t *to = exec_address(exec, op->target_buffer, op->target_offset + local);
     if (bytes != 0 && to != op->sources[0].at) { /* equal: an in-place call */
         uint64_t start = bytes >= EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
         memcpy(to, op->sources[0].at, bytes);
@@ -205,6 +211,9 @@ js_exec_outcome js_exec_step(js_exec *exec, uint32_t *progress)
 
 static void exec_add_missing(js_exec_missing *out, uint32_t rank, uint32_t op_index)
 {
+    if (rank < 64 && (out->mask >> rank & 1) != 0) {
+        return; /* two lanes wait for the same rank */
+    }
     if (out->count == 0 || rank < out->first) {
         out->first = rank;
         out->op_index = op_index;

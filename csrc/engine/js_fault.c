@@ -12,6 +12,13 @@
 
 #define FAULT_READY_ROUNDS 100000u
 
+/* What two ranks called as their collective of one number. */
+typedef struct fault_pair {
+    uint64_t sequence;
+    js_call mine;
+    js_call theirs;
+} fault_pair;
+
 static void fault_read_board(const js_comm *comm, uint32_t peer, uint64_t *sequence, js_call *call,
                              int32_t *is_active)
 {
@@ -28,11 +35,12 @@ static void fault_read_board(const js_comm *comm, uint32_t peer, uint64_t *seque
         *is_active = (int32_t)js_load_acq_u32(&board->active);
         after = js_load_acq_u64(&board->sequence);
     } while ((before != after || before == 0) && ++tries < 1000);
-    *sequence = after;
+    *sequence = before == after ? after : 0;
     memcpy(call, words, sizeof(*call));
 }
 
-/* The call that a peer made as its collective number `sequence`, from its records. */
+/* The call that a rank made as its collective number `sequence`, from its records; they do not
+ * hold the chunk size. */
 static bool fault_read_record(const js_comm *comm, uint32_t peer, uint64_t sequence, js_call *call)
 {
     const js_record *record = &js_area_records(&comm->area, peer)[sequence % JS_RECORD_SLOTS];
@@ -49,6 +57,16 @@ static bool fault_read_record(const js_comm *comm, uint32_t peer, uint64_t seque
         .world = record->world,
     };
     return js_load_acq_u64(&record->commit) == sequence;
+}
+
+/* The call that a rank, also this one, made as its collective number `sequence`, if anybody still
+ * knows. */
+static bool fault_read_call(const js_comm *comm, uint32_t rank, uint64_t sequence, js_call *call)
+{
+    uint64_t present;
+    int32_t is_active;
+    fault_read_board(comm, rank, &present, call, &is_active);
+    return present == sequence || fault_read_record(comm, rank, sequence, call);
 }
 
 static void fault_fill_peer(const js_comm *comm, js_fault *fault, uint32_t peer)
@@ -142,54 +160,71 @@ static int32_t fault_raise_status(js_comm *comm, int32_t status, uint32_t peer)
     return js_fault_raise(comm, &fault);
 }
 
-static int32_t fault_raise_mismatch(js_comm *comm, uint32_t peer, uint64_t sequence,
-                                    const js_call *call)
+static int32_t fault_raise_mismatch(js_comm *comm, uint32_t peer, const fault_pair *pair)
 {
     js_fault fault;
     js_fault_describe(comm, &fault);
     fault.status = JS_ERR_MISMATCH;
     fault_fill_peer(comm, &fault, peer);
-    fault.peer_sequence = sequence;
-    fault.peer_call = *call;
+    fault.my_sequence = pair->sequence;
+    fault.my_call = pair->mine;
+    fault.peer_sequence = pair->sequence;
+    fault.peer_call = pair->theirs;
     return js_fault_raise(comm, &fault);
 }
 
-/* Did the peer, as the collective with this rank's present number, call something else? */
-static bool fault_finds_mismatch(const js_comm *comm, uint32_t peer, js_call *call)
+/* Did this rank and the peer call different things as their collective number `sequence`? */
+static bool fault_differs(const js_comm *comm, uint32_t peer, uint64_t sequence, fault_pair *pair)
 {
-    const js_call *mine = &comm->exec.plan->call;
-    uint64_t sequence;
-    int32_t is_active;
-    fault_read_board(comm, peer, &sequence, call, &is_active);
-    if (sequence == comm->sequence) {
-        return memcmp(call, mine, sizeof(*call)) != 0;
-    }
-    if (sequence < comm->sequence || !fault_read_record(comm, peer, comm->sequence, call)) {
+    pair->sequence = sequence;
+    if (!fault_read_call(comm, comm->rank, sequence, &pair->mine) ||
+        !fault_read_call(comm, peer, sequence, &pair->theirs)) {
         return false;
     }
-    call->chunk_bytes = mine->chunk_bytes; /* not in the record */
-    return memcmp(call, mine, sizeof(*call)) != 0;
+    if (pair->mine.chunk_bytes == 0 || pair->theirs.chunk_bytes == 0) {
+        pair->mine.chunk_bytes = 0; /* one of the two is not known */
+        pair->theirs.chunk_bytes = 0;
+    }
+    return memcmp(&pair->mine, &pair->theirs, sizeof(pair->mine)) != 0;
+}
+
+/* Finds the first difference among the last `depth` collectives that both ranks have entered. */
+static bool fault_finds_mismatch(const js_comm *comm, uint32_t peer, uint64_t depth,
+                                 fault_pair *pair)
+{
+    js_call call;
+    uint64_t last;
+    int32_t is_active;
+    fault_read_board(comm, peer, &last, &call, &is_active);
+    last = js_min_u64(last, comm->sequence);
+    for (uint64_t s = last > depth ? last - depth + 1 : 1; s <= last; s++) {
+        if (fault_differs(comm, peer, s, pair)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 int32_t js_fault_foreign_frame(js_comm *comm, uint32_t peer)
 {
-    js_call call;
-    /* The peer wrote its board before its frames, so what it called is there to be read. */
-    if (fault_finds_mismatch(comm, peer, &call)) {
-        return fault_raise_mismatch(comm, peer, comm->sequence, &call);
+    fault_pair pair;
+    /* The peer wrote its board before its frames, so what it called is there to be read. It may
+     * have been long ago: two roots that send to each other notice only when they next receive. */
+    if (fault_finds_mismatch(comm, peer, JS_RECORD_SLOTS, &pair)) {
+        return fault_raise_mismatch(comm, peer, &pair);
     }
     return fault_raise_status(comm, JS_ERR_PROTOCOL, peer);
 }
 
 /* What is wrong with an awaited peer: a status, or JS_OK. */
-static int32_t fault_judge_peer(const js_comm *comm, uint32_t peer, js_call *call)
+static int32_t fault_judge_peer(const js_comm *comm, uint32_t peer, fault_pair *pair)
 {
     const js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, peer);
     uint32_t state = js_load_acq_u32(&rank->state);
     if (state == JS_PEER_DEAD) {
         return JS_ERR_PEER_DEAD;
     }
-    if (comm->exec.plan != NULL && fault_finds_mismatch(comm, peer, call)) {
+    if (fault_finds_mismatch(comm, peer, 1, pair)) {
         return JS_ERR_MISMATCH;
     }
     bool has_left = js_load_acq_u32(&js_area_board(&comm->area, peer)->closed) != 0;
@@ -208,11 +243,11 @@ static uint32_t fault_find_dead(const js_comm *comm)
     return JS_MESSAGE_NONE;
 }
 
-static int32_t fault_judge(js_comm *comm, uint32_t *peer, js_call *call)
+static int32_t fault_judge(js_comm *comm, uint32_t *peer, fault_pair *pair)
 {
     *peer = js_message_find_peer(&comm->message, comm->wr_waited);
     if (*peer != JS_MESSAGE_NONE) {
-        return *peer == comm->rank ? JS_OK : fault_judge_peer(comm, *peer, call);
+        return *peer == comm->rank ? JS_OK : fault_judge_peer(comm, *peer, pair);
     }
     if (comm->exec.plan == NULL) {
         return JS_OK;
@@ -226,7 +261,7 @@ static int32_t fault_judge(js_comm *comm, uint32_t *peer, js_call *call)
     for (uint32_t i = 0; i < comm->world && missing.count != 0; i++) {
         bool is_missing = i < 64 ? (missing.mask >> i & 1) != 0 : i == missing.first;
         if (is_missing) {
-            int32_t status = fault_judge_peer(comm, i, call);
+            int32_t status = fault_judge_peer(comm, i, pair);
             if (status != JS_OK) {
                 *peer = i;
                 return status;
@@ -238,15 +273,15 @@ static int32_t fault_judge(js_comm *comm, uint32_t *peer, js_call *call)
 
 int32_t js_fault_check_peers(js_comm *comm)
 {
-    js_call call = { 0 };
+    fault_pair pair = { 0 };
     uint32_t peer = JS_MESSAGE_NONE;
-    int32_t status = fault_judge(comm, &peer, &call);
+    int32_t status = fault_judge(comm, &peer, &pair);
     if (status == JS_OK || comm->waiter.suspect != peer + 1) {
         comm->waiter.suspect = status == JS_OK ? 0 : peer + 1;
         return JS_OK;
     }
     if (status == JS_ERR_MISMATCH) {
-        return fault_raise_mismatch(comm, peer, comm->sequence, &call);
+        return fault_raise_mismatch(comm, peer, &pair);
     }
     return fault_raise_status(comm, status, peer);
 }

@@ -26,15 +26,15 @@ uint32_t js_dtype_size_bytes(uint32_t dtype)
     return js_dtype_bytes((enum js_dtype)dtype);
 }
 
-int32_t js_fold(uint32_t isa, uint32_t dtype, uint32_t redop, void *target,
-                const uintptr_t *sources, uint32_t source_count, size_t count)
+int32_t js_fold(const js_fold_request *request)
 {
-    js_reduce_fn fold =
-        js_reduce_pick_isa((enum js_isa)isa, (enum js_dtype)dtype, (enum js_redop)redop);
-    if (fold == NULL || source_count == 0) {
+    js_reduce_fn fold = js_reduce_pick_isa((enum js_isa)request->isa, (enum js_dtype)request->dtype,
+                                           (enum js_redop)request->redop);
+    if (fold == NULL || request->source_count == 0) {
         return JS_FAIL(JS_ERR_UNSUPPORTED, "no kernel: ISA %u, dtype %u, operation %u, %u sources",
-                       isa, dtype, redop, source_count);
+                       request->isa, request->dtype, request->redop, request->source_count);
     }
-    fold(target, (const void *const *)(const void *)sources, source_count, count, source_count);
+    fold(request->target, (const void *const *)(const void *)request->sources,
+         request->source_count, request->count, request->source_count);
     return JS_OK;
 }

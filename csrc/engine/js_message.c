@@ -316,15 +316,16 @@ static bool message_send_frame(js_message *m, js_stream_tx *tx, js_message_send 
         if (!js_stream_has_slot(tx)) {
             return false;
         }
-        js_stream_publish_inline(tx, send->at + send->sent, bytes, route, body);
+        js_stream_publish_inline(tx, send->at, bytes, route, body);
     } else {
         uint8_t *to = js_stream_reserve(tx, bytes);
         if (to == NULL) {
             return false;
         }
-        memcpy(to, send->at + send->sent, bytes);
+        memcpy(to, send->at, bytes);
         js_stream_publish(tx, bytes, route, body);
     }
+    send->at = bytes != 0 ? send->at + bytes : send->at; /* which is NULL in an empty message */
     send->sent += bytes;
     send->fragment++;
     m->published++;

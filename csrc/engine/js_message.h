@@ -17,7 +17,7 @@
 
 typedef struct js_message_send {
     uint64_t wr_id;
-    const uint8_t *at;
+    const uint8_t *at; /* next to send */
     uint64_t bytes;
     uint64_t sent;
     uint32_t tag;

@@ -48,6 +48,11 @@ static int32_t plan_check_header(const js_plan_header *header, size_t size_bytes
         return JS_FAIL(JS_ERR_PLAN, "chunks of %u bytes: a multiple of %d up to %d is needed",
                        call->chunk_bytes, JS_PLAN_CHUNK_ALIGN, JS_PLAN_CHUNK_BYTES_MAX);
     }
+    /* Steps are counted in 32 bits; and no size computed from these wraps. */
+    uint64_t most = (uint64_t)UINT32_MAX * call->chunk_bytes;
+    if (header->input_bytes > most || header->output_bytes > most || header->scratch_bytes > most) {
+        return JS_FAIL(JS_ERR_PLAN, "buffers of more than %llu bytes", (unsigned long long)most);
+    }
     return JS_OK;
 }
 

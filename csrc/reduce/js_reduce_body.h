@@ -226,7 +226,7 @@ static inline vec u8_finish_avg(struct vec_pair value, uint32_t divisor)
 }
 
 /* --- loops ------------------------------------------------------------------------------- */
-/* width: a power of two up to VEC_BYTES, known at compile time; the rest of the register is zero. */
+/* width: a power of two up to VEC_BYTES, known at compile time; other bytes become zero. */
 JS_INLINE vec vec_load(const uint8_t *at, uint32_t width)
 {
     uint64_t bits = 0;

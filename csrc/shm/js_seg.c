@@ -121,11 +121,15 @@ static int32_t seg_validate(js_seg *seg)
 int32_t js_seg_attach(int32_t fd, js_seg **out)
 {
     struct stat status;
+    int seals = fcntl(fd, F_GET_SEALS); /* before the size is read: it must not shrink any more */
     if (fstat(fd, &status) != 0) {
         return JS_FAIL_SYS("fstat of the segment");
     }
     if (!S_ISREG(status.st_mode) || (uint64_t)status.st_size < SEG_PAGE_BYTES) {
         return JS_FAIL(JS_ERR_SEGMENT, "file descriptor %d is not a segment", fd);
+    }
+    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
+        return JS_FAIL(JS_ERR_SEGMENT, "file descriptor %d is not a sealed memfd", fd);
     }
     int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (own < 0) {

@@ -7,8 +7,9 @@
  *   payload  ring of bytes (W: producer, R: readers)
  * Frame number `psn` lives in line psn mod slots. The line's second word carries psn and is
  * written last with release order: a reader that finds the psn it expects (acquire) sees header
- * and payload. A reader frees a frame by storing how many it has consumed in its word (release); the producer
- * reads the readers' words (acquire) only when it has run out of room. Numbers wrap at 2^32.
+ * and payload. A reader frees a frame by storing how many it has consumed in its word (release);
+ * the producer reads the readers' words (acquire) only when it has run out of room. Numbers wrap
+ * at 2^32.
  *
  * A line is valid for a reader only while it holds the number the reader expects, so lines are
  * never cleared. Zeroed memory is a fresh stream, because numbering does not begin at zero:
@@ -20,6 +21,12 @@
 #include "js_base.h"
 
 #define JS_STREAM_INLINE_BYTES 40u
+
+/* The producer returns to the beginning of the ring of bytes after so many frames, or so many
+ * bytes, if the readers are done with what lies there: a ring that is used in a small part stays
+ * in the nearest cache. Only a reader that lags makes the whole ring be used. */
+#define JS_STREAM_WINDOW_FRAMES 8u
+#define JS_STREAM_WINDOW_BYTES 16384u
 
 typedef struct js_stream_line {
     uint64_t route;
@@ -58,7 +65,8 @@ typedef struct js_stream_tx {
     uint32_t psn;        /* number of the next frame */
     uint32_t room_until; /* frames below this number fit, as far as this side knows */
     uint64_t payload_bytes;
-    uint64_t head;  /* free-running byte positions: next to write, and */
+    uint64_t head;  /* free-running byte positions: end of the last frame, */
+    uint64_t start; /* where the reserved frame begins, */
     uint64_t tail;  /* oldest byte that a reader may still need */
     uint64_t *ends; /* per slot: head after its frame */
     uint64_t route;
@@ -87,6 +95,9 @@ void js_stream_open_rx(js_stream_rx *rx, void *memory, const js_stream_layout *l
                        uint32_t reader);
 /* Reads the readers' words and updates what is free. */
 void js_stream_refresh(js_stream_tx *tx);
+/* Finds a place for a frame that does not fit right after the last one within the window: at the
+ * beginning of the ring, or further on. False: there is no room yet. */
+bool js_stream_turn(js_stream_tx *tx, uint32_t bytes);
 /* Index of the reader that is furthest behind. */
 uint32_t js_stream_slowest(const js_stream_tx *tx);
 
@@ -101,26 +112,21 @@ JS_INLINE bool js_stream_has_slot(js_stream_tx *tx)
     return tx->psn != tx->room_until;
 }
 
-JS_INLINE uint64_t js_stream_place(const js_stream_tx *tx, uint32_t bytes)
-{
-    uint64_t at = tx->head & (tx->payload_bytes - 1);
-    /* Frames are contiguous: one that would cross the end of the ring starts at its beginning. */
-    return at + bytes <= tx->payload_bytes ? tx->head : tx->head + (tx->payload_bytes - at);
-}
-
 JS_INLINE uint8_t *js_stream_reserve(js_stream_tx *tx, uint32_t bytes)
 {
     if (!js_stream_has_slot(tx)) {
         return NULL;
     }
-    uint64_t start = js_stream_place(tx, bytes);
-    if (JS_UNLIKELY(start + bytes - tx->tail > tx->payload_bytes)) {
-        js_stream_refresh(tx);
-        if (start + bytes - tx->tail > tx->payload_bytes) {
+    uint64_t at = tx->head & (tx->payload_bytes - 1);
+    uint64_t window = js_max_u64((uint64_t)bytes * JS_STREAM_WINDOW_FRAMES, JS_STREAM_WINDOW_BYTES);
+    tx->start = tx->head;
+    if (at + bytes > js_min_u64(window, tx->payload_bytes) ||
+        JS_UNLIKELY(tx->start + bytes - tx->tail > tx->payload_bytes)) {
+        if (!js_stream_turn(tx, bytes)) {
             return NULL;
         }
     }
-    return tx->payload + (start & (tx->payload_bytes - 1));
+    return tx->payload + (tx->start & (tx->payload_bytes - 1));
 }
 
 JS_INLINE void js_stream_commit(js_stream_tx *tx, js_stream_line *line)
@@ -134,11 +140,10 @@ JS_INLINE void js_stream_commit(js_stream_tx *tx, js_stream_line *line)
 JS_INLINE void js_stream_publish(js_stream_tx *tx, uint32_t bytes, uint64_t route, uint64_t body)
 {
     js_stream_line *line = &tx->lines[tx->psn & tx->mask];
-    uint64_t start = js_stream_place(tx, bytes);
-    tx->head = js_round_up(start + bytes, JS_CACHE_LINE);
+    tx->head = js_round_up(tx->start + bytes, JS_CACHE_LINE);
     line->route = route;
     line->body = body;
-    line->payload.offset = start & (tx->payload_bytes - 1);
+    line->payload.offset = tx->start & (tx->payload_bytes - 1);
     js_stream_commit(tx, line);
 }
 

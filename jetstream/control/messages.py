@@ -24,6 +24,7 @@ __all__ = [
     "VERSION",
     "Claim",
     "Failed",
+    "ForeignBytesError",
     "Go",
     "Grant",
     "Hello",
@@ -152,6 +153,10 @@ class Grant:
     rank: int = _integer(0, RANKS_MAX - 1)
 
 
+class ForeignBytesError(ProtocolError):
+    """Bytes of something that does not speak this protocol: a port scan, a wrong address."""
+
+
 Message = Hello | Welcome | Ready | Go | Refuse | Failed | Claim | Grant
 
 #: Every message by the name it has on the wire.
@@ -180,11 +185,12 @@ def seal(message: Message, *, secret: bytes) -> bytes:
 def open_sealed(raw: bytes, *, secret: bytes) -> Message:
     """Returns the message in `raw`.
 
-    Raises RendezvousError if it was not sealed with `secret`, VersionMismatchError if it speaks
-    another version of the protocol, ProtocolError if it is malformed in any way.
+    Raises ForeignBytesError if no rank sent it, RendezvousError if a rank with another secret did,
+    VersionMismatchError if it speaks another version of the protocol, ProtocolError if a rank with
+    the right secret sent something malformed.
     """
     if not _TAG_BYTES < len(raw) <= LIMIT_BYTES:
-        raise ProtocolError(f"a rendezvous message of {len(raw)} bytes is too short or too long")
+        raise ForeignBytesError(f"{len(raw)} bytes are too few or too many for a message")
     tag, payload = raw[:_TAG_BYTES], raw[_TAG_BYTES:]
     if not hmac.compare_digest(tag, hmac.digest(secret, payload, "sha256")):
         raise RendezvousError(
@@ -195,11 +201,14 @@ def open_sealed(raw: bytes, *, secret: bytes) -> Message:
 
 
 def _claimed_sender(payload: bytes) -> str:
-    """Describes who sent an unauthenticated message, as far as it says so itself."""
+    """Describes who sent an unauthenticated message, as far as it says so itself.
+
+    Raises ForeignBytesError if it is no message at all.
+    """
     try:
         message = _decode(payload)
     except (ProtocolError, VersionMismatchError):
-        return "the sender of a message"
+        raise ForeignBytesError("bytes that no rank sent") from None
     if isinstance(message, Hello):
         return f"a process that calls itself rank {message.member.rank} (pid {message.member.pid})"
     return "the sender of a message"

@@ -30,7 +30,15 @@ from jetstream.control.machine import (
     Unreadable,
     Watch,
 )
-from jetstream.control.messages import LIMIT_BYTES, Hello, Member, Message, open_sealed, seal
+from jetstream.control.messages import (
+    LIMIT_BYTES,
+    ForeignBytesError,
+    Hello,
+    Member,
+    Message,
+    open_sealed,
+    seal,
+)
 from jetstream.control.process import cpus_from_bitmap, describe_self, open_pidfd
 from jetstream.control.protocol import Coordinator, Joiner
 from jetstream.errors import JetstreamError, RendezvousError
@@ -341,7 +349,7 @@ class _Wire:
         return {source for source, _ in ready if isinstance(source, int)}
 
     def receive_all(self) -> Iterator[tuple[bytes, Message | Unreadable]]:
-        """Yields (peer, message) for everything that has arrived."""
+        """Yields (peer, message) for everything that ranks have sent."""
         while True:
             try:
                 frames = self._socket.recv_multipart(flags=zmq.NOBLOCK)
@@ -350,6 +358,8 @@ class _Wire:
             peer = frames.pop(0) if self.is_bound else b""
             try:
                 yield peer, open_sealed(b"".join(frames), secret=self._secret)
+            except ForeignBytesError as error:
+                _log.warning("ignored at the rendezvous: %s", error)
             except JetstreamError as error:
                 yield peer, Unreadable(error)
 

@@ -32,7 +32,8 @@ class World:
         self.size = size
         self.barrier = threading.Barrier(size, timeout=_WAIT_S)
         self.slots: list[Any] = [None] * size
-        self.mail = {(a, b): queue.Queue() for a in range(size) for b in range(size)}  # type: dict[tuple[int, int], queue.Queue[np.ndarray]]
+        pairs = [(a, b) for a in range(size) for b in range(size)]
+        self.mail = {pair: queue.Queue[np.ndarray]() for pair in pairs}
 
 
 class ThreadComm:

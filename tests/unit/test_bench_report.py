@@ -34,6 +34,7 @@ MACHINE = {
     "kernel": "Linux 6.1",
     "clock_source": "tsc",
     "host": "node<script>",
+    "load": "0.3",
     "time": "2026-01-02T03:04:05+0000",
 }
 RANKS = [
@@ -55,11 +56,12 @@ def row_of(case: Case, *, iterations: int = 5000, wrong: int | None = 0, agree: 
 def report_of(
     kinds: tuple[str, ...] = ("all_reduce", "barrier"),
     sizes_bytes: tuple[int, ...] = (8, 1024, 1 << 20),
+    ranks: int = 2,
     **options: Any,
 ) -> Report:
-    config = BenchConfig(kinds, 2, sizes_bytes)
+    config = BenchConfig(kinds, ranks, sizes_bytes)
     rows = [row_of(case, **options) for case in config.cases()]
-    return Report(config, dict(MACHINE), list(RANKS), rows, complete=True)
+    return Report(config, dict(MACHINE), list(RANKS[:ranks]), rows, complete=True)
 
 
 def test_row_figures() -> None:
@@ -121,6 +123,24 @@ def test_summary_says_latency_bandwidth_and_tail() -> None:
     assert re.search(r"tail up to 1 KiB: p99\.9 is \d+\.\d to \d+\.\d times the median", summary)
     assert re.search(r"barrier +1\.00 us \(median\)", summary)
     assert len(summary.splitlines()) <= 20
+
+
+def test_a_busy_host_is_said() -> None:
+    report = report_of()
+    assert not any("load average" in line for line in table.head_lines(report))
+    report.machine["load"] = "5.6"
+    assert any("load average 5.6 on 2 cores" in line for line in table.head_lines(report))
+    assert "The load average was 5.6 on 2 cores" in render_page(report)
+
+
+def test_one_rank_has_no_bus_bandwidth() -> None:
+    report = report_of(ranks=1)
+    assert "bandwidth" not in "\n".join([*table.summary_lines(report), *_footers(report)])
+    assert "Bus bandwidth by size" not in render_page(report)
+
+
+def _footers(report: Report) -> list[str]:
+    return table.footer_lines(report.rows_of("all_reduce"))
 
 
 def test_more_ranks_than_cores_is_said() -> None:
@@ -189,10 +209,20 @@ def read_page(report: Report) -> Page:
         report_of(("all_reduce",), (64,)),
         report_of(("all_gather", "pingpong"), iterations=20),
         report_of(("all_reduce",), (8,), iterations=1),
+        report_of(ranks=1),
         Report(BenchConfig(("all_reduce",), 2, (8,)), dict(MACHINE), list(RANKS)),
         Report(BenchConfig(("all_reduce",), 2, (8,))),
     ],
-    ids=["two kinds", "barrier", "one size", "few", "one iteration", "no rows", "nothing"],
+    ids=[
+        "two kinds",
+        "barrier",
+        "one size",
+        "few",
+        "one iteration",
+        "one rank",
+        "no rows",
+        "nothing",
+    ],
 )
 def test_page_is_whole_and_needs_nothing_else(report: Report) -> None:
     page = read_page(report)

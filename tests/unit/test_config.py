@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +107,14 @@ def test_mpich_jobs_differ_by_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     here = load_config(MPICH).rendezvous
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert load_config(MPICH).rendezvous != here
+
+
+@pytest.mark.parametrize("name", ["I_MPI_HYDRA_UUID", "PMI_JOBID"])
+def test_pmi_job_ids(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    here = load_config(MPICH | {name: "5"}).rendezvous
+    assert load_config(MPICH | {name: "6"}).rendezvous != here
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert load_config(MPICH | {name: "5"}).rendezvous == here
 
 
 def test_open_mpi_job_id_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,3 +309,11 @@ def test_logging_is_left_alone_without_the_variable(jetstream_logger: logging.Lo
     before = list(jetstream_logger.handlers)
     configure_logging(load_config(JOB))
     assert jetstream_logger.handlers == before
+
+
+def test_every_variable_is_documented() -> None:
+    root = Path(__file__).parents[2]
+    names = set(re.findall(r"JETSTREAM_[A-Z_]+", (root / "jetstream" / "config.py").read_text()))
+    documented = (root / "docs" / "environment.md").read_text()
+    assert len(names) > 10
+    assert [name for name in sorted(names) if f"`{name}`" not in documented] == []

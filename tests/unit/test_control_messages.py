@@ -18,6 +18,7 @@ from jetstream.control.messages import (
     VERSION,
     Claim,
     Failed,
+    ForeignBytesError,
     Go,
     Grant,
     Hello,
@@ -124,7 +125,7 @@ def test_largest_messages_fit() -> None:
 
 @given(st.binary(max_size=200))
 def test_noise_is_refused(raw: bytes) -> None:
-    with pytest.raises((ProtocolError, RendezvousError)):
+    with pytest.raises(ForeignBytesError):
         open_sealed(raw, secret=SECRET)
 
 
@@ -163,7 +164,7 @@ def test_one_field_gone_wrong(message: Message, data: st.DataObject) -> None:
 def test_any_flipped_bit_breaks_the_seal(message: Message, position: int, bit: int) -> None:
     raw = bytearray(seal(message, secret=SECRET))
     raw[position % len(raw)] ^= 1 << bit
-    with pytest.raises(RendezvousError, match="secret"):
+    with pytest.raises((ForeignBytesError, RendezvousError)):
         open_sealed(bytes(raw), secret=SECRET)
 
 
@@ -207,7 +208,7 @@ def test_impossible_numbers_of_members(count: int) -> None:
 
 
 def test_too_long() -> None:
-    with pytest.raises(ProtocolError, match="too long"):
+    with pytest.raises(ForeignBytesError, match="too many"):
         open_sealed(sealed(b"x" * LIMIT_BYTES), secret=SECRET)
 
 

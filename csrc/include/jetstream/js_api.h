@@ -158,6 +158,17 @@ typedef struct js_fault {
     uint64_t waited_ns;
 } js_fault;
 
+/* A fold of `source_count` arrays of `count` elements at the addresses in `sources`. */
+typedef struct js_fold_request {
+    uint32_t isa;   /* enum js_isa */
+    uint32_t dtype; /* enum js_dtype */
+    uint32_t redop; /* enum js_redop */
+    uint32_t source_count;
+    const uintptr_t *sources;
+    uint64_t count;
+    void *target;
+} js_fold_request;
+
 typedef struct js_error {
     int32_t status;
     int32_t sys_errno;
@@ -185,9 +196,8 @@ JS_API uint32_t js_isa(void); /* in use */
 JS_API uint32_t js_isa_available(uint32_t isa);
 JS_API int32_t js_isa_force(uint32_t isa);           /* before the first communicator */
 JS_API uint32_t js_dtype_size_bytes(uint32_t dtype); /* 0: unknown */
-/* Folds `source_count` arrays of `count` elements whose addresses are in `sources` into target. */
-JS_API int32_t js_fold(uint32_t isa, uint32_t dtype, uint32_t redop, void *target,
-                       const uintptr_t *sources, uint32_t source_count, size_t count);
+/* target[i] = sources[0][i] op sources[1][i] op ..., with the kernel of one instruction set. */
+JS_API int32_t js_fold(const js_fold_request *request);
 
 /* --- segment --------------------------------------------------------------------------- */
 /* Creates the memfd, maps it and lays it out. */

@@ -1,0 +1,1 @@
+"""all-MiniLM-L6-v2 in plain NumPy, for the tensor-parallel example `tp_minilm.py`."""

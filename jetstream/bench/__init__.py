@@ -1,0 +1,3 @@
+"""The engine of ``jetstream bench``: sizes, inputs, reference, timed loop, statistics, reports."""
+
+from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The command line: ``jetstream run``, ``jetstream bench``, ``jetstream info``."""

@@ -1,0 +1,414 @@
+/* js_exec: the ranks of one collective in one thread, stepped by hand. */
+#include "js_exec.h"
+#include "js_frame.h"
+#include "js_seg.h"
+#include "js_status.h"
+#include "js_test.h"
+#include "js_test_plan.h"
+
+#define RANKS_MAX 3u
+#define BYTES_MAX 65536u
+
+typedef struct exec_world {
+    js_seg *seg;
+    uint32_t world;
+    js_link_shm links[RANKS_MAX];
+    js_exec_plan *plans[RANKS_MAX];
+    js_exec execs[RANKS_MAX];
+    js_exec_outcome outcomes[RANKS_MAX];
+    uint64_t input[RANKS_MAX][BYTES_MAX / 8];
+    uint64_t output[RANKS_MAX][BYTES_MAX / 8];
+} exec_world;
+
+typedef void (*exec_builder)(js_test_plan *plan, uint32_t rank, const js_call *call);
+
+static exec_world w;
+
+static void exec_open(uint32_t world, uint32_t sequence_start)
+{
+    js_seg_config config = { .world = world, .stream_slots = 4, .sequence_start = sequence_start };
+    memset(&w, 0, sizeof(w));
+    w.world = world;
+    JS_TEST_REQUIRE(js_seg_create(&config, &w.seg) == JS_OK);
+    for (uint32_t i = 0; i < world; i++) {
+        JS_TEST_REQUIRE(js_link_shm_open(&w.links[i], &w.seg->world_area, i) == JS_OK);
+        js_link_shm_prefault(&w.seg->world_area, i);
+    }
+}
+
+static void exec_unload(void)
+{
+    for (uint32_t i = 0; i < w.world; i++) {
+        js_exec_unload(w.plans[i]);
+        w.plans[i] = NULL;
+    }
+}
+
+static void exec_close(void)
+{
+    exec_unload();
+    for (uint32_t i = 0; i < w.world; i++) {
+        js_link_shm_close(&w.links[i]);
+    }
+    js_seg_detach(w.seg);
+}
+
+static void exec_load(exec_builder build, const js_call *call)
+{
+    static js_test_plan plan;
+    exec_unload();
+    for (uint32_t i = 0; i < w.world; i++) {
+        build(&plan, i, call);
+        JS_TEST_REQUIRE(js_exec_load(&w.links[i], plan.packed, plan.size_bytes, i, w.world,
+                                     &w.plans[i]) == JS_OK);
+    }
+}
+
+static void exec_start(uint32_t rank, bool in_place, uint64_t sequence)
+{
+    void *output = in_place ? w.input[rank] : w.output[rank];
+    js_exec_start(&w.execs[rank], w.plans[rank], w.input[rank], output, sequence);
+    w.outcomes[rank] = JS_EXEC_RUNNING;
+}
+
+/* One round of one rank, if it is not done. */
+static uint32_t exec_step(uint32_t rank)
+{
+    uint32_t progress = 0;
+    if (w.outcomes[rank] == JS_EXEC_RUNNING) {
+        w.outcomes[rank] = js_exec_step(&w.execs[rank], &progress);
+    }
+    return progress;
+}
+
+/* Rounds over all ranks until nothing moves; rank 0 gets `lead` rounds for each of the others. */
+static void exec_run(uint32_t lead)
+{
+    uint32_t progress = 1;
+    while (progress != 0) {
+        progress = 0;
+        for (uint32_t i = 0; i < lead; i++) {
+            progress += exec_step(0);
+        }
+        for (uint32_t i = 1; i < w.world; i++) {
+            progress += exec_step(i);
+        }
+    }
+}
+
+/* Values that fill BYTES_MAX; small, so that any order of adding them is exact. */
+static void exec_fill(uint32_t count)
+{
+    for (uint32_t rank = 0; rank < w.world; rank++) {
+        int32_t *values = (int32_t *)(void *)w.input[rank];
+        for (uint32_t i = 0; i < count; i++) {
+            values[i] = (int32_t)(i * 7 + rank * 1000);
+        }
+        memset(w.output[rank], 0xee, sizeof(w.output[rank]));
+    }
+}
+
+static void exec_check_sum(uint32_t count, bool in_place)
+{
+    for (uint32_t rank = 0; rank < w.world; rank++) {
+        const int32_t *got = (const int32_t *)(const void *)(in_place ? w.input : w.output)[rank];
+        JS_TEST_EQ_I64(w.outcomes[rank], JS_EXEC_DONE);
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t base = w.world * i * 7;
+            JS_TEST_EQ_I64(got[i], (int32_t)(base + 1000 * w.world * (w.world - 1) / 2));
+        }
+        JS_TEST_CHECK(in_place || got[count] == (int32_t)0xeeeeeeee);
+    }
+}
+
+static js_call exec_call(uint32_t world, uint32_t count, uint32_t chunk_bytes)
+{
+    return (js_call){
+        .kind = JS_KIND_ALL_REDUCE,
+        .dtype = JS_DTYPE_INT32,
+        .algo = JS_ALGO_ONE_SHOT,
+        .chunk_bytes = chunk_bytes,
+        .count = count,
+        .world = world,
+    };
+}
+
+/* Each count with each chunk size, out of place and in place, with a rank that runs ahead. */
+static void exec_sweep(uint32_t world, exec_builder build)
+{
+    static const uint32_t counts[] = { 0, 1, 9, 10, 11, 16, 17, 100, 1024, 5000 };
+    static const uint32_t chunks[] = { 64, 128, 4096, 32768 };
+    uint64_t sequence = 0;
+    exec_open(world, UINT32_MAX - 100);
+    for (size_t c = 0; c < JS_ARRAY_LEN(counts); c++) {
+        for (size_t k = 0; k < JS_ARRAY_LEN(chunks); k++) {
+            js_call call = exec_call(world, counts[c], chunks[k]);
+            exec_load(build, &call);
+            for (uint32_t lead = 1; lead <= 4; lead++) {
+                bool in_place = lead % 2 == 0;
+                exec_fill(counts[c]);
+                sequence++;
+                for (uint32_t i = 0; i < world; i++) {
+                    exec_start(i, in_place, sequence);
+                }
+                exec_run(lead);
+                exec_check_sum(counts[c], in_place);
+            }
+        }
+    }
+    exec_close();
+}
+
+static void test_one_shot(void)
+{
+    exec_sweep(1, js_test_plan_one_shot);
+    exec_sweep(2, js_test_plan_one_shot);
+    exec_sweep(3, js_test_plan_one_shot);
+}
+
+static void test_two_shot(void)
+{
+    exec_sweep(2, js_test_plan_two_shot);
+    exec_sweep(3, js_test_plan_two_shot);
+}
+
+static void test_all_gather_and_broadcast(void)
+{
+    js_call call = exec_call(3, 700, 256);
+    exec_open(3, 0);
+    exec_fill(700);
+    exec_load(js_test_plan_all_gather, &call);
+    for (uint32_t i = 0; i < 3; i++) {
+        exec_start(i, false, 1);
+    }
+    exec_run(1);
+    for (uint32_t i = 0; i < 9; i++) {
+        const uint8_t *got = (const uint8_t *)w.output[i / 3] + i % 3 * 2800;
+        JS_TEST_CHECK(memcmp(got, w.input[i % 3], 2800) == 0);
+    }
+    call.root = 2;
+    exec_load(js_test_plan_broadcast, &call);
+    for (uint32_t i = 0; i < 3; i++) {
+        exec_start(i, false, 2);
+    }
+    exec_run(2);
+    for (uint32_t i = 0; i < 3; i++) {
+        JS_TEST_EQ_I64(w.outcomes[i], JS_EXEC_DONE);
+        JS_TEST_CHECK(memcmp(w.output[i], w.input[2], 2800) == 0);
+    }
+    exec_close();
+}
+
+/* Step by step: nothing comes before its time, a full stream holds, counters add up. */
+static void test_progress_is_chunk_by_chunk(void)
+{
+    js_call call = exec_call(2, 16 * 8, 64); /* 8 chunks, 4 slots */
+    exec_open(2, 0);
+    exec_fill(16 * 8);
+    exec_load(js_test_plan_one_shot, &call);
+    exec_start(0, false, 1);
+    exec_start(1, false, 1);
+    for (uint32_t i = 0; i < 4; i++) {
+        JS_TEST_EQ_U64(exec_step(0), 1);
+    }
+    JS_TEST_EQ_U64(exec_step(0), 0); /* the ring is full */
+    JS_TEST_EQ_U64(w.execs[0].published, 4);
+    JS_TEST_EQ_U64(exec_step(1), 2); /* sends one, folds one */
+    JS_TEST_EQ_U64(exec_step(0), 2);
+    JS_TEST_EQ_U64(w.execs[0].bytes_done, 5 * 64 + 64);
+    exec_run(1);
+    exec_check_sum(16 * 8, false);
+    for (uint32_t i = 0; i < 2; i++) {
+        JS_TEST_EQ_U64(w.execs[i].published, 8);
+        JS_TEST_EQ_U64(w.execs[i].consumed, 8);
+        JS_TEST_EQ_U64(w.execs[i].bytes_sent, 512);
+        JS_TEST_EQ_U64(w.execs[i].bytes_received, 512);
+        JS_TEST_EQ_U64(w.execs[i].bytes_done, w.plans[i]->total_bytes);
+        JS_TEST_EQ_U64(w.execs[i].last_peer, 1 - i);
+        JS_TEST_CHECK(w.execs[i].first_ticks != 0);
+        JS_TEST_CHECK(w.execs[i].arrived_ticks >= w.execs[i].first_ticks);
+    }
+    exec_close();
+}
+
+static void test_missing(void)
+{
+    js_call call = exec_call(3, 64, 64);
+    js_exec_missing missing;
+    exec_open(3, 0);
+    exec_load(js_test_plan_one_shot, &call);
+    for (uint32_t i = 0; i < 3; i++) {
+        js_exec_find_missing(&w.execs[i], i, &missing); /* nothing launched */
+        JS_TEST_EQ_U64(missing.count, 0);
+        exec_start(i, false, 1);
+    }
+    while (exec_step(1) != 0) {
+    }
+    js_exec_find_missing(&w.execs[1], 1, &missing);
+    JS_TEST_EQ_U64(missing.mask, 5);
+    JS_TEST_EQ_U64(missing.count, 2);
+    JS_TEST_EQ_U64(missing.first, 0);
+    JS_TEST_EQ_U64(missing.op_index, 1);
+    while (exec_step(0) != 0 || exec_step(1) != 0) {
+    }
+    for (uint32_t i = 0; i < 2; i++) { /* rank 2 has not come */
+        js_exec_find_missing(&w.execs[i], i, &missing);
+        JS_TEST_EQ_U64(missing.mask, 4);
+        JS_TEST_EQ_U64(missing.count, 1);
+        JS_TEST_EQ_U64(missing.first, 2);
+    }
+    exec_run(1);
+    js_exec_find_missing(&w.execs[0], 0, &missing);
+    JS_TEST_EQ_U64(missing.count, 0);
+    exec_close();
+}
+
+/* Who holds a sender that has no room: the slowest reader, by its rank. */
+static void test_missing_reader(void)
+{
+    js_call call = exec_call(3, 16 * 9, 64);
+    js_exec_missing missing;
+    exec_open(3, 0);
+    call.root = 1;
+    exec_load(js_test_plan_broadcast, &call);
+    for (uint32_t i = 0; i < 3; i++) {
+        exec_start(i, false, 1);
+    }
+    while (exec_step(1) + exec_step(0) != 0) {
+    }
+    js_exec_find_missing(&w.execs[1], 1, &missing);
+    JS_TEST_EQ_U64(missing.count, 1);
+    JS_TEST_EQ_U64(missing.first, 2);
+    JS_TEST_EQ_U64(missing.op_index, 0);
+    while (exec_step(1) + exec_step(2) != 0) {
+    }
+    js_exec_find_missing(&w.execs[1], 1, &missing);
+    JS_TEST_EQ_U64(missing.count, 1);
+    JS_TEST_EQ_U64(missing.first, 0);
+    exec_close();
+}
+
+/* Rank 1 makes the call `theirs` while rank 0 makes `mine`: rank 0 sees it in the first frame. */
+static void exec_expect_foreign(const js_call *mine, const js_call *theirs, uint64_t sequence)
+{
+    static js_test_plan plan;
+    exec_open(2, 0);
+    exec_load(js_test_plan_one_shot, mine);
+    js_exec_unload(w.plans[1]);
+    js_test_plan_one_shot(&plan, 1, theirs);
+    JS_TEST_REQUIRE(js_exec_load(&w.links[1], plan.packed, plan.size_bytes, 1, 2, &w.plans[1]) ==
+                    JS_OK);
+    exec_start(0, false, 1);
+    exec_start(1, false, sequence);
+    exec_run(1);
+    for (uint32_t i = 0; i < 2; i++) {
+        JS_TEST_EQ_I64(w.outcomes[i], JS_EXEC_FOREIGN);
+        JS_TEST_EQ_U64(w.execs[i].foreign_peer, 1 - i + 1);
+        JS_TEST_EQ_U64(w.execs[i].consumed, 0); /* nothing of it was used */
+    }
+    exec_close();
+}
+
+static void test_foreign_frames(void)
+{
+    js_call mine = exec_call(2, 64, 64);
+    js_call theirs = mine;
+    theirs.count = 63;
+    exec_expect_foreign(&mine, &theirs, 1);
+    theirs = mine;
+    theirs.redop = JS_REDOP_MAX;
+    exec_expect_foreign(&mine, &theirs, 1);
+    theirs = mine;
+    theirs.chunk_bytes = 128;
+    exec_expect_foreign(&mine, &theirs, 1);
+    exec_expect_foreign(&mine, &mine, 2); /* the same call, but their next one */
+}
+
+/* Frames as no plan makes them, straight from the sender's stream. */
+static void test_forged_frames(void)
+{
+    js_call call = exec_call(2, 64, 256);
+    uint8_t zeros[JS_STREAM_INLINE_BYTES] = { 0 };
+    for (uint32_t kind = 0; kind < 4; kind++) {
+        exec_open(2, 0);
+        exec_load(js_test_plan_one_shot, &call);
+        exec_start(0, false, 1);
+        js_stream_tx *tx = &w.links[1].all_tx;
+        js_stream_line *line = &tx->lines[tx->psn & tx->mask];
+        uint32_t bytes = kind == 0 ? 40 : 256; /* 0: shorter than awaited */
+        uint32_t fragment = kind == 1 ? 1 : 0; /* 1: not the first one */
+        uint32_t imm = w.execs[0].imm ^ (kind == 2);
+        uint64_t body = js_frame_body(bytes, fragment, imm);
+        js_stream_publish_inline(tx, zeros, 40, tx->route, body);
+        line->payload.offset = kind == 3 ? UINT64_MAX - 100 : 0; /* 3: outside of the ring */
+        exec_run(1);
+        JS_TEST_EQ_I64(w.outcomes[0], JS_EXEC_FOREIGN);
+        JS_TEST_EQ_U64(w.execs[0].foreign_peer, 2);
+        exec_close();
+    }
+}
+
+/* After frames of one collective are through, the next begins with a clean slate. */
+static void test_back_to_back(void)
+{
+    js_call call = exec_call(2, 100, 64);
+    exec_open(2, 0);
+    exec_load(js_test_plan_one_shot, &call);
+    /* Rank 1 does its part of the first as soon as it can and starts the second at once. */
+    for (uint64_t sequence = 1; sequence <= 50; sequence++) {
+        exec_fill(100);
+        exec_start(0, false, sequence);
+        exec_start(1, false, sequence);
+        exec_run(1 + (uint32_t)(sequence % 3));
+        exec_check_sum(100, false);
+    }
+    exec_close();
+}
+
+static void test_avg_divides_once(void)
+{
+    js_call call = exec_call(3, 50, 64);
+    call.redop = JS_REDOP_AVG;
+    exec_open(3, 0);
+    exec_fill(50);
+    exec_load(js_test_plan_two_shot, &call);
+    for (uint32_t i = 0; i < 3; i++) {
+        exec_start(i, false, 1);
+    }
+    exec_run(1);
+    for (uint32_t rank = 0; rank < 3; rank++) {
+        const int32_t *got = (const int32_t *)(const void *)w.output[rank];
+        for (int32_t i = 0; i < 50; i++) {
+            JS_TEST_EQ_I64(got[i], 7 * i + 1000);
+        }
+    }
+    exec_close();
+}
+
+/* A collective without bytes has no buffers either. */
+static void test_no_buffers(void)
+{
+    js_call call = exec_call(3, 0, 64);
+    exec_open(3, 0);
+    exec_load(js_test_plan_all_gather, &call);
+    for (uint32_t i = 0; i < 3; i++) {
+        js_exec_start(&w.execs[i], w.plans[i], NULL, NULL, 1);
+        w.outcomes[i] = JS_EXEC_RUNNING;
+    }
+    exec_run(1);
+    exec_load(js_test_plan_one_shot, &call);
+    for (uint32_t i = 0; i < 3; i++) {
+        JS_TEST_EQ_I64(w.outcomes[i], JS_EXEC_DONE);
+        js_exec_start(&w.execs[i], w.plans[i], NULL, NULL, 2);
+        w.outcomes[i] = JS_EXEC_RUNNING;
+    }
+    exec_run(1);
+    JS_TEST_EQ_I64(w.outcomes[0], JS_EXEC_DONE);
+    exec_close();
+}
+
+JS_TEST_MAIN(JS_TEST(test_one_shot), JS_TEST(test_two_shot),
+             JS_TEST(test_all_gather_and_broadcast), JS_TEST(test_progress_is_chunk_by_chunk),
+             JS_TEST(test_missing), JS_TEST(test_missing_reader), JS_TEST(test_foreign_frames),
+             JS_TEST(test_forged_frames), JS_TEST(test_back_to_back),
+             JS_TEST(test_avg_divides_once), JS_TEST(test_no_buffers))

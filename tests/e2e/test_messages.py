@@ -1,0 +1,189 @@
+"""Point-to-point messages: sizes, tags, order, self-sends, truncation."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jetstream.communicator import Communicator
+from jetstream.errors import TimedOutError, TruncatedError
+from jetstream.testing.plugin import Pools
+
+#: Around the frame's own line, the chunk, the stream, and far beyond it.
+SIZES = (0, 1, 39, 40, 41, 4095, 16384, 16385, 32768, 131072, 131073, 1 << 20, (5 << 20) + 7)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def pattern(nbytes: int, seed: int) -> Array:
+    return np.random.default_rng([seed, nbytes]).integers(0, 256, nbytes, np.uint8)
+
+
+def run_sizes(comm: Communicator) -> None:
+    """Both directions at the same time, every size."""
+    peer = 1 - comm.rank
+    for size in SIZES:
+        sent = comm.isend(pattern(size, comm.rank), peer)
+        got = np.full(size, 0xEE, np.uint8)
+        assert comm.recv(got, peer) is got
+        sent.wait()
+        assert np.array_equal(got, pattern(size, peer)), size
+
+
+def run_ring(comm: Communicator) -> None:
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    for size in (1, 5000, 700_000):
+        block = pattern(size, comm.rank)
+        for step in range(1, comm.size + 1):
+            work = comm.isend(block, right, tag=step)
+            block = comm.recv(np.empty(size, np.uint8), left, tag=step)
+            work.wait()
+            assert np.array_equal(block, pattern(size, (comm.rank - step) % comm.size))
+
+
+def run_everyone_to_everyone(comm: Communicator) -> None:
+    """Self included; all receives posted first by the even ranks, last by the odd ones."""
+    size = 40_000
+    blocks = {peer: np.empty(size, np.uint8) for peer in range(comm.size)}
+    receives = []
+    if comm.rank % 2 == 0:
+        receives = [comm.irecv(blocks[peer], peer) for peer in blocks]
+    sends = [comm.isend(pattern(size, 10 * comm.rank + peer), peer) for peer in blocks]
+    if comm.rank % 2 == 1:
+        receives = [comm.irecv(blocks[peer], peer) for peer in blocks]
+    for work in receives + sends:
+        work.wait()
+    for peer, block in blocks.items():
+        assert np.array_equal(block, pattern(size, 10 * peer + comm.rank)), peer
+
+
+def run_self(comm: Communicator) -> None:
+    """A rank may send to itself, whichever end is posted first."""
+    for size in (0, 8, 100_000):
+        got = np.empty(size, np.uint8)
+        receive = comm.irecv(got, comm.rank, tag=3)
+        comm.send(pattern(size, 1), comm.rank, tag=3)
+        receive.wait()
+        assert np.array_equal(got, pattern(size, 1))
+        send = comm.isend(pattern(size, 2), comm.rank, tag=4)
+        comm.recv(got, comm.rank, tag=4)
+        send.wait()
+        assert np.array_equal(got, pattern(size, 2))
+
+
+def run_tags(comm: Communicator) -> None:
+    """Received in another order than sent; those of one tag stay in order."""
+    tags = [7, 0, 2**32 - 1, 7, 5, 0, 7]
+    if comm.rank == 0:
+        works = [comm.isend(np.array([n, tag]), 1, tag) for n, tag in enumerate(tags)]
+        for work in works:
+            work.wait()
+        return
+    wanted = [5, 7, 2**32 - 1, 0, 7, 0, 7]
+    seen: dict[int, list[int]] = {}
+    for tag in wanted:
+        number, sent_tag = comm.recv(np.empty(2, np.int64), 0, tag)
+        assert sent_tag == tag
+        seen.setdefault(tag, []).append(int(number))
+    assert seen == {7: [0, 3, 6], 0: [1, 5], 2**32 - 1: [2], 5: [4]}
+
+
+def run_large_out_of_order(comm: Communicator) -> None:
+    """An unexpected message larger than the stream makes way for the one behind it."""
+    big, small = 3 << 20, 100
+    if comm.rank == 0:
+        first, second = comm.isend(pattern(big, 1), 1, 1), comm.isend(pattern(small, 2), 1, 2)
+        first.wait()
+        second.wait()
+    else:
+        assert np.array_equal(comm.recv(np.empty(small, np.uint8), 0, 2), pattern(small, 2))
+        assert np.array_equal(comm.recv(np.empty(big, np.uint8), 0, 1), pattern(big, 1))
+
+
+def run_truncation(comm: Communicator) -> None:
+    """A message of another size than the array: an error, the rest of the world goes on."""
+    for nbytes, room in ((100, 99), (99, 100), (1 << 20, 17), (0, 1), (1, 0), (200_000, 199_999)):
+        if comm.rank == 0:
+            comm.send(pattern(nbytes, 1), 1)
+            comm.send(pattern(64, 2), 1)
+        else:
+            out = np.full(room + 8, 0xEE, np.uint8)
+            with pytest.raises(TruncatedError) as caught:
+                comm.recv(out[:room], 0)
+            assert str(nbytes) in str(caught.value) and str(room) in str(caught.value)
+            assert (out[room:] == 0xEE).all(), "written past the end"
+            assert np.array_equal(comm.recv(np.empty(64, np.uint8), 0), pattern(64, 2))
+    comm.barrier()
+
+
+def run_mixed(comm: Communicator, seed: int) -> None:
+    """Random tags and sizes, receives in random order, collectives in between."""
+    plan = random.Random(seed)
+    for _ in range(6):
+        messages = []
+        for source in range(comm.size):
+            for target in range(comm.size):
+                for _ in range(plan.randrange(4)):
+                    size = plan.choice((0, 3, 40, 41, 3000, 50_000, 300_000))
+                    messages.append((source, target, plan.randrange(3), size))
+        orders = [plan.sample(range(len(messages)), len(messages)) for _ in range(comm.size)]
+        sends = [
+            comm.isend(pattern(size, seed + n), target, tag)
+            for n, (source, target, tag, size) in enumerate(messages)
+            if source == comm.rank
+        ]
+        total = comm.all_reduce(np.ones(100_000, np.float32), async_op=True)
+        pending: dict[tuple[int, int], list[int]] = {}
+        for n, (source, target, tag, _) in enumerate(messages):
+            if target == comm.rank:
+                pending.setdefault((source, tag), []).append(n)
+        works = []
+        for n in orders[comm.rank]:
+            source, target, tag, _ = messages[n]
+            if target == comm.rank:  # the oldest one with this tag comes first
+                expected = pending[source, tag].pop(0)
+                out = np.empty(messages[expected][3], np.uint8)
+                works.append((comm.irecv(out, source, tag), expected, out))
+        for work, n, out in works:
+            assert work.wait() is out
+            assert np.array_equal(out, pattern(messages[n][3], seed + n))
+        assert (total.wait() == comm.size).all()
+        for send in sends:
+            send.wait()
+
+
+def run_timeout(comm: Communicator) -> None:
+    """A receive that nothing came for can be taken back; the communicator goes on."""
+    if comm.rank == 1:
+        with pytest.raises(TimedOutError, match=r"receive of 8 bytes from rank 0 .*0\.05 s"):
+            comm.recv(np.empty(1), 0, timeout=0.05)
+    comm.barrier()
+    if comm.rank == 0:
+        comm.send(np.array([1.5]), 1)
+    else:
+        assert comm.recv(np.empty(1), 0).tolist() == [1.5]
+    comm.barrier()
+
+
+@pytest.mark.parametrize("run", [run_sizes, run_tags, run_large_out_of_order, run_timeout])
+def test_between_two(rank_pools: Pools, run: Any) -> None:
+    rank_pools(2).run(run)
+
+
+def test_truncation(rank_pools: Pools) -> None:
+    rank_pools(2).run(run_truncation)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("run", [run_ring, run_everyone_to_everyone, run_self])
+def test_among_all(rank_pools: Pools, run: Any, world: int) -> None:
+    rank_pools(world).run(run)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_mixed_with_collectives(rank_pools: Pools, world: int, seed: int) -> None:
+    rank_pools(world).run(run_mixed, seed)

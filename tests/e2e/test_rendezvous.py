@@ -1,0 +1,382 @@
+"""Real processes that find each other, or all learn why not. The segment is a plain memfd here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+PROGRAM = """
+import json, os, sys, time
+from jetstream.config import load_config
+from jetstream.control.rendezvous import join
+from jetstream.errors import SegmentError
+
+PLAN = json.loads(os.environ["PLAN"])
+
+class Memfd:
+    def __init__(self, fd):
+        self.fd = fd
+        self.text = os.pread(fd, 99, 0).decode()
+    @classmethod
+    def create(cls, world, *, all_bytes=0):
+        if PLAN.get("create") == "fail":
+            raise SegmentError("no room")
+        fd = os.memfd_create("test")
+        os.write(fd, f"{os.getpid()} {world} {all_bytes}".encode())
+        return cls(fd)
+    @classmethod
+    def attach(cls, fd):
+        if PLAN.get("attach") == "fail":
+            raise SegmentError("bad magic")
+        if PLAN.get("attach") == "hang":
+            say({"hangs": True})
+            time.sleep(120)
+        return cls(os.dup(fd))
+    def close(self):
+        os.close(self.fd)
+
+def say(value):
+    sys.stdout.write(json.dumps(value) + "\\n")
+    sys.stdout.flush()
+
+def fds():
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            pass
+    return found
+
+before = set(fds())
+say({"starts": os.getpid()})
+try:
+    for _ in range(PLAN.get("repeat", 1)):
+        member = join(load_config(), segments=Memfd, build=PLAN.get("build", "b1"))
+        result = {
+            "rank": member.rank, "size": member.size,
+            "local": [member.local_rank, member.local_size],
+            "hosts": member.hosts, "pids": member.pids, "cpus": [sorted(c) for c in member.cpus],
+            "own_pidfd": member.pidfds[member.rank],
+            "pidfds": [fd >= 0 and fds()[fd] for fd in member.pidfds],
+            "segment": member.segment.text, "threads": len(os.listdir("/proc/self/task")),
+            "sockets": sum("socket" in name for fd, name in fds().items() if fd not in before),
+        }
+        member.close()
+        result["leaked"] = [name for fd, name in fds().items() if fd not in before]
+        say(result)
+except BaseException as error:
+    leaked = [name for fd, name in fds().items() if fd not in before]
+    say({"error": type(error).__name__, "text": str(error), "leaked": leaked,
+         "threads": len(os.listdir("/proc/self/task"))})
+"""
+#: Bounds what a broken test may take; nothing is expected to take long.
+PATIENCE_S = 60.0
+
+
+class Job:
+    """Ranks of one job as child processes, each with its plan."""
+
+    def __init__(self) -> None:
+        self.name = f"ipc://@test-{secrets.token_hex(8)}"
+        self.secret = secrets.token_hex(32)
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(
+        self, rank: int, size: int, *, timeout_s: float = 30.0, env: Any = None, **plan: Any
+    ) -> subprocess.Popen[str]:
+        environ = dict(os.environ)
+        environ |= {
+            "JETSTREAM_RANK": str(rank),
+            "JETSTREAM_WORLD_SIZE": str(size),
+            "JETSTREAM_RENDEZVOUS": self.name,
+            "JETSTREAM_JOB_SECRET": self.secret,
+            "JETSTREAM_INIT_TIMEOUT": str(timeout_s),
+            "PLAN": json.dumps(plan),
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            env=environ | (env or {}),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def start_all(self, size: int, **plan: Any) -> list[subprocess.Popen[str]]:
+        return [self.start(rank, size, **plan) for rank in range(size)]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait(PATIENCE_S)
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    job = Job()
+    with contextlib.closing(job):
+        yield job
+    assert job.name[6:] not in Path("/proc/net/unix").read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def line_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, f"rank ended with {process.wait(PATIENCE_S)}"
+    value: dict[str, Any] = json.loads(line)
+    return value
+
+
+def wait_for_hellos(zero: subprocess.Popen[str], count: int) -> None:
+    """Waits until rank 0 watches the processes of `count` others: it has got their hellos."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    watched = 0
+    while watched < count:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+        watched = 0
+        for entry in Path(f"/proc/{zero.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                watched += "pidfd" in str(entry.readlink())
+
+
+def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The last line the process wrote."""
+    text, _ = process.communicate(timeout=PATIENCE_S)
+    value: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return value
+
+
+def errors_of(processes: list[subprocess.Popen[str]]) -> set[tuple[str, str]]:
+    results = [result_of(process) for process in processes]
+    for result in results:
+        assert "error" in result, result
+        assert result["leaked"] == []
+        assert result["threads"] == 1
+    return {(result["error"], result["text"]) for result in results}
+
+
+def pids_of(processes: list[subprocess.Popen[str]]) -> list[int]:
+    return [process.pid for process in processes]
+
+
+def check_joined(processes: list[subprocess.Popen[str]]) -> None:
+    size = len(processes)
+    for rank, process in enumerate(processes):
+        result = result_of(process)
+        assert "error" not in result, result
+        assert (result["rank"], result["size"]) == (rank, size)
+        assert result["local"] == [rank, size]
+        assert result["pids"] == pids_of(processes)
+        assert result["hosts"] == [socket.gethostname()] * size
+        assert result["cpus"] == [sorted(os.sched_getaffinity(0))] * size
+        assert result["own_pidfd"] == -1
+        others = [name for peer, name in enumerate(result["pidfds"]) if peer != rank]
+        assert all("pidfd" in name for name in others)
+        assert result["segment"] == f"{processes[0].pid} {size} 0"
+        assert (result["threads"], result["sockets"], result["leaked"]) == (1, 0, [])
+
+
+def test_world_of_one(job: Job) -> None:
+    check_joined([job.start(0, 1)])
+
+
+@pytest.mark.parametrize("size", [2, 3, 12])
+def test_ranks_join(job: Job, size: int) -> None:
+    check_joined(job.start_all(size))
+
+
+def test_late_rank_0(job: Job) -> None:
+    one = job.start(1, 2)
+    assert "starts" in line_of(one)
+    time.sleep(0.3)
+    check_joined([job.start(0, 2), one])
+
+
+def test_hello_that_got_lost(job: Job) -> None:
+    """The rank meets the socket of the rendezvous before, which closes without an answer."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as before:
+        before.bind(job.name)
+        one = job.start(1, 2)
+        assert before.poll(1e3 * PATIENCE_S)
+    check_joined([job.start(0, 2), one])
+
+
+def test_over_tcp(job: Job) -> None:
+    job.name = f"tcp://127.0.0.1:{free_port()}"
+    check_joined(job.start_all(3))
+
+
+def test_again_and_again_at_the_same_address(job: Job) -> None:
+    check_joined(job.start_all(3, repeat=25))
+
+
+def test_buffer_size_reaches_the_segment(job: Job) -> None:
+    process = job.start(0, 1, env={"JETSTREAM_BUFFSIZE": "64K"})
+    assert result_of(process)["segment"] == f"{process.pid} 1 65536"
+
+
+def test_missing_rank_is_named(job: Job) -> None:
+    processes = [job.start(rank, 4, timeout_s=2.0) for rank in (0, 1, 3)]
+    ((error, text),) = errors_of(processes)
+    assert error == "RendezvousError"
+    for rank, process in zip((0, 1, 3), processes, strict=True):
+        assert f"rank {rank} (pid {process.pid})" in text
+    assert "not arrived: 2" in text
+
+
+def test_missing_rank_0_is_named(job: Job) -> None:
+    ((error, text),) = errors_of([job.start(1, 2, timeout_s=0.5)])
+    assert error == "RendezvousError"
+    assert "heard nothing from rank 0" in text
+    assert job.name in text
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_with_one_rank(job: Job, rank: int) -> None:
+    processes = [job.start(rank, 3), job.start(rank, 3)]
+    processes += [job.start(1 - rank, 3)]
+    ((error, text),) = errors_of(processes)
+    assert error == "RendezvousError"
+    assert f"two processes are rank {rank}" in text
+    assert f"pid {processes[0].pid}" in text
+    assert f"pid {processes[1].pid}" in text
+
+
+def test_different_builds(job: Job) -> None:
+    processes = [job.start(0, 3), job.start(1, 3, build="b2"), job.start(2, 3)]
+    ((error, text),) = errors_of(processes)
+    assert error == "VersionMismatchError"
+    assert f"rank 0 (pid {processes[0].pid}) runs build b1" in text
+    assert f"rank 1 (pid {processes[1].pid}) runs b2" in text
+
+
+def test_different_sizes(job: Job) -> None:
+    ((_, text),) = errors_of([job.start(0, 2), job.start(1, 3)])
+    assert "expects 2 ranks" in text
+    assert "expects 3" in text
+
+
+def test_different_secret(job: Job) -> None:
+    zero, one = job.start(0, 3), job.start(1, 3)
+    wrong = job.start(2, 3, env={"JETSTREAM_JOB_SECRET": "00" * 32})
+    ((error, text),) = errors_of([zero, one])
+    assert error == "RendezvousError"
+    assert f"calls itself rank 2 (pid {wrong.pid}) does not have this job's secret" in text
+    ((error, text),) = errors_of([wrong])
+    assert "JETSTREAM_JOB_SECRET differs" in text
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+def test_killed_before_all_have_arrived(job: Job, victim: int) -> None:
+    processes = [job.start(0, 4), job.start(1, 4), job.start(2, 4)]
+    for process in processes:
+        assert "starts" in line_of(process)
+    wait_for_hellos(processes[0], 2)
+    processes[victim].kill()
+    survivors = [process for process in processes if process is not processes[victim]]
+    ((error, text),) = errors_of(survivors)
+    assert error == "RendezvousError"
+    assert f"rank {victim} (pid {processes[victim].pid}) died" in text
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_killed_while_attaching(job: Job, victim: int) -> None:
+    processes = [job.start(0, 3), job.start(1, 3), job.start(2, 3, attach="hang")]
+    while "hangs" not in line_of(processes[2]):
+        pass
+    processes[victim].kill()
+    texts = {
+        text for _, text in errors_of([p for p in processes[:2] if p is not processes[victim]])
+    }
+    assert len(texts) == 1
+    assert f"rank {victim}" in texts.pop()
+
+
+def test_stopped_rank_is_named(job: Job) -> None:
+    processes = [job.start(0, 3, timeout_s=4), job.start(1, 3, timeout_s=4)]
+    processes += [job.start(2, 3, attach="hang", timeout_s=4)]
+    while "hangs" not in line_of(processes[2]):
+        pass
+    processes[2].send_signal(signal.SIGSTOP)
+    ((_, text),) = errors_of(processes[:2])
+    assert f"not ready: rank 2 (pid {processes[2].pid})" in text
+
+
+def test_failing_attach_fails_all(job: Job) -> None:
+    processes = [job.start(0, 3), job.start(1, 3), job.start(2, 3, attach="fail")]
+    assert errors_of(processes[2:]) == {("SegmentError", "bad magic")}
+    ((error, text),) = errors_of(processes[:2])
+    assert error == "SegmentError"
+    assert f"rank 2 (pid {processes[2].pid}) failed: bad magic" in text
+
+
+def test_failing_create_fails_all(job: Job) -> None:
+    processes = [job.start(0, 3, create="fail"), job.start(1, 3), job.start(2, 3)]
+    assert errors_of(processes[:1]) == {("SegmentError", "no room")}
+    ((error, text),) = errors_of(processes[1:])
+    assert error == "SegmentError"
+    assert f"rank 0 (pid {processes[0].pid}) failed: no room" in text
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_interrupt_is_told(job: Job, victim: int) -> None:
+    processes = [job.start(0, 3), job.start(1, 3)]
+    for process in processes:
+        assert "starts" in line_of(process)
+    wait_for_hellos(processes[0], 1)
+    processes[victim].send_signal(signal.SIGINT)
+    ((error, text),) = errors_of([processes[1 - victim]])
+    assert error == "RendezvousError"
+    assert f"rank {victim} (pid {processes[victim].pid})" in text
+    assert {error for error, _ in errors_of([processes[victim]])} == {"KeyboardInterrupt"}
+
+
+def connected(name: str, port: int) -> socket.socket:
+    """Connects to a rendezvous once it listens."""
+    family, address = (socket.AF_INET, ("127.0.0.1", port)) if port else (socket.AF_UNIX, name)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        stranger = socket.socket(family)
+        if stranger.connect_ex(address) == 0:
+            return stranger
+        stranger.close()
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("is_tcp", [False, True])
+def test_strangers_do_not_disturb(job: Job, is_tcp: bool) -> None:
+    port = free_port() if is_tcp else 0
+    name = "\0" + job.name.removeprefix("ipc://@")
+    if is_tcp:
+        job.name = f"tcp://127.0.0.1:{port}"
+    zero = job.start(0, 2)
+    noises = [b"GET / HTTP/1.1\r\n\r\n", b"\x1d\x00" + b"x" * 99, os.urandom(500), b""]
+    with contextlib.ExitStack() as stack:
+        for noise in noises:
+            stack.enter_context(connected(name, port)).sendall(noise)
+        check_joined([zero, job.start(1, 2)])
