@@ -19,12 +19,12 @@ ONE_SHOT_BYTES_MAX = (
     (256, 8 * 1024),
 )
 
-#: Chunk size by the bytes of the longest operation: (bytes up to, chunk bytes).
-#: Small chunks let the receiver start early, large ones cost fewer steps and frames.
+#: Chunk size by the bytes of the longest operation: (bytes up to, chunk bytes). A small message
+#: is one chunk: one frame costs less than an early start gains. Longer ones overlap the copy of
+#: one chunk with the peers' folding of the one before.
 CHUNK_BYTES = (
-    (16 * 1024, 2 * 1024),
-    (64 * 1024, 8 * 1024),
-    (256 * 1024, 16 * 1024),
+    (8 * 1024, 8 * 1024),
+    (32 * 1024, 16 * 1024),
     (None, 32 * 1024),
 )
 

@@ -64,6 +64,7 @@ int32_t js_comm_open(js_engine *engine, js_comm **out)
         comm_destroy(comm);
         return result;
     }
+    js_area_prefault(&comm->area, comm->rank);
     js_link_shm_prefault(&comm->area, comm->rank);
     engine->comm_count++;
     *out = comm;

@@ -78,6 +78,28 @@ static void fault_fill_peer(const js_comm *comm, js_fault *fault, uint32_t peer)
     fault_read_board(comm, peer, &fault->peer_sequence, &fault->peer_call, &fault->peer_active);
 }
 
+/* Of the ranks that this one waits for, the one that is furthest behind: the others may be waiting
+ * for it too. */
+static uint32_t fault_pick_culprit(const js_comm *comm, const js_exec_missing *missing)
+{
+    uint32_t culprit = missing->first;
+    uint64_t lowest = UINT64_MAX;
+    for (uint32_t i = 0; i < comm->world && i < 64; i++) {
+        js_call call;
+        uint64_t sequence;
+        int32_t is_active;
+        if ((missing->mask >> i & 1) == 0) {
+            continue;
+        }
+        fault_read_board(comm, i, &sequence, &call, &is_active);
+        if (sequence < lowest) {
+            lowest = sequence;
+            culprit = i;
+        }
+    }
+    return culprit;
+}
+
 void js_fault_describe(js_comm *comm, js_fault *out)
 {
     if (comm->failed != JS_OK) {
@@ -110,7 +132,7 @@ void js_fault_describe(js_comm *comm, js_fault *out)
         out->bytes_done = comm->exec.bytes_done;
         out->bytes_total = comm->exec.plan->total_bytes;
         if (missing.count != 0) {
-            fault_fill_peer(comm, out, missing.first);
+            fault_fill_peer(comm, out, fault_pick_culprit(comm, &missing));
         }
     }
 }

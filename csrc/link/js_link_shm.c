@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 
 /* Above this, pages are left to be touched by use: a large world would spend seconds here. */
-#define LINK_PREFAULT_BYTES_MAX (64u << 20)
+#define LINK_PREFAULT_BYTES_MAX (128u << 20)
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22

@@ -4,10 +4,21 @@
 #include "js_assert.h"
 #include "js_status.h"
 
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
 #define AREA_PAGE_BYTES 4096u
 #define AREA_STREAM_SLOTS 64u
-#define AREA_ALL_BYTES (512u << 10)
-#define AREA_PEER_BYTES (256u << 10)
+/* Rings deeper than a core's own cache: a slot comes back only after the readers' copies of it
+ * have left their caches, and a write that invalidates nothing costs half. Large worlds get less
+ * of it, so that a rank's rings stay about 8 MiB. */
+#define AREA_RANK_BYTES (8u << 20)
+#define AREA_ALL_BYTES (4u << 20)
+#define AREA_PEER_BYTES_MAX (4u << 20)
+#define AREA_PEER_BYTES_MIN (256u << 10)
 #define AREA_MESSAGE_BYTES (128u << 10)
 #define AREA_QUEUE_SLOTS 256u
 #define AREA_BYTES_MAX (1u << 30)
@@ -20,6 +31,15 @@ static int32_t area_check_pow2(const char *name, uint64_t value, uint64_t low, u
                        (unsigned long long)high);
     }
     return JS_OK;
+}
+
+static uint64_t area_peer_bytes(uint32_t world)
+{
+    uint64_t bytes = AREA_PEER_BYTES_MAX;
+    while (bytes > AREA_PEER_BYTES_MIN && bytes * world > AREA_RANK_BYTES) {
+        bytes /= 2;
+    }
+    return bytes;
 }
 
 /* Streams do not begin at zero (js_stream.h); queues do. */
@@ -35,7 +55,7 @@ int32_t js_area_config_check(js_seg_config *config)
     }
     config->stream_slots = config->stream_slots ? config->stream_slots : AREA_STREAM_SLOTS;
     config->all_bytes = config->all_bytes ? config->all_bytes : AREA_ALL_BYTES;
-    config->peer_bytes = config->peer_bytes ? config->peer_bytes : AREA_PEER_BYTES;
+    config->peer_bytes = config->peer_bytes ? config->peer_bytes : area_peer_bytes(config->world);
     config->message_bytes = config->message_bytes ? config->message_bytes : AREA_MESSAGE_BYTES;
     config->queue_slots = config->queue_slots ? config->queue_slots : AREA_QUEUE_SLOTS;
     uint64_t low = 2 * JS_PLAN_CHUNK_BYTES_MAX;
@@ -127,6 +147,16 @@ void js_area_format(const js_area *area)
     for (uint32_t rank = 0; area->config.sequence_start != 0 && rank < area->config.world; rank++) {
         area_format_queue(area, rank);
     }
+}
+
+void js_area_prefault(const js_area *area, uint32_t rank)
+{
+    uint64_t shared_bytes = area->records_offset - area->control_offset;
+    (void)madvise(area->base + area->control_offset, shared_bytes, MADV_POPULATE_WRITE);
+    (void)madvise(js_area_records(area, rank), JS_RECORD_SLOTS * sizeof(js_record),
+                  MADV_POPULATE_WRITE);
+    (void)madvise(area->base + area->queues_offset + rank * area->queue_bytes, area->queue_bytes,
+                  MADV_POPULATE_WRITE);
 }
 
 js_control *js_area_control(const js_area *area)

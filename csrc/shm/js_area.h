@@ -62,6 +62,10 @@ void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uin
 /* Writes start values of streams and queue indices into zeroed memory. */
 void js_area_format(const js_area *area);
 
+/* Touches the pages that `rank` writes in every operation: board, counters, records, queues. Best
+ * effort: what fails is touched by use. */
+void js_area_prefault(const js_area *area, uint32_t rank);
+
 js_control *js_area_control(const js_area *area);
 js_board *js_area_board(const js_area *area, uint32_t rank);
 uint64_t *js_area_counters(const js_area *area, uint32_t rank);

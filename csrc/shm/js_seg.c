@@ -108,8 +108,8 @@ static int32_t seg_validate(js_seg *seg)
                        JS_BUILD_ID_BYTES, header->build_id, js_build_id());
     }
     js_seg_config config = header->config;
-    JS_TRY(js_area_config_check(&config));
-    if (memcmp(&config, &header->config, sizeof(config)) != 0 ||
+    if (js_area_config_check(&config) != JS_OK ||
+        memcmp(&config, &header->config, sizeof(config)) != 0 ||
         header->total_bytes != seg->total_bytes || seg_total_bytes(&config) != seg->total_bytes) {
         return JS_FAIL(JS_ERR_SEGMENT, "the segment's layout does not fit its size");
     }

@@ -97,25 +97,3 @@ void js_stream_refresh(js_stream_tx *tx)
     tx->room_until = tx->psn - most + tx->mask + 1;
     tx->tail = most == 0 ? tx->head : tx->ends[(tx->psn - most - 1) & tx->mask];
 }
-
-static bool stream_fits(const js_stream_tx *tx, uint64_t start, uint32_t bytes)
-{
-    return start + bytes - tx->tail <= tx->payload_bytes;
-}
-
-bool js_stream_turn(js_stream_tx *tx, uint32_t bytes)
-{
-    uint64_t at = tx->head & (tx->payload_bytes - 1);
-    uint64_t next_lap = at == 0 ? tx->head : tx->head + (tx->payload_bytes - at);
-    bool is_contiguous = at + bytes <= tx->payload_bytes;
-    tx->start = next_lap;
-    if (stream_fits(tx, next_lap, bytes)) {
-        return true;
-    }
-    js_stream_refresh(tx);
-    if (stream_fits(tx, next_lap, bytes)) {
-        return true;
-    }
-    tx->start = tx->head;
-    return is_contiguous && stream_fits(tx, tx->head, bytes);
-}

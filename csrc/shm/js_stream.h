@@ -22,12 +22,6 @@
 
 #define JS_STREAM_INLINE_BYTES 40u
 
-/* The producer returns to the beginning of the ring of bytes after so many frames, or so many
- * bytes, if the readers are done with what lies there: a ring that is used in a small part stays
- * in the nearest cache. Only a reader that lags makes the whole ring be used. */
-#define JS_STREAM_WINDOW_FRAMES 8u
-#define JS_STREAM_WINDOW_BYTES 16384u
-
 typedef struct js_stream_line {
     uint64_t route;
     uint64_t order; /* low 32 bits: psn; the commit */
@@ -95,9 +89,6 @@ void js_stream_open_rx(js_stream_rx *rx, void *memory, const js_stream_layout *l
                        uint32_t reader);
 /* Reads the readers' words and updates what is free. */
 void js_stream_refresh(js_stream_tx *tx);
-/* Finds a place for a frame that does not fit right after the last one within the window: at the
- * beginning of the ring, or further on. False: there is no room yet. */
-bool js_stream_turn(js_stream_tx *tx, uint32_t bytes);
 /* Index of the reader that is furthest behind. */
 uint32_t js_stream_slowest(const js_stream_tx *tx);
 
@@ -118,11 +109,11 @@ JS_INLINE uint8_t *js_stream_reserve(js_stream_tx *tx, uint32_t bytes)
         return NULL;
     }
     uint64_t at = tx->head & (tx->payload_bytes - 1);
-    uint64_t window = js_max_u64((uint64_t)bytes * JS_STREAM_WINDOW_FRAMES, JS_STREAM_WINDOW_BYTES);
-    tx->start = tx->head;
-    if (at + bytes > js_min_u64(window, tx->payload_bytes) ||
-        JS_UNLIKELY(tx->start + bytes - tx->tail > tx->payload_bytes)) {
-        if (!js_stream_turn(tx, bytes)) {
+    /* Frames are contiguous: one that would cross the end of the ring starts at its beginning. */
+    tx->start = at + bytes <= tx->payload_bytes ? tx->head : tx->head + (tx->payload_bytes - at);
+    if (JS_UNLIKELY(tx->start + bytes - tx->tail > tx->payload_bytes)) {
+        js_stream_refresh(tx);
+        if (tx->start + bytes - tx->tail > tx->payload_bytes) {
             return NULL;
         }
     }

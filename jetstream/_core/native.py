@@ -34,7 +34,7 @@ _TEXTLESS = frozenset((lib.JS_ERR_CLOSED, lib.JS_ERR_FORKED, lib.JS_ERR_FLUSHED)
 def text_of(pointer: Any) -> str:
     """The text of a C string."""
     text: bytes = ffi.string(pointer)
-    return text.decode()
+    return text.decode("utf-8", "replace")  # it may quote a foreign build
 
 
 def build_id() -> str:

@@ -91,8 +91,8 @@ enum js_peer_state {
 typedef struct js_seg_config {
     uint32_t world;          /* 1 .. JS_RANKS_MAX */
     uint32_t stream_slots;   /* frames in flight on one channel: 4 .. 32768, default 64 */
-    uint64_t all_bytes;      /* payload in flight, rank to all: default 512 KiB */
-    uint64_t peer_bytes;     /* payload in flight, rank to rank, collectives: default 256 KiB */
+    uint64_t all_bytes;      /* payload in flight, rank to all: default 4 MiB */
+    uint64_t peer_bytes;     /* payload in flight, rank to rank, collectives: default by world */
     uint64_t message_bytes;  /* payload in flight, rank to rank, send and receive: 128 KiB */
     uint32_t queue_slots;    /* send and receive queue depth: default 256 */
     uint32_t sequence_start; /* first frame and descriptor number; tests start near 2^32 */
