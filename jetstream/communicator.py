@@ -147,8 +147,9 @@ class Communicator:
             return self._join_parts(parts.reshape(self.size, *source.shape), x, out, axis)
         shape = (self.size * source.shape[0], *source.shape[1:]) if source.ndim else (self.size,)
         target = self._output(out, self.size * source.size, source, shape)
-        own = target.reshape(-1)[self.rank * source.size : (self.rank + 1) * source.size]
-        forbid_overlap(source, target, same=(source, own))
+        if out is not None:
+            own = target.reshape(-1)[self.rank * source.size : (self.rank + 1) * source.size]
+            forbid_overlap(source, target, same=(source, own))
         plan = self._launcher.plan(
             Kind.ALL_GATHER, source.dtype, source.size, chunk_bytes=chunk_bytes
         )
@@ -184,8 +185,9 @@ class Communicator:
         shape[axis] //= self.size
         count = source.size // self.size
         target = self._output(out, count, source, tuple(shape))
-        own = source.reshape(-1)[self.rank * count : (self.rank + 1) * count]
-        forbid_overlap(source, target, same=(own, target))
+        if out is not None:
+            own = source.reshape(-1)[self.rank * count : (self.rank + 1) * count]
+            forbid_overlap(source, target, same=(own, target))
         plan = self._launcher.plan(
             Kind.REDUCE_SCATTER, source.dtype, count, op=op, chunk_bytes=chunk_bytes
         )

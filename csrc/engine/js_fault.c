@@ -179,6 +179,9 @@ static int32_t fault_raise_status(js_comm *comm, int32_t status, uint32_t peer)
     js_fault_describe(comm, &fault);
     fault.status = status;
     fault_fill_peer(comm, &fault, peer);
+    if (status == JS_ERR_PEER_CLOSED) { /* it may not have got further than saying so */
+        fault.culprit_state = JS_PEER_CLOSED;
+    }
     return js_fault_raise(comm, &fault);
 }
 

@@ -76,6 +76,15 @@ static bool plan_range_fits(const js_plan_header *header, uint8_t buffer, uint64
     return offset <= room && bytes <= room - offset;
 }
 
+/* Copying and folding allow the target to be a source, but not to overlap one otherwise. */
+static bool plan_overlaps(const js_plan_op *op, const js_plan_source *source)
+{
+    uint64_t low = js_min_u64(op->target_offset, source->offset);
+    uint64_t distance = js_max_u64(op->target_offset, source->offset) - low;
+    return op->opcode != JS_OP_SEND && op->target_buffer == source->buffer && distance != 0 &&
+           distance < op->bytes;
+}
+
 static int32_t plan_check_source(const js_plan_view *view, uint32_t index, const js_plan_op *op,
                                  const js_plan_source *source)
 {
@@ -85,6 +94,9 @@ static int32_t plan_check_source(const js_plan_view *view, uint32_t index, const
         if (!plan_range_fits(header, source->buffer, source->offset, op->bytes)) {
             return JS_FAIL(JS_ERR_PLAN, "operation %u reads outside of buffer %u", index,
                            source->buffer);
+        }
+        if (plan_overlaps(op, source)) {
+            return JS_FAIL(JS_ERR_PLAN, "operation %u writes over a part of what it reads", index);
         }
         return JS_OK;
     case JS_PLACE_ALL:

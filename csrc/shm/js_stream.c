@@ -92,8 +92,11 @@ void js_stream_refresh(js_stream_tx *tx)
         uint32_t behind = stream_behind(tx, i);
         most = behind > most ? behind : most;
     }
-    /* A reader cannot be more than a ring behind; a word that says so blocks the stream. */
+    /* A reader cannot be more than a ring behind; a word that says so blocks the stream. The end
+     * before a whole ring has been overwritten: then nothing becomes free, bytes neither. */
     most = most > tx->mask + 1 ? tx->mask + 1 : most;
     tx->room_until = tx->psn - most + tx->mask + 1;
-    tx->tail = most == 0 ? tx->head : tx->ends[(tx->psn - most - 1) & tx->mask];
+    if (most <= tx->mask) {
+        tx->tail = most == 0 ? tx->head : tx->ends[(tx->psn - most - 1) & tx->mask];
+    }
 }

@@ -51,6 +51,9 @@ _log = logging.getLogger("jetstream.control")
 #: there it takes no time, one that is gone must not hold this rank up.
 _FLUSH_MS = 1000
 
+#: How long a message of a dead process may still be on its way through zmq's own thread.
+_LAST_WORDS_S = 0.2
+
 
 class SegmentHandle(Protocol):
     """A mapped segment, as the control plane sees it."""
@@ -219,14 +222,27 @@ class _Session:
             watched = {pidfd: rank for pidfd, rank in watched.items() if rank == 0}
         server = [] if self._server is None else [self._server.fileno()]
         readable = self._wire.wait([*watched, *server], timeout_s=machine.next_s - time.monotonic())
-        for peer, event in self._wire.receive_all():
-            machine.step(event, now_s=time.monotonic(), peer=peer)
+        self._receive()
         if self._server is not None and self._server.fileno() in readable:
             self._server.serve_one()
-        for pidfd, rank in watched.items():
-            if pidfd in readable:
-                self._lost.add(rank)
-                machine.step(Lost(rank), now_s=time.monotonic())
+        dead = [rank for pidfd, rank in watched.items() if pidfd in readable]
+        if dead:
+            self._hear_last_words()
+        for rank in dead:
+            self._lost.add(rank)
+            machine.step(Lost(rank), now_s=time.monotonic())
+
+    def _receive(self) -> None:
+        """Feeds the messages that are here to the machine."""
+        for peer, event in self._wire.receive_all():
+            self._machine.step(event, now_s=time.monotonic(), peer=peer)
+
+    def _hear_last_words(self) -> None:
+        """Takes what a process said before it died, which may overtake its death only now."""
+        until_s = time.monotonic() + _LAST_WORDS_S
+        while (left_s := until_s - time.monotonic()) > 0:
+            self._wire.wait([], timeout_s=left_s)
+            self._receive()
 
     def _perform(self) -> None:
         """Carries out what the machine wants; an effect may lead to further ones."""

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import pickle
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,15 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["Pools"]
 
 _TIMEOUT_S = 60.0
-#: Most processes kept for later tests; the pool that has not been used for longest goes first.
 _RANKS_MAX = 16
 
 
 class Pools:
-    """The ranks of a test session, by size and environment."""
+    """The ranks of a test session, by size and environment.
 
-    def __init__(self, timeout_s: float) -> None:
+    Keeps at most ``ranks_max`` processes; the pool that was not used for longest goes first.
+    """
+
+    def __init__(self, timeout_s: float, *, ranks_max: int = _RANKS_MAX) -> None:
         self.timeout_s = timeout_s
+        self._ranks_max = ranks_max
         self._pools: dict[tuple[int, frozenset[tuple[str, str]]], RankPool] = {}
 
     def __call__(self, n: int, *, env: dict[str, str] | None = None) -> RankPool:
@@ -38,9 +43,12 @@ class Pools:
         if pool is None:
             pool = RankPool(n, timeout_s=self.timeout_s, env=env, fresh=True)
         self._pools[key] = pool  # the last place: used last
-        while sum(pool.size for pool in self._pools.values()) > _RANKS_MAX and len(self._pools) > 1:
+        while len(self._pools) > 1 and self._count() > self._ranks_max:
             self._pools.pop(next(iter(self._pools))).close()
         return pool
+
+    def _count(self) -> int:
+        return sum(pool.size for pool in self._pools.values())
 
     def close(self) -> None:
         """Ends all ranks."""
@@ -56,8 +64,8 @@ class _CommPlaceholder:
         raise AttributeError(f"comm.{name}: there is a communicator in the body of the test only")
 
 
-class _RankSkippedError(Exception):
-    """Raised in a rank by pytest.skip: a skip has to be told from a failure."""
+class SkippedOnRankError(Exception):
+    """What pytest.skip becomes in a rank: a test that only some ranks skip has failed."""
 
 
 _pools_key = pytest.StashKey[Pools]()
@@ -114,6 +122,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     n, timeout_s, env = _read_marker(*marker.args, **marker.kwargs)
     names = pyfuncitem._fixtureinfo.argnames
     values = {name: pyfuncitem.funcargs[name] for name in names if name != "comm"}
+    _check_values(values)
     pool = pyfuncitem.config.stash[_pools_key](n, env=env)
     pool.start(
         _run_body,
@@ -129,6 +138,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def _check_values(values: dict[str, Any]) -> None:
+    """Fails the test if the value of a fixture or parameter cannot go to other processes."""
+    __tracebackhide__ = True
+    for name, value in values.items():
+        try:
+            pickle.dumps(value)
+        except Exception as error:
+            pytest.fail(f"{name} cannot be pickled, and goes to the ranks: {error}", pytrace=False)
+
+
 def _read_marker(
     n: int, *, timeout_s: float | None = None, env: dict[str, str] | None = None
 ) -> tuple[int, float | None, dict[str, str] | None]:
@@ -137,8 +156,6 @@ def _read_marker(
 
 def _run_body(comm: Any, module: str, qualname: str, values: dict[str, Any], wants: bool) -> None:
     """Runs in the rank: finds the test in its module and calls it."""
-    import sys
-
     owner: Any = sys.modules[module]
     *outer, name = qualname.split(".")
     for part in outer:
@@ -149,7 +166,7 @@ def _run_body(comm: Any, module: str, qualname: str, values: dict[str, Any], wan
     try:
         test(**values)
     except pytest.skip.Exception as skipped:
-        raise _RankSkippedError(skipped.msg) from None
+        raise SkippedOnRankError(skipped.msg) from None
 
 
 def _judge(outcomes: list[Outcome], what: str) -> None:
@@ -157,7 +174,7 @@ def _judge(outcomes: list[Outcome], what: str) -> None:
     __tracebackhide__ = True
     from jetstream.testing.outcomes import RankError, raise_failures
 
-    skips = [outcome for outcome in outcomes if isinstance(outcome.error, _RankSkippedError)]
+    skips = [outcome for outcome in outcomes if isinstance(outcome.error, SkippedOnRankError)]
     if len(skips) == len(outcomes):
         pytest.skip(str(skips[0].error))
     try:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 __all__ = ["fold", "same_bits"]
 
 Array = NDArray[Any]
-_INT64_SAFE = 2**62
 
 
 def fold(arrays: Sequence[Array], op: str) -> Array:
@@ -71,11 +70,11 @@ def _fold_integers(arrays: Sequence[Array], op: str) -> Array:
 
 
 def _average_integers(arrays: Sequence[Array]) -> Array:
-    largest = max(
-        (abs(int(limit)) for a in arrays if a.size for limit in (a.min(), a.max())), default=0
-    )
-    exact: Any = np.int64 if largest * len(arrays) < _INT64_SAFE else object
-    total = np.add.reduce([array.astype(exact) for array in arrays])
-    # floor division of the magnitude, because // rounds down and the data plane towards zero
-    quotient = np.where(total < 0, -(-total // len(arrays)), total // len(arrays))
-    return np.asarray(quotient.astype(arrays[0].dtype))
+    """Exact without wider integers: quotients and remainders are summed apart."""
+    world = len(arrays)
+    parts = [np.divmod(array.astype(np.int64), world) for array in arrays]
+    quotient = np.add.reduce([part[0] for part in parts])
+    rest = np.add.reduce([part[1] for part in parts])
+    floor, remainder = quotient + rest // world, rest % world
+    truncated = floor + ((floor < 0) & (remainder != 0))
+    return np.asarray(truncated.astype(arrays[0].dtype))

@@ -12,6 +12,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jetstream.testing.loading import load_module
@@ -24,6 +25,7 @@ __all__ = ["DUMP_SIGNAL", "Job", "Report", "main"]
 #: Makes a rank write the stacks of its threads; no library uses the last real-time signal.
 DUMP_SIGNAL = signal.SIGRTMAX
 _PR_SET_PDEATHSIG = 1
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def _pickle_value(value: Any) -> bytes:
 
 def _report_error(error: BaseException) -> Report:
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == _HERE:
         trace = trace.tb_next  # our own frames say nothing about the caller's function
     details = "".join(traceback.format_exception(type(error), error, trace))
     failure = "".join(traceback.format_exception_only(type(error), error)).strip()
