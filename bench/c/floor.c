@@ -226,8 +226,8 @@ static void floor_two_shot(js_floor *floor)
 
 static void floor_read_peer(const js_floor *floor, float *target, const float *source, size_t count)
 {
-    struct iovec local = {.iov_base = target, .iov_len = count * sizeof(float)};
-    struct iovec remote = {.iov_base = (void *)(uintptr_t)source, .iov_len = local.iov_len};
+    struct iovec local = { .iov_base = target, .iov_len = count * sizeof(float) };
+    struct iovec remote = { .iov_base = (void *)(uintptr_t)source, .iov_len = local.iov_len };
     if (process_vm_readv(floor->peer->pid, &local, 1, &remote, 1, 0) != (ssize_t)local.iov_len) {
         floor_fail("process_vm_readv");
     }
@@ -271,19 +271,19 @@ static void floor_kernel(js_floor *floor)
  * only after the peer's copy of it has been evicted, so that writing it invalidates nobody's line.
  */
 static const js_floor_method floor_methods[] = {
-    {"lines", floor_lines, 0, 0, 0, 1 << 10},
-    {"ring-64k", floor_ring, 64 << 10, 4, 1 << 20, SIZE_MAX},
-    {"ring-2k", floor_ring, 2 << 10, 3, 14 << 10, 1 << 20},
-    {"ring-2k-deep", floor_ring, 2 << 10, 3, 4 << 20, 1 << 20},
-    {"ring-16k-deep", floor_ring, 16 << 10, 2, 4 << 20, SIZE_MAX},
-    {"ring-32k-deep", floor_ring, 32 << 10, 2, 8 << 20, SIZE_MAX},
-    {"ring-128k-deep", floor_ring, 128 << 10, 3, 4 << 20, SIZE_MAX},
-    {"two-shot-2k", floor_two_shot, 2 << 10, 2, 10 << 10, 1 << 20},
-    {"two-shot-16k", floor_two_shot, 16 << 10, 2, 1 << 20, SIZE_MAX},
-    {"two-shot-64k", floor_two_shot, 64 << 10, 3, 1 << 20, SIZE_MAX},
-    {"two-shot-128k-deep", floor_two_shot, 128 << 10, 2, 4 << 20, SIZE_MAX},
-    {"two-shot-256k", floor_two_shot, 256 << 10, 1, 1 << 20, SIZE_MAX},
-    {"kernel-256k", floor_kernel, 256 << 10, 0, 0, SIZE_MAX},
+    { "lines", floor_lines, 0, 0, 0, 1 << 10 },
+    { "ring-64k", floor_ring, 64 << 10, 4, 1 << 20, SIZE_MAX },
+    { "ring-2k", floor_ring, 2 << 10, 3, 14 << 10, 1 << 20 },
+    { "ring-2k-deep", floor_ring, 2 << 10, 3, 4 << 20, 1 << 20 },
+    { "ring-16k-deep", floor_ring, 16 << 10, 2, 4 << 20, SIZE_MAX },
+    { "ring-32k-deep", floor_ring, 32 << 10, 2, 8 << 20, SIZE_MAX },
+    { "ring-128k-deep", floor_ring, 128 << 10, 3, 4 << 20, SIZE_MAX },
+    { "two-shot-2k", floor_two_shot, 2 << 10, 2, 10 << 10, 1 << 20 },
+    { "two-shot-16k", floor_two_shot, 16 << 10, 2, 1 << 20, SIZE_MAX },
+    { "two-shot-64k", floor_two_shot, 64 << 10, 3, 1 << 20, SIZE_MAX },
+    { "two-shot-128k-deep", floor_two_shot, 128 << 10, 2, 4 << 20, SIZE_MAX },
+    { "two-shot-256k", floor_two_shot, 256 << 10, 1, 1 << 20, SIZE_MAX },
+    { "kernel-256k", floor_kernel, 256 << 10, 0, 0, SIZE_MAX },
 };
 
 /*
@@ -491,8 +491,8 @@ static void floor_start(js_floor *floor, size_t x_bytes, pid_t parent)
     memset(floor->own, 0, sizeof(*floor->own));
     floor->own->pid = getpid();
     (void)floor_meet(floor);
-    struct iovec local = {.iov_base = &probe, .iov_len = sizeof(probe)};
-    struct iovec remote = {.iov_base = floor->x, .iov_len = sizeof(probe)};
+    struct iovec local = { .iov_base = &probe, .iov_len = sizeof(probe) };
+    struct iovec remote = { .iov_base = floor->x, .iov_len = sizeof(probe) };
     floor->own->reads_peer = process_vm_readv(floor->peer->pid, &local, 1, &remote, 1, 0) > 0;
     (void)floor_meet(floor);
 }
@@ -550,8 +550,8 @@ int main(int argc, char **argv)
     x_bytes += sizeof(js_floor_line); /* floor_lines works on whole lines */
 
     js_floor_rank *ranks = floor_map(FLOOR_RANKS * sizeof(js_floor_rank), MAP_SHARED);
-    js_floor floor = {.x = floor_map(x_bytes, MAP_PRIVATE),
-                      .scratch = floor_map(FLOOR_SCRATCH_BYTES, MAP_PRIVATE)};
+    js_floor floor = { .x = floor_map(x_bytes, MAP_PRIVATE),
+                       .scratch = floor_map(FLOOR_SCRATCH_BYTES, MAP_PRIVATE) };
     pid_t parent = getpid();
     pid_t grandparent = getppid();
     pid_t child = fork();

@@ -56,9 +56,8 @@ static inline void js_test_plan_source(js_test_plan *plan, const js_plan_source 
 
 static inline void js_test_plan_local(js_test_plan *plan, uint8_t buffer, uint64_t offset)
 {
-    js_test_plan_source(plan, &(js_plan_source){ .place = JS_PLACE_BUFFER,
-                                                 .buffer = buffer,
-                                                 .offset = offset });
+    js_test_plan_source(
+        plan, &(js_plan_source){ .place = JS_PLACE_BUFFER, .buffer = buffer, .offset = offset });
 }
 
 static inline void js_test_plan_from(js_test_plan *plan, uint8_t place, uint32_t peer)

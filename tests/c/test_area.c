@@ -71,8 +71,7 @@ static void part_add_rank(const js_area *area, uint32_t rank)
     part_add("completion queue", qp.cq, qp.cq_depth_slots * sizeof(js_cqe));
     part_add_stream("all stream", js_area_all_stream(area, rank), &area->all_layout);
     for (uint32_t target = 0; target < area->config.world; target++) {
-        part_add_stream("peer stream", js_area_peer_stream(area, rank, target),
-                        &area->peer_layout);
+        part_add_stream("peer stream", js_area_peer_stream(area, rank, target), &area->peer_layout);
         part_add_stream("message stream", js_area_message_stream(area, rank, target),
                         &area->message_layout);
     }
@@ -84,8 +83,8 @@ static void layout_check(js_seg_config config, uint64_t start_offset)
     JS_TEST_REQUIRE(js_area_config_check(&config) == JS_OK);
     js_area_init(&area, NULL, &config, start_offset);
     /* Only addresses are asked for: nothing is touched, so nothing is given. */
-    void *memory = mmap(NULL, area.end_offset, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *memory =
+        mmap(NULL, area.end_offset, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     JS_TEST_REQUIRE(memory != MAP_FAILED);
     js_area_init(&area, memory, &config, start_offset);
     part_count = 0;
@@ -189,8 +188,8 @@ static void test_format(void)
         js_cqe cqe;
         JS_TEST_REQUIRE(js_area_config_check(&config) == JS_OK);
         js_area_init(&area, NULL, &config, 0);
-        void *memory = mmap(NULL, area.end_offset, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *memory =
+            mmap(NULL, area.end_offset, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         JS_TEST_REQUIRE(memory != MAP_FAILED);
         js_area_init(&area, memory, &config, 0);
         js_area_format(&area);

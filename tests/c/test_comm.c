@@ -6,10 +6,9 @@
 
 #define COUNT 300u
 
-static const js_seg_config small = { .world = 2,
-                                     .stream_slots = 4,
-                                     .queue_slots = 4,
-                                     .sequence_start = UINT32_MAX - 11 };
+static const js_seg_config small = {
+    .world = 2, .stream_slots = 4, .queue_slots = 4, .sequence_start = UINT32_MAX - 11
+};
 
 static js_call comm_call(uint32_t world, uint32_t count)
 {
@@ -86,8 +85,7 @@ static void body_launch(js_test_rank *self)
         for (uint32_t i = 0; i < 4; i++) {
             int32_t *input = inputs[self->rank][i];
             comm_fill(input, self->rank, i + round);
-            JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, input, outputs[self->rank][i],
-                                          &ids[i]),
+            JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, input, outputs[self->rank][i], &ids[i]),
                            JS_OK);
         }
         for (uint32_t k = 0; k < 4; k++) {
@@ -189,8 +187,7 @@ static void body_messages(js_test_rank *self)
     for (uint32_t i = 0; i < 20; i++) {
         uint32_t bytes = i * 2000;
         memset(from[self->rank], (int)(i + self->rank), bytes);
-        JS_TEST_EQ_I64(js_comm_send(self->comm, from[self->rank], bytes, peer, i, &send_id),
-                       JS_OK);
+        JS_TEST_EQ_I64(js_comm_send(self->comm, from[self->rank], bytes, peer, i, &send_id), JS_OK);
         JS_TEST_EQ_I64(js_comm_receive(self->comm, to[self->rank], 30000, peer, i, &receive_id),
                        JS_OK);
         JS_TEST_EQ_I64(js_test_wait(self->comm, receive_id, &cqe), JS_OK);

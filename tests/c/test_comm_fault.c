@@ -233,7 +233,7 @@ static void test_closed_peer_of_a_message(void)
     js_test_world(&small, body_closed_message, NULL);
 }
 
-/* --- one thread: a communicator whose peer is held by the test ---------------------------------- */
+/* --- one thread: a communicator whose peer is held by the test -------------------------------- */
 
 typedef struct fault_alone {
     js_test_rank self;
@@ -248,8 +248,7 @@ static void alone_open(fault_alone *a, const int32_t *pidfds)
     JS_TEST_REQUIRE(js_engine_new(a->self.seg, 0, pidfds ? pidfds : none,
                                   &(js_wait_config){ .oversubscribed = 1 },
                                   &a->self.engine) == JS_OK);
-    JS_TEST_REQUIRE(js_engine_new(a->self.seg, 1, none, &(js_wait_config){ 0 }, &a->peer) ==
-                    JS_OK);
+    JS_TEST_REQUIRE(js_engine_new(a->self.seg, 1, none, &(js_wait_config){ 0 }, &a->peer) == JS_OK);
     JS_TEST_REQUIRE(js_comm_open(a->self.engine, &a->self.comm) == JS_OK);
 }
 
@@ -437,7 +436,7 @@ static void test_forked(void)
     alone_close(&a);
 }
 
-/* --- a second thread ------------------------------------------------------------------------------ */
+/* --- a second thread -------------------------------------------------------------------------- */
 
 static void *second_thread(void *argument)
 {
@@ -477,9 +476,9 @@ static void test_second_thread_is_refused(void)
     js_test_world(&small, body_busy, NULL);
 }
 
-JS_TEST_MAIN(JS_TEST(test_mismatch), JS_TEST(test_mismatch_without_a_frame),
-             JS_TEST(test_timeout), JS_TEST(test_abort), JS_TEST(test_abort_together),
-             JS_TEST(test_closed_peer), JS_TEST(test_closed_peer_of_a_message),
-             JS_TEST(test_dead_peer), JS_TEST(test_everything_outstanding_is_flushed),
-             JS_TEST(test_flush_does_not_overflow), JS_TEST(test_raw_descriptors),
-             JS_TEST(test_descriptors_after_the_failure), JS_TEST(test_forked), JS_TEST(test_second_thread_is_refused))
+JS_TEST_MAIN(JS_TEST(test_mismatch), JS_TEST(test_mismatch_without_a_frame), JS_TEST(test_timeout),
+             JS_TEST(test_abort), JS_TEST(test_abort_together), JS_TEST(test_closed_peer),
+             JS_TEST(test_closed_peer_of_a_message), JS_TEST(test_dead_peer),
+             JS_TEST(test_everything_outstanding_is_flushed), JS_TEST(test_flush_does_not_overflow),
+             JS_TEST(test_raw_descriptors), JS_TEST(test_descriptors_after_the_failure),
+             JS_TEST(test_forked), JS_TEST(test_second_thread_is_refused))

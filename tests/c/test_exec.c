@@ -407,8 +407,8 @@ static void test_no_buffers(void)
     exec_close();
 }
 
-JS_TEST_MAIN(JS_TEST(test_one_shot), JS_TEST(test_two_shot),
-             JS_TEST(test_all_gather_and_broadcast), JS_TEST(test_progress_is_chunk_by_chunk),
-             JS_TEST(test_missing), JS_TEST(test_missing_reader), JS_TEST(test_foreign_frames),
+JS_TEST_MAIN(JS_TEST(test_one_shot), JS_TEST(test_two_shot), JS_TEST(test_all_gather_and_broadcast),
+             JS_TEST(test_progress_is_chunk_by_chunk), JS_TEST(test_missing),
+             JS_TEST(test_missing_reader), JS_TEST(test_foreign_frames),
              JS_TEST(test_forged_frames), JS_TEST(test_back_to_back),
              JS_TEST(test_avg_divides_once), JS_TEST(test_no_buffers))

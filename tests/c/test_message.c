@@ -389,9 +389,8 @@ static void test_malformed_frames(void)
     }
 }
 
-JS_TEST_MAIN(JS_TEST(test_sizes), JS_TEST(test_tags_out_of_order),
-             JS_TEST(test_order_within_a_tag), JS_TEST(test_receive_posted_in_the_middle),
+JS_TEST_MAIN(JS_TEST(test_sizes), JS_TEST(test_tags_out_of_order), JS_TEST(test_order_within_a_tag),
+             JS_TEST(test_receive_posted_in_the_middle),
              JS_TEST(test_unasked_message_stays_in_the_stream), JS_TEST(test_truncation),
-             JS_TEST(test_to_itself), JS_TEST(test_both_ways_at_once),
-             JS_TEST(test_pools_run_out), JS_TEST(test_cancel), JS_TEST(test_flush),
-             JS_TEST(test_malformed_frames))
+             JS_TEST(test_to_itself), JS_TEST(test_both_ways_at_once), JS_TEST(test_pools_run_out),
+             JS_TEST(test_cancel), JS_TEST(test_flush), JS_TEST(test_malformed_frames))

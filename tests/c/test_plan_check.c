@@ -79,10 +79,9 @@ static void test_sound_plan_passes(void)
 static void test_algorithms_pass(void)
 {
     static js_test_plan plan;
-    void (*const builders[])(js_test_plan *, uint32_t, const js_call *) = {
-        js_test_plan_one_shot, js_test_plan_two_shot, js_test_plan_all_gather,
-        js_test_plan_broadcast
-    };
+    void (*const builders[])(js_test_plan *, uint32_t,
+                             const js_call *) = { js_test_plan_one_shot, js_test_plan_two_shot,
+                                                  js_test_plan_all_gather, js_test_plan_broadcast };
     for (uint32_t world = 1; world <= 8; world++) {
         js_call call = check_call;
         call.world = world;
@@ -215,6 +214,19 @@ static void test_targets_and_sources(void)
     REFUSED(sources[5].place = 255);
 }
 
+/* In place is fine; shifted is not: neither memcpy nor a kernel allows it. */
+static void test_overlap(void)
+{
+    REFUSED(ops[2].target_offset = 0; head->scratch_bytes = 2 * BYTES;
+            sources[3].buffer = JS_PLAN_SCRATCH; sources[3].offset = 1);
+    REFUSED(ops[1].target_offset = BYTES - 4; sources[1].buffer = JS_PLAN_OUTPUT);
+    check_build(&plan, 0);
+    sources[1].buffer = JS_PLAN_OUTPUT;
+    JS_TEST_EQ_I64(check_packed(&plan), JS_OK);
+    sources[1].offset = BYTES; /* side by side */
+    JS_TEST_EQ_I64(check_packed(&plan), JS_OK);
+}
+
 static void test_alignment(void)
 {
     static js_test_plan shifted;
@@ -243,8 +255,8 @@ static void check_start(check_side *side, const js_seg *seg, uint32_t rank, cons
         return; /* sound, but no test should take so much memory */
     }
     JS_TEST_REQUIRE(js_link_shm_open(&side->link, &seg->world_area, rank) == JS_OK);
-    JS_TEST_REQUIRE(js_exec_load(&side->link, p->packed, p->size_bytes, rank, WORLD,
-                                 &side->plan) == JS_OK);
+    JS_TEST_REQUIRE(js_exec_load(&side->link, p->packed, p->size_bytes, rank, WORLD, &side->plan) ==
+                    JS_OK);
     /* Exactly as large as the plan says, so that AddressSanitizer sees one byte too many. */
     side->input = calloc(1, header->input_bytes + (header->input_bytes == 0));
     side->output = calloc(1, header->output_bytes + (header->output_bytes == 0));
@@ -278,8 +290,8 @@ static bool check_run(const js_test_plan *mine)
     for (uint32_t round = 0; round < 4096 && progress != 0 && sides[0].plan != NULL; round++) {
         progress = 0;
         for (uint32_t i = 0; i < 2; i++) {
-            is_running[i] = is_running[i] &&
-                            js_exec_step(&sides[i].exec, &progress) == JS_EXEC_RUNNING;
+            is_running[i] =
+                is_running[i] && js_exec_step(&sides[i].exec, &progress) == JS_EXEC_RUNNING;
         }
     }
     check_stop(&sides[0]);
@@ -329,4 +341,5 @@ static void test_fingerprint(void)
 JS_TEST_MAIN(JS_TEST(test_sound_plan_passes), JS_TEST(test_algorithms_pass),
              JS_TEST(test_header_fields), JS_TEST(test_sizes_that_wrap),
              JS_TEST(test_operation_fields), JS_TEST(test_targets_and_sources),
-             JS_TEST(test_alignment), JS_TEST(test_any_byte_changed), JS_TEST(test_fingerprint))
+             JS_TEST(test_overlap), JS_TEST(test_alignment), JS_TEST(test_any_byte_changed),
+             JS_TEST(test_fingerprint))

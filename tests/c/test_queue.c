@@ -211,5 +211,4 @@ static void test_wrong_consumed_word_stops(void)
 
 JS_TEST_MAIN(JS_TEST(test_sizes), JS_TEST(test_commit_words), JS_TEST(test_sq_through_laps),
              JS_TEST(test_rq_through_laps), JS_TEST(test_cq_through_laps),
-             JS_TEST(test_half_written_entry_is_not_seen),
-             JS_TEST(test_wrong_consumed_word_stops))
+             JS_TEST(test_half_written_entry_is_not_seen), JS_TEST(test_wrong_consumed_word_stops))

@@ -1,4 +1,4 @@
-/* js_seg, js_engine: creating and attaching; what is not a sound segment of this build is refused. */
+/* js_seg, js_engine: creating and attaching; what is not a sound segment is refused. */
 #include "js_seg.h"
 #include "js_status.h"
 #include "js_test.h"

@@ -168,7 +168,7 @@ static void test_skip_to_the_beginning(void)
     stream_test t;
     stream_open(&t, 1, SLOTS);
     JS_TEST_CHECK(stream_put(&t, 192, 1));
-    JS_TEST_CHECK(stream_put(&t, 192, 2)); /* up to byte 384 */
+    JS_TEST_CHECK(stream_put(&t, 192, 2));  /* up to byte 384 */
     JS_TEST_CHECK(!stream_put(&t, 192, 3)); /* 128 left, and the beginning is in use */
     JS_TEST_CHECK(stream_take(&t, 0, 192, 1));
     JS_TEST_CHECK(stream_put(&t, 192, 3));

@@ -266,7 +266,10 @@ def run_step(comm: Communicator, step: dict[str, Any]) -> None:
     arrays = [a.reshape(shape) for a in inputs(comm.size, step["dtype"], op, count)]
     mine, chunk = arrays[comm.rank], {"chunk_bytes": step["chunk_bytes"]}
     if kind == "all_reduce":
-        got, expected = comm.all_reduce(mine.copy(), op, algo=step["algo"], **chunk), fold(arrays, op)
+        got, expected = (
+            comm.all_reduce(mine.copy(), op, algo=step["algo"], **chunk),
+            fold(arrays, op),
+        )
     elif kind == "all_gather":
         got = comm.all_gather(mine, axis=axis, **chunk)
         expected = np.concatenate(arrays, axis) if shape else np.stack(arrays)

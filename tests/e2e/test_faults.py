@@ -1,7 +1,7 @@
 """Ranks that are killed or stopped at random moments: the others say who it was, nothing is left.
 
-``--fault-rounds=200 --fault-seed=N`` goes on for longer, with other moments; the figures are printed
-with ``-rP``.
+``--fault-rounds=200 --fault-seed=N`` goes on for longer, with other moments; ``-rP`` prints the
+figures.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jetstream.communicator import Communicator
-from jetstream.errors import JetstreamError, PeerDiedError
+from jetstream.errors import CommunicatorAbortedError, JetstreamError, PeerDiedError
 from jetstream.testing import Outcome, RankPool
 from jetstream.testing.plugin import Pools
 
@@ -175,6 +176,32 @@ def test_receive_from_a_dead_rank(no_leaks: Any) -> None:
     assert outcomes[2].is_ok, outcomes[2]
 
 
+def run_works_in_flight(comm: Communicator) -> int:
+    """Everything in flight when a rank dies ends, with the story; nothing hangs."""
+    comm.barrier()
+    if comm.rank == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    works = [comm.irecv(np.empty(4), 1, tag) for tag in range(3)]
+    works += [comm.all_reduce(np.ones(100_000), async_op=True) for _ in range(100)]
+    works += [comm.isend(np.ones(1 << 20), 1, tag=tag) for tag in range(1, 4)]
+    for work in works:
+        with pytest.raises(CommunicatorAbortedError, match=r"rank 1 \(pid \d+\) died"):
+            work.wait()
+        assert work.done()
+        with pytest.raises(CommunicatorAbortedError):
+            work.wait()
+    return len(works)
+
+
+def test_works_in_flight(no_leaks: Any) -> None:
+    with RankPool(3, timeout_s=30) as pool:
+        outcomes = pool.collect(run_works_in_flight)
+    assert outcomes[1].has_died
+    assert outcomes[0].is_ok, outcomes[0]
+    assert outcomes[2].is_ok, outcomes[2]
+
+
 def run_new_communicator(comm: Communicator) -> float:
     return float(comm.all_reduce(np.ones(1))[0])
 
@@ -191,14 +218,17 @@ def run_many_lives(comm: Communicator) -> None:
     assert (comm.all_reduce(np.full(1000, comm.rank)) == sum(range(comm.size))).all()
 
 
+def open_files(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
 def test_many_lives(rank_pools: Pools, no_leaks: Any) -> None:
     """Joining and leaving many times leaves nothing behind in the processes either."""
     with RankPool(2, fresh=True, timeout_s=30) as pool:
         pool.run(run_many_lives)
-        before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pool.pids]
+        before = [open_files(pid) for pid in pool.pids]
         for _ in range(30):
             pool.run(run_many_lives)
-        assert [len(os.listdir(f"/proc/{pid}/fd")) for pid in pool.pids] == before
+        assert [open_files(pid) for pid in pool.pids] == before
         for pid in pool.pids:
-            with open(f"/proc/{pid}/maps") as maps:
-                assert "memfd:jetstream (" not in maps.read()
+            assert "memfd:jetstream (" not in Path(f"/proc/{pid}/maps").read_text()

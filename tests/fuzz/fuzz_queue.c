@@ -1,0 +1,210 @@
+/* Random descriptors in the queues of two live communicators: every one ends in a completion or
+ * waits, nothing breaks. What a descriptor points to is the device's own affair, so addresses and
+ * lengths of those that are carried out lie within a buffer; all else is random. */
+#include "js_comm.h"
+#include "js_fuzz.h"
+#include "js_test_plan.h"
+
+#define BUFFER_BYTES 65536u
+#define PLANS 3u
+
+static uint8_t fuzz_buffers[2][BUFFER_BYTES] JS_ALIGNED(64);
+static uint64_t fuzz_completions;
+static uint64_t fuzz_failures; /* communicators that ended in a fault */
+
+typedef struct fuzz_world {
+    js_seg *seg;
+    js_engine *engines[2];
+    js_comm *comms[2];
+    const uint8_t *data;
+    size_t size;
+} fuzz_world;
+
+/* Takes `bytes` of the input; what is missing is zero. */
+static void fuzz_take(fuzz_world *w, void *out, size_t bytes)
+{
+    size_t part = bytes < w->size ? bytes : w->size;
+    memset(out, 0, bytes);
+    if (part != 0) {
+        memcpy(out, w->data, part);
+    }
+    w->data += part;
+    w->size -= part;
+}
+
+static void fuzz_open(fuzz_world *w)
+{
+    static const int32_t none[2] = { -1, -1 };
+    static js_test_plan plan;
+    js_seg_config config = { .world = 2,
+                             .stream_slots = 4,
+                             .all_bytes = 65536,
+                             .peer_bytes = 65536,
+                             .message_bytes = 65536,
+                             .queue_slots = 4 };
+    js_call call = { .kind = JS_KIND_ALL_REDUCE, .chunk_bytes = 64, .world = 2 };
+    call.dtype = JS_DTYPE_UINT8;
+    JS_TEST_REQUIRE(js_seg_create(&config, &w->seg) == JS_OK);
+    for (uint32_t i = 0; i < 2; i++) {
+        JS_TEST_REQUIRE(js_engine_new(w->seg, i, none, &(js_wait_config){ 0 }, &w->engines[i]) ==
+                        JS_OK);
+        JS_TEST_REQUIRE(js_comm_open(w->engines[i], &w->comms[i]) == JS_OK);
+        for (uint32_t k = 0; k < PLANS; k++) {
+            uint32_t id;
+            call.count = k * 500;
+            js_test_plan_one_shot(&plan, i, &call);
+            JS_TEST_REQUIRE(js_comm_load_plan(w->comms[i], plan.packed, plan.size_bytes, &id) ==
+                            JS_OK);
+        }
+    }
+}
+
+static void fuzz_close(fuzz_world *w)
+{
+    for (uint32_t i = 0; i < 2; i++) {
+        uint64_t counters[64] = { 0 };
+        JS_TEST_REQUIRE(js_comm_counters(w->comms[i], i, counters, 64) == JS_OK);
+        fuzz_completions += counters[JS_COUNTER_COMPLETIONS];
+        fuzz_failures += w->comms[i]->failed != JS_OK;
+        js_comm_close(w->comms[i]);
+        js_engine_free(w->engines[i]);
+    }
+    js_seg_detach(w->seg);
+}
+
+static void fuzz_post_sq(fuzz_world *w, uint32_t rank)
+{
+    js_sqe entry;
+    fuzz_take(w, &entry, sizeof(entry));
+    bool is_known = entry.opcode == JS_SQ_SEND || entry.opcode == JS_SQ_LAUNCH;
+    if (is_known) {
+        entry.source_addr = (uintptr_t)fuzz_buffers[0] + entry.source_addr % (BUFFER_BYTES / 2);
+        entry.target_addr = (uintptr_t)fuzz_buffers[1] + entry.target_addr % (BUFFER_BYTES / 2);
+        entry.bytes %= BUFFER_BYTES / 2;
+    }
+    (void)js_sq_post((js_qp *)js_comm_queue_pair(w->comms[rank]), &entry);
+}
+
+static void fuzz_post_rq(fuzz_world *w, uint32_t rank)
+{
+    js_rqe entry;
+    fuzz_take(w, &entry, sizeof(entry));
+    if (entry.peer < 2) {
+        entry.target_addr = (uintptr_t)fuzz_buffers[1] + entry.target_addr % (BUFFER_BYTES / 2);
+        entry.bytes %= BUFFER_BYTES / 2;
+    }
+    (void)js_rq_post((js_qp *)js_comm_queue_pair(w->comms[rank]), &entry);
+}
+
+/* A device that has died in the middle of an entry: all of it but a valid commit word. */
+static void fuzz_scribble(fuzz_world *w, uint32_t rank)
+{
+    const js_qp *qp = (const js_qp *)js_comm_queue_pair(w->comms[rank]);
+    uint32_t index = qp->sq_posted & (qp->sq_depth_slots - 1);
+    if (qp->sq_posted - w->comms[rank]->sq_consumed < qp->sq_depth_slots) {
+        fuzz_take(w, &qp->sq[index], offsetof(js_sqe, commit));
+        qp->sq[index].commit &= ~(1ull << 63) | js_sq_commit(qp->sq_posted, qp->sq_depth_slots);
+        qp->sq[index].commit ^= 1; /* bits that are zero in every commit */
+    }
+}
+
+static void fuzz_command(fuzz_world *w)
+{
+    uint8_t command;
+    fuzz_take(w, &command, 1);
+    uint32_t rank = command & 1;
+    switch (command >> 1 & 7) {
+    case 0:
+    case 1:
+    case 2:
+        fuzz_post_sq(w, rank);
+        break;
+    case 3:
+    case 4:
+        fuzz_post_rq(w, rank);
+        break;
+    case 5:
+        fuzz_scribble(w, rank);
+        break;
+    case 6:
+        if (command >= 0xfc) {
+            js_comm_abort(w->comms[rank], JS_ERR_ABORTED);
+        }
+        (void)js_comm_progress(w->comms[1 - rank]);
+        break;
+    default:
+        (void)js_comm_progress(w->comms[rank]);
+        break;
+    }
+}
+
+/* The queues must not get stuck: whatever was in them has been taken or waits for its turn. */
+static void fuzz_check(const fuzz_world *w)
+{
+    for (uint32_t i = 0; i < 2; i++) {
+        const js_comm *comm = w->comms[i];
+        JS_TEST_REQUIRE(comm->qp.cq_consumed == comm->cq_posted);
+        bool is_empty = comm->qp.sq_posted == comm->sq_consumed;
+        bool may_wait = comm->message.send_free == JS_MESSAGE_NONE ||
+                        comm->launch_tail - comm->launch_head == comm->qp.sq_depth_slots;
+        JS_TEST_REQUIRE(is_empty || (may_wait && comm->failed == JS_OK));
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    fuzz_world w = { .data = data, .size = size };
+    fuzz_open(&w);
+    while (w.size != 0) {
+        fuzz_command(&w);
+    }
+    for (uint32_t i = 0; i < 200; i++) {
+        (void)js_comm_progress(w.comms[i & 1]);
+    }
+    fuzz_check(&w);
+    fuzz_close(&w);
+    return 0;
+}
+
+#if !defined(JS_FUZZ)
+/* Descriptors that are right but for a field or two get further than noise does. */
+static size_t fuzz_make(uint8_t *out, size_t capacity, uint64_t *random)
+{
+    size_t size = 0;
+    uint32_t plan = (uint32_t)(js_fuzz_random(random) % PLANS);
+    while (size + 1 + sizeof(js_sqe) <= capacity) {
+        uint8_t command = (uint8_t)js_fuzz_random(random);
+        uint32_t kind = command >> 1 & 7;
+        js_sqe sqe = { .opcode = (uint8_t)(js_fuzz_random(random) % 4), .plan_id = plan };
+        sqe.peer = (uint16_t)(js_fuzz_random(random) % 3);
+        sqe.bytes = js_fuzz_random(random) % 100;
+        js_rqe rqe = { .bytes = 100, .peer = (uint16_t)(js_fuzz_random(random) % 3) };
+        out[size++] = command;
+        if (kind <= 2) {
+            memcpy(out + size, &sqe, sizeof(sqe));
+            size += sizeof(sqe);
+        } else if (kind <= 4) {
+            memcpy(out + size, &rqe, sizeof(rqe));
+            size += sizeof(rqe);
+        }
+    }
+    for (uint64_t i = js_fuzz_random(random) % 8; i > 0; i--) {
+        size = js_fuzz_mutate(out, size, random);
+    }
+    return size;
+}
+
+int main(int argc, char **argv)
+{
+    static uint8_t input[8192];
+    js_fuzz_arguments arguments = js_fuzz_parse(argc, argv, 2000);
+    uint64_t random = arguments.seed;
+    for (uint64_t i = 0; i < arguments.count; i++) {
+        size_t size = fuzz_make(input, sizeof(input), &random);
+        js_fuzz_input(&arguments, i, input, size);
+    }
+    printf("%" PRIu64 " inputs: %" PRIu64 " completions, %" PRIu64 " communicators failed\n",
+           arguments.count, fuzz_completions, fuzz_failures);
+    return fuzz_completions == 0;
+}
+#endif
