@@ -355,7 +355,10 @@ time.sleep(300)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_passed_on_once(bench: Bench, number: signal.Signals) -> None:
-    process = bench.start("-n", "3", bench.script(CATCH))
+    def heed() -> None:  # under nohup, say, it would be ignored from the start
+        signal.signal(number, signal.SIG_DFL)
+
+    process = bench.start("-n", "3", bench.script(CATCH), preexec_fn=heed)
     wait_for_lines(process, 3)
     process.send_signal(number)
     out, _ = process.communicate(timeout=PATIENCE_S)
