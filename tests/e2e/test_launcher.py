@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -355,9 +356,7 @@ time.sleep(300)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_passed_on_once(bench: Bench, number: signal.Signals) -> None:
-    def heed() -> None:  # under nohup, say, it would be ignored from the start
-        signal.signal(number, signal.SIG_DFL)
-
+    heed = functools.partial(signal.signal, number, signal.SIG_DFL)  # ignored under nohup
     process = bench.start("-n", "3", bench.script(CATCH), preexec_fn=heed)
     wait_for_lines(process, 3)
     process.send_signal(number)
