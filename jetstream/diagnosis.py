@@ -44,15 +44,21 @@ def _ranks(fault: Any) -> str:
     return ("rank " if len(listed) == 1 else "ranks ") + ", ".join(listed)
 
 
-def _peer_story(fault: Any) -> str:
+def _who(fault: Any) -> str:
+    return f"rank {fault.culprit} (pid {fault.culprit_pid})"
+
+
+def _deeds(fault: Any) -> str:
     """What the culprit did last."""
-    story = f"rank {fault.culprit} (pid {fault.culprit_pid})"
-    if fault.culprit_state in _STATES:
-        story += f" {_STATES[fault.culprit_state]};"
     if fault.peer_sequence == 0:
-        return f"{story} has not entered any collective"
+        return "has not entered any collective"
     verb = "is inside" if fault.peer_active else "last finished"
-    return f"{story} {verb} {describe_call(fault.peer_call)} #{fault.peer_sequence}"
+    return f"{verb} {describe_call(fault.peer_call)} #{fault.peer_sequence}"
+
+
+def _peer_story(fault: Any) -> str:
+    state = _STATES.get(fault.culprit_state)
+    return f"{_who(fault)} {f'{state} and ' if state else ''}{_deeds(fault)}"
 
 
 def _progress_story(fault: Any) -> str:
@@ -82,12 +88,20 @@ def describe_fault(fault: Any) -> str:
             f"called {describe_call(fault.peer_call)}. All ranks must make the same calls with "
             f"the same arguments in the same order. {_REMEDY}"
         )
-    what = status_text(fault.status)
+    return f"{_what_happened(fault)}{_progress_story(fault)}. {_REMEDY}"
+
+
+def _what_happened(fault: Any) -> str:
+    if fault.status == lib.JS_ERR_ABORTED:
+        waiting = f", waiting for {_peer_story(fault)}" if fault.culprit >= 0 else ""
+        return f"rank {fault.reporter} aborted the communicator{waiting}"
     if fault.culprit < 0:
-        return f"{what}, reported by rank {fault.reporter}. {_REMEDY}"
+        return f"{status_text(fault.status)}, as rank {fault.reporter} reports"
     if fault.status == lib.JS_ERR_PEER_DEAD:
-        what = f"rank {fault.culprit} (pid {fault.culprit_pid}) died"
-    return f"{what}: {_peer_story(fault)}{_progress_story(fault)}. {_REMEDY}"
+        return f"{_who(fault)} died; it {_deeds(fault)}"
+    if fault.status == lib.JS_ERR_PEER_CLOSED:
+        return f"{_who(fault)} has closed while others wait for it; it {_deeds(fault)}"
+    return f"{status_text(fault.status)}: {_peer_story(fault)}"
 
 
 def raise_failure(handle: Any, status: int) -> None:
@@ -103,6 +117,6 @@ def raise_failure(handle: Any, status: int) -> None:
     if fault.status == lib.JS_OK:
         check(status)
     text = describe_fault(fault)
-    if status == lib.JS_ERR_ABORTED:
-        text = f"rank {fault.reporter} aborted the communicator: {text}"
+    if status == lib.JS_ERR_ABORTED and fault.status != status:
+        text = f"rank {fault.reporter} gave up: {text}"
     raise_status(status, text)

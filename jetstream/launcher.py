@@ -167,6 +167,8 @@ class Launcher:
     def _time_out(self, handle: Any, timeout_ns: int) -> None:
         fault = ffi.new("js_fault *")
         lib.js_comm_fault(handle, fault)
+        if fault.status != lib.JS_OK:  # an earlier call has timed out
+            raise_failure(handle, lib.JS_ERR_TIMEOUT)
         story = describe_wait(fault)
         what = describe_call(fault.my_call)
         lib.js_comm_abort(handle, lib.JS_ERR_TIMEOUT)

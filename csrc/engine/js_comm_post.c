@@ -88,7 +88,8 @@ static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
             continue;
         }
         /* The clock is read now and then, and before each slice of sleep. */
-        if (++rounds % 1024 != 0 && !comm->waiter.is_armed) {
+        bool is_time = ++rounds % 1024 == 0 || comm->waiter.is_armed;
+        if (!is_time || timeout_ns == 0 || slot->state != JS_COMM_SLOT_OUTSTANDING) {
             continue;
         }
         uint64_t now = js_clock_ticks();

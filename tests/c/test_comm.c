@@ -133,6 +133,31 @@ static void test_look(void)
     js_test_world(&small, body_look, NULL);
 }
 
+/* A call alone, one chunk a round: it is done in the very round in which the clock is looked at,
+ * or goes on for longer than that with no time at all. Neither is a time-out. */
+static void body_no_time(js_test_rank *self)
+{
+    static const uint32_t steps[] = { 1, 1023, 1024, 1025, 2048, 5000 };
+    static int32_t values[5000 * 16];
+    for (size_t i = 0; i < JS_ARRAY_LEN(steps); i++) {
+        js_call call = comm_call(1, steps[i] * 16);
+        call.chunk_bytes = 64;
+        uint32_t plan = comm_load(self, &call);
+        JS_TEST_EQ_I64(js_comm_call(self->comm, plan, values, values, 0), JS_OK);
+        bool has_time = steps[i] <= 2048;
+        int32_t got = js_comm_call(self->comm, plan, values, values, has_time ? 1 : UINT64_MAX);
+        JS_TEST_EQ_I64(got == JS_ERR_AGAIN ? js_test_wait(self->comm, 0, &(js_cqe){ 0 }) : got,
+                       JS_OK);
+    }
+}
+
+static void test_no_time(void)
+{
+    js_seg_config config = small;
+    config.world = 1;
+    js_test_world(&config, body_no_time, NULL);
+}
+
 static void body_records(js_test_rank *self)
 {
     js_call call = comm_call(self->world, COUNT);
@@ -330,6 +355,6 @@ static void test_repeat(void)
 }
 
 JS_TEST_MAIN(JS_TEST(test_call), JS_TEST(test_launch_and_wait), JS_TEST(test_look),
-             JS_TEST(test_records_and_counters), JS_TEST(test_messages),
+             JS_TEST(test_no_time), JS_TEST(test_records_and_counters), JS_TEST(test_messages),
              JS_TEST(test_wrong_arguments), JS_TEST(test_queue_is_full), JS_TEST(test_plans),
              JS_TEST(test_repeat))

@@ -14,7 +14,14 @@
 
 #define COUNT 300u
 
-static const js_seg_config small = { .world = 2, .stream_slots = 4, .queue_slots = 4 };
+static const js_seg_config small = {
+    .world = 2,
+    .stream_slots = 4,
+    .all_bytes = 65536,
+    .peer_bytes = 65536,
+    .message_bytes = 65536,
+    .queue_slots = 4,
+};
 
 static uint32_t fault_load(js_test_rank *self, uint32_t count)
 {

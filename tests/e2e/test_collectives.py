@@ -86,7 +86,8 @@ def run_all_reduce(
 
 def run_reduce_scatter(comm: Communicator, dtype: str, op: str, count: int, full: bool) -> None:
     arrays = inputs(comm.size, dtype, op, comm.size * count)
-    expected = fold(arrays, op)[comm.rank * count : (comm.rank + 1) * count]
+    mine = slice(comm.rank * count, (comm.rank + 1) * count)
+    expected = fold([array[mine] for array in arrays], op)
     for chunk_bytes in (None, 192) if full else (None,):
         got = comm.reduce_scatter(arrays[comm.rank], op, chunk_bytes=chunk_bytes)
         check(got, expected, "reduce_scatter", dtype, op, count, chunk_bytes)

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,8 +108,9 @@ def run_late_rank(comm: Communicator) -> str:
             comm.barrier()
         return ""
     text = expect_timeout(comm, 0.3, timeout=0.3)
-    with pytest.raises(TimedOutError, match="cannot be used any more"):
-        comm.barrier()
+    for call in (comm.barrier, partial(comm.all_reduce, np.ones(1 << 20, np.float32))):
+        with pytest.raises(TimedOutError, match=r"timed out: rank 1 .*cannot be used any more"):
+            call()
     return text
 
 
