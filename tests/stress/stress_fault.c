@@ -1,5 +1,5 @@
 /* Communicators that end badly, again and again: at a random moment a random rank aborts, leaves,
- * or calls something else. Every rank must learn what happened and who did it, and none may hang. */
+ * or calls something else. Every rank must learn what happened and who did it; none may hang. */
 #include "js_stress.h"
 #include "js_test_plan.h"
 #include "js_test_world.h"
