@@ -38,6 +38,9 @@ static void engine_destroy(js_engine *engine)
         }
     }
     free(engine->pidfds);
+    if (engine->heap != NULL) {
+        js_heap_release(engine->heap);
+    }
     free(engine);
 }
 
@@ -65,6 +68,9 @@ int32_t js_engine_new(js_seg *seg, uint32_t rank, const int32_t *pidfds,
     engine->clock = js_seg_get_header(seg)->clock;
     engine->has_membarrier = engine_register_membarrier();
     int32_t result = engine_copy_pidfds(engine, pidfds);
+    if (result == JS_OK) {
+        result = js_heap_open(seg, rank, &engine->heap);
+    }
     js_seg_rank *self = js_seg_get_rank(seg, rank);
     if (result == JS_OK && !js_cas_seq_u32(&self->state, JS_PEER_ABSENT, JS_PEER_ATTACHED)) {
         result = JS_FAIL(JS_ERR_INVALID, "rank %u has attached to this segment before", rank);

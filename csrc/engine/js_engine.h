@@ -4,6 +4,7 @@
 #define JS_ENGINE_H
 
 #include "js_clock.h"
+#include "js_heap.h"
 #include "js_seg.h"
 
 #include <jetstream/js_api.h>
@@ -11,6 +12,7 @@
 
 struct js_engine {
     js_seg *seg;
+    js_heap *heap; /* symmetric memory of this rank; blocks of it may outlive the engine */
     uint32_t rank;
     uint32_t world;
     js_wait_config wait;

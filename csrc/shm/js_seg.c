@@ -4,6 +4,7 @@
 #include "js_assert.h"
 #include "js_status.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,10 @@
 #include <unistd.h>
 
 #define SEG_PAGE_BYTES 4096u
+#define SEG_HUGE_BYTES (2u << 20)
+#define SEG_HEAP_BYTES (2ull << 30)
+#define SEG_HEAP_BYTES_MAX (1ull << 40)
+#define SEG_BYTES_MAX (1ull << 46) /* half of what a process can address */
 
 js_seg_header *js_seg_get_header(const js_seg *seg)
 {
@@ -29,11 +34,58 @@ static uint64_t seg_area_offset(const js_seg_config *config)
     return SEG_PAGE_BYTES + js_round_up(config->world * sizeof(js_seg_rank), SEG_PAGE_BYTES);
 }
 
-static uint64_t seg_total_bytes(const js_seg_config *config)
+static uint64_t seg_heaps_offset(const js_seg_config *config)
 {
     js_area area;
     js_area_init(&area, NULL, config, seg_area_offset(config));
-    return area.end_offset;
+    return js_round_up(area.end_offset, SEG_HUGE_BYTES);
+}
+
+static uint64_t seg_total_bytes(const js_seg_config *config)
+{
+    return seg_heaps_offset(config) + config->world * config->heap_bytes;
+}
+
+/* Fills in defaults and checks ranges; returns JS_ERR_INVALID with a text. */
+static int32_t seg_config_check(js_seg_config *config)
+{
+    JS_TRY(js_area_config_check(config));
+    config->heap_bytes = config->heap_bytes ? config->heap_bytes : SEG_HEAP_BYTES;
+    if (config->heap_bytes % SEG_HUGE_BYTES != 0 || config->heap_bytes > SEG_HEAP_BYTES_MAX) {
+        return JS_FAIL(JS_ERR_INVALID, "heap_bytes = %llu: needs a multiple of %u up to %llu",
+                       (unsigned long long)config->heap_bytes, SEG_HUGE_BYTES, SEG_HEAP_BYTES_MAX);
+    }
+    if (seg_total_bytes(config) > SEG_BYTES_MAX) {
+        return JS_FAIL(JS_ERR_INVALID,
+                       "heap_bytes = %llu: the heaps of %u ranks are more than can be addressed",
+                       (unsigned long long)config->heap_bytes, config->world);
+    }
+    return JS_OK;
+}
+
+/* A mapping that begins at a multiple of a huge page, or NULL with errno. */
+static uint8_t *seg_map_aligned(int fd, uint64_t bytes)
+{
+    uint64_t room_bytes = bytes + SEG_HUGE_BYTES;
+    uint8_t *room =
+        mmap(NULL, room_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED) {
+        return NULL;
+    }
+    uint64_t skip = js_round_up((uintptr_t)room, SEG_HUGE_BYTES) - (uintptr_t)room;
+    uint64_t end = js_round_up(skip + bytes, SEG_PAGE_BYTES);
+    uint8_t *base = mmap(room + skip, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+    if (base == MAP_FAILED) {
+        int reason = errno;
+        munmap(room, room_bytes);
+        errno = reason;
+        return NULL;
+    }
+    if (skip != 0) {
+        munmap(room, skip);
+    }
+    munmap(room + end, room_bytes - end);
+    return base;
 }
 
 static int32_t seg_map(int fd, uint64_t bytes, js_seg **out)
@@ -42,15 +94,31 @@ static int32_t seg_map(int fd, uint64_t bytes, js_seg **out)
     if (seg == NULL) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a segment handle");
     }
-    seg->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (seg->base == MAP_FAILED) {
+    seg->base = seg_map_aligned(fd, bytes);
+    if (seg->base == NULL) {
         free(seg);
-        return JS_FAIL_SYS("mapping the segment of %llu bytes", (unsigned long long)bytes);
+        return JS_FAIL_SYS("mapping the segment of %llu bytes (JETSTREAM_HEAP_BYTES a rank are its "
+                           "symmetric heaps)",
+                           (unsigned long long)bytes);
     }
     seg->total_bytes = bytes;
     seg->fd = fd;
+    seg->refs = 1;
     *out = seg;
     return JS_OK;
+}
+
+/* Once the layout is known. */
+static void seg_set_up(js_seg *seg, const js_seg_config *config)
+{
+    js_area_init(&seg->world_area, seg->base, config, seg_area_offset(config));
+    seg->heaps_offset = seg_heaps_offset(config);
+    uint8_t *heaps = seg->base + seg->heaps_offset;
+    uint64_t heaps_bytes = config->world * config->heap_bytes;
+    /* Huge pages where the system grants them. No part of a core dump, which would touch every
+     * page that nobody has. */
+    (void)madvise(heaps, heaps_bytes, MADV_HUGEPAGE);
+    (void)madvise(heaps, heaps_bytes, MADV_DONTDUMP);
 }
 
 static void seg_format(js_seg *seg, const js_seg_config *config)
@@ -62,7 +130,7 @@ static void seg_format(js_seg *seg, const js_seg_config *config)
     header->total_bytes = seg->total_bytes;
     header->config = *config;
     header->clock = *js_clock_calibrate();
-    js_area_init(&seg->world_area, seg->base, config, seg_area_offset(config));
+    seg_set_up(seg, config);
     js_area_format(&seg->world_area);
     js_store_rel_u64(&header->magic, JS_SEG_MAGIC);
 }
@@ -70,7 +138,7 @@ static void seg_format(js_seg *seg, const js_seg_config *config)
 int32_t js_seg_create(const js_seg_config *config, js_seg **out)
 {
     js_seg_config checked = *config;
-    JS_TRY(js_area_config_check(&checked));
+    JS_TRY(seg_config_check(&checked));
     uint64_t bytes = seg_total_bytes(&checked);
     int fd = memfd_create("jetstream", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) {
@@ -108,12 +176,12 @@ static int32_t seg_validate(js_seg *seg)
                        JS_BUILD_ID_BYTES, header->build_id, js_build_id());
     }
     js_seg_config config = header->config;
-    if (js_area_config_check(&config) != JS_OK ||
+    if (seg_config_check(&config) != JS_OK ||
         memcmp(&config, &header->config, sizeof(config)) != 0 ||
         header->total_bytes != seg->total_bytes || seg_total_bytes(&config) != seg->total_bytes) {
         return JS_FAIL(JS_ERR_SEGMENT, "the segment's layout does not fit its size");
     }
-    js_area_init(&seg->world_area, seg->base, &config, seg_area_offset(&config));
+    seg_set_up(seg, &config);
     js_clock_adopt(&header->clock);
     return JS_OK;
 }
@@ -165,9 +233,20 @@ uint32_t js_seg_world(const js_seg *seg)
     return seg->world_area.config.world;
 }
 
+uint64_t js_seg_heap_offset(const js_seg *seg, uint32_t rank)
+{
+    JS_ASSERT(rank < seg->world_area.config.world);
+    return seg->heaps_offset + rank * seg->world_area.config.heap_bytes;
+}
+
+void js_seg_retain(js_seg *seg)
+{
+    js_add_seq_u32(&seg->refs, 1);
+}
+
 void js_seg_detach(js_seg *seg)
 {
-    if (seg == NULL) {
+    if (seg == NULL || js_add_seq_u32(&seg->refs, UINT32_MAX) != 1) {
         return;
     }
     munmap(seg->base, seg->total_bytes);

@@ -24,12 +24,15 @@ class Segment:
         stream_slots: int = 0,
         queue_slots: int = 0,
         sequence_start: int = 0,
+        heap_bytes: int = 0,
     ) -> Segment:
         """Create the segment of a job of ``world`` ranks.
 
         ``all_bytes``: payload in flight from one rank to all others, a power of two from 64 KiB;
         ``stream_slots``: frames in flight per channel; ``queue_slots``: depth of the send and
-        receive queues; 0 takes the default. ``sequence_start`` numbers the first frame.
+        receive queues; ``heap_bytes``: symmetric memory of each rank, a multiple of 2 MiB, of
+        which pages cost memory once they are used; 0 takes the default. ``sequence_start`` numbers
+        the first frame.
         Raises ArgumentError, SystemCallError.
         """
         config = ffi.new("js_seg_config *")
@@ -38,6 +41,7 @@ class Segment:
         config.stream_slots = stream_slots
         config.queue_slots = queue_slots
         config.sequence_start = sequence_start
+        config.heap_bytes = heap_bytes
         out = ffi.new("js_seg **")
         check(lib.js_seg_create(config, out))
         return cls(out[0])
@@ -73,7 +77,7 @@ class Segment:
         return int(lib.js_seg_world(self._handle))
 
     def close(self) -> None:
-        """Unmap. Idempotent."""
+        """Unmap, once the arrays in it that this process still has are gone too. Idempotent."""
         if self._handle != ffi.NULL:
             lib.js_seg_detach(self._handle)
             self._handle = ffi.NULL

@@ -95,6 +95,12 @@ static void test_config_must_fit_the_size(void)
     header->config.message_bytes *= 2;
     seg_expect(js_seg_fd(seg), JS_ERR_SEGMENT);
     *header = good;
+    header->config.heap_bytes += 2u << 20;
+    seg_expect(js_seg_fd(seg), JS_ERR_SEGMENT);
+    *header = good;
+    header->config.heap_bytes = UINT64_MAX & ~(uint64_t)0x1fffff;
+    seg_expect(js_seg_fd(seg), JS_ERR_SEGMENT);
+    *header = good;
     header->config.queue_slots = 0; /* a default: the creator writes what it stands for */
     seg_expect(js_seg_fd(seg), JS_ERR_SEGMENT);
     *header = good;
@@ -179,6 +185,12 @@ static void test_create_refuses(void)
     js_seg *seg = NULL;
     JS_TEST_EQ_I64(js_seg_create(&(js_seg_config){ .world = 0 }, &seg), JS_ERR_INVALID);
     JS_TEST_EQ_I64(js_seg_create(&(js_seg_config){ .world = 2, .queue_slots = 5 }, &seg),
+                   JS_ERR_INVALID);
+    JS_TEST_EQ_I64(js_seg_create(&(js_seg_config){ .world = 2, .heap_bytes = 3u << 20 }, &seg),
+                   JS_ERR_INVALID);
+    JS_TEST_EQ_I64(js_seg_create(&(js_seg_config){ .world = 2, .heap_bytes = 2ull << 40 }, &seg),
+                   JS_ERR_INVALID);
+    JS_TEST_EQ_I64(js_seg_create(&(js_seg_config){ .world = 256, .heap_bytes = 1ull << 40 }, &seg),
                    JS_ERR_INVALID);
     JS_TEST_CHECK(seg == NULL);
 }

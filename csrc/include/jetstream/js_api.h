@@ -87,7 +87,7 @@ enum js_peer_state {
 };
 
 /* Sizes of the queues and streams that a communicator of `world` ranks gets in the segment.
- * Zero means the default. Slots and bytes are powers of two. */
+ * Zero means the default. Slots and bytes, but for heap_bytes, are powers of two. */
 typedef struct js_seg_config {
     uint32_t world;          /* 1 .. JS_RANKS_MAX */
     uint32_t stream_slots;   /* frames in flight on one channel: 4 .. 32768, default 64 */
@@ -96,6 +96,7 @@ typedef struct js_seg_config {
     uint64_t message_bytes;  /* payload in flight, rank to rank, send and receive: 128 KiB */
     uint32_t queue_slots;    /* send and receive queue depth: default 256 */
     uint32_t sequence_start; /* first frame and descriptor number; tests start near 2^32 */
+    uint64_t heap_bytes;     /* symmetric memory of each rank: a multiple of 2 MiB, default 2 GiB */
 } js_seg_config;
 
 typedef struct js_wait_config {
@@ -207,6 +208,7 @@ JS_API int32_t js_seg_attach(int32_t fd, js_seg **out);
 JS_API int32_t js_seg_fd(const js_seg *seg);
 JS_API uint64_t js_seg_bytes(const js_seg *seg);
 JS_API uint32_t js_seg_world(const js_seg *seg);
+/* Unmaps, once blocks of its symmetric heaps that this process still has are freed too. */
 JS_API void js_seg_detach(js_seg *seg);
 
 /* --- engine: one per process --------------------------------------------------------------- */
