@@ -10,11 +10,13 @@ from __future__ import annotations
 from jetstream.collectives.calls import Call
 from jetstream.collectives.compile import build_plan, compile_plan
 from jetstream.collectives.disassemble import disassemble
+from jetstream.collectives.parts import Splits
 from jetstream.collectives.select import choose
 from jetstream.collectives.verify import verify_call, verify_plans
 
 __all__ = [
     "Call",
+    "Splits",
     "build_plan",
     "choose",
     "compile_plan",

@@ -20,6 +20,7 @@ from jetstream.collectives.ir import (
     ToAll,
     ToPeer,
 )
+from jetstream.collectives.parts import Splits
 
 __all__ = ["PlanBuilder"]
 
@@ -30,22 +31,30 @@ _PEER_LANES_MAX = 127
 class PlanBuilder:
     """The plan of ``rank`` for ``call``, in the making."""
 
-    def __init__(self, call: Call, rank: int) -> None:
+    def __init__(self, call: Call, rank: int, splits: Splits | None = None) -> None:
         self.call = call
         self.rank = rank
+        self.splits = splits
+        self.input_bytes = call.input_bytes(rank, splits)
+        self.output_bytes = call.output_bytes(rank, splits)
+        self._scratch_bytes = 0
         self.peers = tuple(peer for peer in range(call.world) if peer != rank)
         self._ops: list[Op] = []
         self._lane_count = 0
 
     def input(self, offset: int = 0, size_bytes: int | None = None) -> Range:
         """A range of INPUT; all of it by default."""
-        whole = self.call.input_bytes
-        return Range(Buffer.INPUT, offset, whole if size_bytes is None else size_bytes)
+        return Range(Buffer.INPUT, offset, self.input_bytes if size_bytes is None else size_bytes)
 
     def output(self, offset: int = 0, size_bytes: int | None = None) -> Range:
         """A range of OUTPUT; all of it by default."""
-        whole = self.call.output_bytes
+        whole = self.output_bytes
         return Range(Buffer.OUTPUT, offset, whole if size_bytes is None else size_bytes)
+
+    def scratch(self, size_bytes: int) -> Range:
+        """A new range of SCRATCH."""
+        self._scratch_bytes += size_bytes
+        return Range(Buffer.SCRATCH, self._scratch_bytes - size_bytes, size_bytes)
 
     def contributions(
         self, own: Range, stream: Callable[[int], FromAll | FromPeer]
@@ -91,10 +100,11 @@ class PlanBuilder:
             call=call,
             rank=self.rank,
             ops=tuple(self._ops),
-            input_bytes=call.input_bytes,
-            output_bytes=call.output_bytes,
-            scratch_bytes=0,
+            input_bytes=self.input_bytes,
+            output_bytes=self.output_bytes,
+            scratch_bytes=self._scratch_bytes,
             divisor=call.divisor,
+            splits=self.splits,
         )
 
     def _append(self, op: Op) -> int:

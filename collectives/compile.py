@@ -7,30 +7,49 @@ from jetstream.collectives.builder import PlanBuilder
 from jetstream.collectives.calls import Call
 from jetstream.collectives.ir import RankPlan
 from jetstream.collectives.lower import encode_plan
+from jetstream.collectives.parts import SPLIT_MAX, Splits
 from jetstream.errors import PlanError
 
 __all__ = ["build_plan", "compile_plan"]
 
 
-def build_plan(call: Call, rank: int) -> RankPlan:
-    """Build the plan of ``rank`` as data.
+def build_plan(call: Call, rank: int, splits: Splits | None = None) -> RankPlan:
+    """Build the plan of ``rank`` as data; ``splits`` are the rank's where the call has them.
 
-    Raises PlanError if the rank is not one of the call's, or the call's kind does not have the
-    algorithm asked for.
+    Raises PlanError if the rank is not one of the call's, the call's kind does not have the
+    algorithm asked for, or the splits do not fit the call.
     """
     if not 0 <= rank < call.world:
         raise PlanError(f"{call.describe()}: rank {rank} of {call.world} ranks")
     algorithm = ALGORITHMS.get((call.kind, call.algorithm))
     if algorithm is None:
         raise PlanError(f"{call.describe()} has no algorithm {call.algorithm.label}")
-    builder = PlanBuilder(call, rank)
+    _check_splits(call, rank, splits)
+    builder = PlanBuilder(call, rank, splits)
     algorithm(builder)
     return builder.build()
 
 
-def compile_plan(call: Call, rank: int) -> bytes:
+def compile_plan(call: Call, rank: int, splits: Splits | None = None) -> bytes:
     """Compile the plan of ``rank`` to the bytes that ``js_comm_load_plan`` takes.
 
     Raises PlanError as ``build_plan`` does.
     """
-    return encode_plan(build_plan(call, rank))
+    return encode_plan(build_plan(call, rank, splits))
+
+
+def _check_splits(call: Call, rank: int, splits: Splits | None) -> None:
+    if call.has_splits != (splits is not None):
+        raise PlanError(f"{call.describe()}: splits are needed for a call that has them, only")
+    if splits is None:
+        return
+    for counts in (splits.sent, splits.received):
+        if len(counts) != call.world or min(counts) < 0 or max(counts) > SPLIT_MAX:
+            raise PlanError(
+                f"{call.describe()}: {call.world} splits from 0 to {SPLIT_MAX} are needed"
+            )
+    if splits.sent[rank] != splits.received[rank]:
+        raise PlanError(
+            f"{call.describe()}: rank {rank} sends {splits.sent[rank]} elements to itself "
+            f"and awaits {splits.received[rank]}"
+        )

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from jetstream.collectives.calls import Call
+from jetstream.collectives.parts import Splits
 
 __all__ = [
     "AFTER_MAX",
@@ -176,6 +177,8 @@ class RankPlan:
     output_bytes: int
     scratch_bytes: int
     divisor: int
+    #: an all_to_all with splits: this rank's
+    splits: Splits | None = None
 
     @property
     def lane_count(self) -> int:

@@ -25,6 +25,7 @@ from jetstream.collectives.ir import (
     ToAll,
     ToPeer,
 )
+from jetstream.collectives.parts import PARTS_SPLITS, Splits, is_packed, unpack_counts
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import PlanError
 
@@ -56,14 +57,20 @@ def encode_plan(plan: RankPlan) -> bytes:
         raise PlanError(f"{plan.call.describe()}: does not fit the binary form: {error}") from error
 
 
-def decode_plan(data: bytes) -> RankPlan:
-    """Read a plan back from its bytes; raises PlanError if they are not a plan."""
+def decode_plan(
+    data: bytes, *, counts: tuple[int, ...] = (), splits: Splits | None = None
+) -> RankPlan:
+    """Read a plan back from its bytes; raises PlanError if they are not a plan.
+
+    ``counts`` and ``splits`` are those of the call where the bytes hold no more than a hash of
+    them, or that there are some; without splits the plan cannot be verified, but shown.
+    """
     if len(data) < _HEADER.size:
         raise PlanError(f"{len(data)} bytes are too few for a plan")
     (magic, version, header_bytes, total_bytes, rank, *fields) = _HEADER.unpack_from(data)
     if (magic, version, header_bytes) != (_MAGIC, _VERSION, _HEADER.size):
         raise PlanError(f"not a plan of version {_VERSION}")
-    kind, redop, dtype, algo, chunk_bytes, count, root, world, _ = fields[:9]
+    kind, redop, dtype, algo, chunk_bytes, count, root, world, parts = fields[:9]
     input_bytes, output_bytes, scratch_bytes, op_count, source_count, _, divisor, _ = fields[9:]
     op_end = _HEADER.size + op_count * _OP.size
     if not total_bytes == len(data) == op_end + source_count * _SOURCE.size:
@@ -78,12 +85,17 @@ def decode_plan(data: bytes) -> RankPlan:
             world=world,
             algorithm=Algorithm(algo),
             chunk_bytes=chunk_bytes,
+            counts=unpack_counts(parts, world) if is_packed(parts) and world else counts,
+            has_splits=parts == PARTS_SPLITS,
         )
+        if call.parts != parts:
+            raise PlanError("the counts of the call are not those of the plan")
         sources = list(_SOURCE.iter_unpack(data[op_end:]))
         ops = [_decode_op(f, sources) for f in _OP.iter_unpack(data[_HEADER.size : op_end])]
     except (ValueError, IndexError) as error:
         raise PlanError(f"not a valid plan: {error}") from error
-    return RankPlan(call, rank, tuple(ops), input_bytes, output_bytes, scratch_bytes, divisor)
+    sizes = (input_bytes, output_bytes, scratch_bytes)
+    return RankPlan(call, rank, tuple(ops), *sizes, divisor, splits)
 
 
 def _encode_header(plan: RankPlan, source_count: int) -> bytes:
@@ -92,7 +104,7 @@ def _encode_header(plan: RankPlan, source_count: int) -> bytes:
     return _HEADER.pack(
         *(_MAGIC, _VERSION, _HEADER.size, total_bytes, plan.rank),
         *(call.kind, call.redop, call.dtype, call.algorithm),
-        *(call.chunk_bytes, call.count, call.root, call.world, 0),
+        *(call.chunk_bytes, call.count, call.root, call.world, call.parts),
         *(plan.input_bytes, plan.output_bytes, plan.scratch_bytes),
         *(len(plan.ops), source_count, plan.lane_count, plan.divisor, 0),
     )

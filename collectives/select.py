@@ -6,7 +6,7 @@ from jetstream.collectives.algorithms import ALGORITHMS
 from jetstream.dtypes import Algorithm, Kind
 from jetstream.errors import ArgumentError
 
-__all__ = ["CHUNK_BYTES", "ONE_SHOT_BYTES_MAX", "algorithms_of", "choose"]
+__all__ = ["CHUNK_BYTES", "ONE_SHOT_BYTES_MAX", "REDUCE_DIRECT", "algorithms_of", "choose"]
 
 #: all_reduce is one-shot up to so many bytes of array: (world up to, bytes up to).
 #: One-shot is one message deep, but every rank reads the arrays of all; two-shot is two deep, and
@@ -18,6 +18,10 @@ ONE_SHOT_BYTES_MAX = (
     (16, 16 * 1024),
     (256, 8 * 1024),
 )
+
+#: reduce is direct in worlds up to so many ranks, and in larger ones up to so many bytes: one
+#: message deep, but the root reads the arrays of all. Two-shot folds on all ranks, two deep.
+REDUCE_DIRECT = (4, 64 * 1024)
 
 #: Chunk size by the bytes of the longest operation: (bytes up to, chunk bytes). A small message
 #: is one chunk: one frame costs less than an early start gains. Longer ones overlap the copy of
@@ -34,9 +38,9 @@ def choose(
 ) -> tuple[Algorithm, int]:
     """Choose the algorithm and the chunk size, in bytes, of a call.
 
-    ``nbytes`` is ``count`` of the call in bytes: of the array for all_reduce and broadcast, of one
-    rank's part for all_gather and reduce_scatter. ``forced`` overrides the choice of algorithm;
-    raises ArgumentError if the kind does not have it.
+    ``nbytes`` is what the longest operation works on, in bytes, but for two-shot, where it is the
+    array: ``count`` of the call, or the largest of its ``counts``. ``forced`` overrides the
+    choice of algorithm; raises ArgumentError if the kind does not have it.
     """
     if forced is not None and forced not in algorithms_of(kind):
         known = ", ".join(algorithm.label for algorithm in algorithms_of(kind))
@@ -47,6 +51,8 @@ def choose(
     elif kind is Kind.ALL_REDUCE:
         limit = next(limit for ranks, limit in ONE_SHOT_BYTES_MAX if world <= ranks)
         algorithm = Algorithm.ONE_SHOT if nbytes <= limit else Algorithm.TWO_SHOT
+    elif kind is Kind.REDUCE and world > REDUCE_DIRECT[0] and nbytes > REDUCE_DIRECT[1]:
+        algorithm = Algorithm.TWO_SHOT
     op_bytes = -(-nbytes // world) if algorithm is Algorithm.TWO_SHOT else nbytes
     chunk_bytes = next(size for limit, size in CHUNK_BYTES if limit is None or op_bytes <= limit)
     return algorithm, chunk_bytes

@@ -9,29 +9,20 @@ import numpy as np
 
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import check, ffi, lib, text_of
-from jetstream.arrays import (
-    Array,
-    empty_like,
-    forbid_overlap,
-    share,
-    share_contiguous,
-    share_writable,
-    unshare,
-)
+from jetstream.arrays import forbid_overlap, share_contiguous, share_writable
+from jetstream.collective_calls import NOTHING, CollectiveCalls
 from jetstream.config import Config
 from jetstream.dtypes import Kind, RedOp
 from jetstream.errors import ArgumentError, TruncatedError
 from jetstream.launcher import Launcher
 from jetstream.records import OperationRecord, from_native, view_ring
+from jetstream.shapes import check_rank, check_tag, choose_output
 from jetstream.work import Work
 
 __all__ = ["Communicator"]
 
-_NOTHING: Array = np.empty(0, dtype=np.uint8)
-_TAG_MAX = 2**32 - 1
 
-
-class Communicator:
+class Communicator(CollectiveCalls):
     """An ordered group of ranks. Made by :func:`jetstream.init`.
 
     All ranks must call the same collectives with the same arguments in the same order; each call
@@ -114,108 +105,16 @@ class Communicator:
             source = target = share_writable(x, name="x")
         else:
             source = share_contiguous(x)
-            target = self._output(out, source.size, source, source.shape)
+            target = choose_output(out, source.size, source, source.shape)
             forbid_overlap(source, target, same=(source, target))
         plan = launcher.plan(
             Kind.ALL_REDUCE, source.dtype, source.size, op=op, algo=algo, chunk_bytes=chunk_bytes
         )
         launcher.hot[op, source.dtype, source.size, algo, chunk_bytes] = plan
-        mode = ("all_reduce", async_op, timeout)
-        return self._finish(plan, source, target, x if out is None else out, mode)
-
-    def all_gather(
-        self,
-        x: Any,
-        *,
-        out: Any = None,
-        axis: int = 0,
-        async_op: bool = False,
-        timeout: float | None = None,
-        chunk_bytes: int | None = None,
-    ) -> Any:
-        """Concatenate the ranks' arrays along ``axis``, in rank order; all shapes are equal.
-
-        ``x`` of shape (n, ...) gives (size * n, ...); a 0-d array gives (size,). ``out`` may have
-        any shape with size times the elements; ``x`` may be this rank's part of it.
-        """
-        source = share_contiguous(x)
-        axis = self._axis(axis, source)
-        if axis != 0:
-            if async_op:
-                raise ArgumentError("all_gather: async_op needs axis=0")
-            parts = self.all_gather(source.reshape(-1), timeout=timeout, chunk_bytes=chunk_bytes)
-            return self._join_parts(parts.reshape(self.size, *source.shape), x, out, axis)
-        shape = (self.size * source.shape[0], *source.shape[1:]) if source.ndim else (self.size,)
-        target = self._output(out, self.size * source.size, source, shape)
-        if out is not None:
-            own = target.reshape(-1)[self.rank * source.size : (self.rank + 1) * source.size]
-            forbid_overlap(source, target, same=(source, own))
-        plan = self._launcher.plan(
-            Kind.ALL_GATHER, source.dtype, source.size, chunk_bytes=chunk_bytes
-        )
-        result = out if out is not None else unshare(target, x)
-        return self._finish(plan, source, target, result, ("all_gather", async_op, timeout))
-
-    def reduce_scatter(
-        self,
-        x: Any,
-        op: str | RedOp = "sum",
-        *,
-        out: Any = None,
-        axis: int = 0,
-        async_op: bool = False,
-        timeout: float | None = None,
-        chunk_bytes: int | None = None,
-    ) -> Any:
-        """Combine ``x`` of all ranks and keep this rank's part along ``axis``.
-
-        ``x`` of shape (size * n, ...) gives (n, ...): part r of the result goes to rank r.
-        ``out`` may have any shape with x.size / size elements; it may be this rank's part of x.
-        """
-        source = share_contiguous(x)
-        axis = self._axis(axis, source)
-        if source.ndim == 0 or source.shape[axis] % self.size != 0:
-            raise ArgumentError(
-                f"reduce_scatter: axis {axis} of shape {source.shape} cannot be split into "
-                f"{self.size} equal parts"
-            )
-        if axis != 0:  # the parts must lie one after another
-            source = np.concatenate([p.reshape(-1) for p in np.split(source, self.size, axis)])
-        shape = list(share(x).shape)
-        shape[axis] //= self.size
-        count = source.size // self.size
-        target = self._output(out, count, source, tuple(shape))
-        if out is not None:
-            own = source.reshape(-1)[self.rank * count : (self.rank + 1) * count]
-            forbid_overlap(source, target, same=(own, target))
-        plan = self._launcher.plan(
-            Kind.REDUCE_SCATTER, source.dtype, count, op=op, chunk_bytes=chunk_bytes
-        )
-        result = out if out is not None else unshare(target, x)
-        return self._finish(plan, source, target, result, ("reduce_scatter", async_op, timeout))
-
-    def broadcast(
-        self,
-        x: Any,
-        root: int = 0,
-        *,
-        async_op: bool = False,
-        timeout: float | None = None,
-        chunk_bytes: int | None = None,
-    ) -> Any:
-        """Copy ``x`` of rank ``root`` into ``x`` of every rank, in place; returns ``x``."""
-        root = self._rank(root, "root")
-        see = share_contiguous if self.rank == root else share_writable
-        array = see(x, name="x")
-        plan = self._launcher.plan(
-            Kind.BROADCAST, array.dtype, array.size, root=root, chunk_bytes=chunk_bytes
-        )
-        return self._finish(plan, array, array, x, ("broadcast", async_op, timeout))
-
-    def barrier(self, *, async_op: bool = False, timeout: float | None = None) -> Any:
-        """Return when every rank has entered the barrier."""
-        plan = self._launcher.plan(Kind.BARRIER, _NOTHING.dtype, 0)
-        return self._finish(plan, _NOTHING, _NOTHING, None, ("barrier", async_op, timeout))
+        result = x if out is None else out
+        if async_op:
+            return launcher.start(plan, source, target, result, "all_reduce")
+        return launcher.run(plan, source, target, result, timeout)
 
     # --- messages ------------------------------------------------------------------------------
 
@@ -234,12 +133,12 @@ class Communicator:
 
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
         """Start to send; ``x`` must not change before the Work is complete."""
-        target = self._rank(dst, "dst")
-        return self._launcher.send(share_contiguous(x), target, self._tag(tag))
+        target = check_rank(dst, self.size, "dst")
+        return self._launcher.send(share_contiguous(x), target, check_tag(tag))
 
     def irecv(self, out: Any, src: int, tag: int = 0) -> Work:
         """Start to receive; ``out`` must not be touched before the Work is complete."""
-        source = self._rank(src, "src")
+        source = check_rank(src, self.size, "src")
         array = share_writable(out, name="out")
 
         def finish(nbytes: int) -> Any:
@@ -251,7 +150,7 @@ class Communicator:
                 )
             return out
 
-        return self._launcher.receive(array, source, self._tag(tag), finish)
+        return self._launcher.receive(array, source, check_tag(tag), finish)
 
     # --- watching ------------------------------------------------------------------------------
 
@@ -273,7 +172,7 @@ class Communicator:
         while (name := lib.js_counter_name(len(names))) != ffi.NULL:
             names.append(text_of(name).removeprefix("JS_COUNTER_").lower())
         values = ffi.new("uint64_t[]", len(names))
-        chosen = self.rank if rank is None else self._rank(rank, "rank")
+        chosen = self.rank if rank is None else check_rank(rank, self.size, "rank")
         check(lib.js_comm_counters(self._launcher.handle(), chosen, values, len(names)))
         return dict(zip(names, values, strict=True))
 
@@ -288,7 +187,7 @@ class Communicator:
         if kind == "all_reduce":
             plan = self._launcher.plan(Kind.ALL_REDUCE, array.dtype, array.size, op=op)
         elif kind == "barrier":
-            plan = self._launcher.plan(Kind.BARRIER, _NOTHING.dtype, 0)
+            plan = self._launcher.plan(Kind.BARRIER, NOTHING.dtype, 0)
         else:
             raise ArgumentError(f"time_launches: kind {kind!r} is not all_reduce or barrier")
         latency_ns = np.zeros(iterations, dtype=np.uint64)
@@ -308,54 +207,3 @@ class Communicator:
         same. Peers that still wait for this rank get PeerClosedError.
         """
         self._launcher.close()
-
-    # --- checks --------------------------------------------------------------------------------
-
-    def _finish(
-        self,
-        plan: int,
-        source: Array,
-        target: Array,
-        result: Any,
-        mode: tuple[str, bool, float | None],
-    ) -> Any:
-        what, is_async, timeout = mode
-        if is_async:
-            return self._launcher.start(plan, source, target, result, what)
-        return self._launcher.run(plan, source, target, result, timeout)
-
-    def _join_parts(self, parts: Array, x: Any, out: Any, axis: int) -> Any:
-        """Ranks' arrays, stacked in ``parts``, one after another along ``axis``."""
-        joined = np.concatenate(list(parts), axis=axis)
-        if out is None:
-            return unshare(joined, x)
-        target = self._output(out, joined.size, joined, joined.shape)
-        target.reshape(-1)[:] = joined.reshape(-1)
-        return out
-
-    def _rank(self, rank: int, name: str) -> int:
-        if not isinstance(rank, (int, np.integer)) or not 0 <= rank < self.size:
-            raise ArgumentError(f"{name} is {rank!r}: a rank from 0 to {self.size - 1} is needed")
-        return int(rank)
-
-    def _tag(self, tag: int) -> int:
-        if not isinstance(tag, (int, np.integer)) or not 0 <= tag <= _TAG_MAX:
-            raise ArgumentError(f"tag is {tag!r}: an integer from 0 to {_TAG_MAX} is needed")
-        return int(tag)
-
-    def _axis(self, axis: int, array: Array) -> int:
-        limit = max(array.ndim, 1)
-        if not isinstance(axis, (int, np.integer)) or not -limit <= axis < limit:
-            raise ArgumentError(f"axis {axis!r} does not exist in an array of shape {array.shape}")
-        return int(axis) % limit
-
-    def _output(self, out: Any, size: int, source: Array, shape: tuple[int, ...]) -> Array:
-        """The array that takes the result, new if ``out`` is None."""
-        if out is None:
-            return empty_like(source, shape)
-        target = share_writable(out, name="out")
-        if target.dtype != source.dtype:
-            raise ArgumentError(f"out has dtype {target.dtype}, the input {source.dtype}")
-        if target.size != size:
-            raise ArgumentError(f"out has {target.size} elements, the result has {size}")
-        return target

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jetstream._core.native import check, ffi, lib, raise_status, status_text
+from jetstream.collectives.calls import REDUCING, ROOTED
+from jetstream.collectives.parts import PARTS_SPLITS, format_counts, is_packed, unpack_counts
 from jetstream.dtypes import Algorithm as Algo
 from jetstream.dtypes import DType, Kind, RedOp
 
@@ -19,22 +21,36 @@ _REMEDY = "The communicator cannot be used any more: close it and make a new one
 
 
 def describe_call(call: Any) -> str:
-    """A ``js_call`` as the user wrote it, for example ``all_reduce(float32, sum, count=8)``."""
+    """A ``js_call`` as the user wrote it, for example ``all_reduce(float32, sum, count=8)``.
+
+    Counts are those of elements. Where they are too large for the word that travels, only their
+    sum is known.
+    """
     kind = Kind(call.kind) if call.kind in set(Kind) else None
     if kind is None or kind is Kind.NONE:
         return "no collective"
     if kind is Kind.BARRIER:
         return "barrier()"
     words = [DType(call.dtype).label]
-    if kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER):
+    if kind in REDUCING:
         words.append(RedOp(call.redop).label)
-    words.append(f"count={call.count}")
-    if kind is Kind.BROADCAST:
+    words.append(_describe_parts(call))
+    if kind in ROOTED:
         words.append(f"root={call.root}")
     words.append(f"algo={Algo(call.algo).label}")
     if call.chunk_bytes:
         words.append(f"chunk={call.chunk_bytes}")
     return f"{kind.label}({', '.join(words)})"
+
+
+def _describe_parts(call: Any) -> str:
+    if call.parts == PARTS_SPLITS:
+        return "with splits"
+    if is_packed(call.parts):
+        return f"counts={format_counts(unpack_counts(call.parts, call.world))}"
+    if call.parts:
+        return f"counts that add up to {call.count}"
+    return f"count={call.count}"
 
 
 def _ranks(fault: Any) -> str:
@@ -82,13 +98,24 @@ def describe_wait(fault: Any) -> str:
 def describe_fault(fault: Any) -> str:
     """Why a communicator failed."""
     if fault.status == lib.JS_ERR_MISMATCH:
-        return (
-            f"collective #{fault.my_sequence}: rank {fault.reporter} called "
-            f"{describe_call(fault.my_call)}, rank {fault.culprit} (pid {fault.culprit_pid}) "
-            f"called {describe_call(fault.peer_call)}. All ranks must make the same calls with "
-            f"the same arguments in the same order. {_REMEDY}"
-        )
+        return f"collective #{fault.my_sequence}: {_difference(fault)} {_REMEDY}"
     return f"{_what_happened(fault)}{_progress_story(fault)}. {_REMEDY}"
+
+
+def _difference(fault: Any) -> str:
+    """What two ranks disagree on."""
+    if fault.is_split_mismatch:
+        return (
+            f"in {describe_call(fault.my_call)}, {_who(fault)} sends {fault.split_sent} elements "
+            f"to rank {fault.reporter}, which expects {fault.split_expected}. input_splits of the "
+            "sender and output_splits of the receiver must agree."
+        )
+    unknown = ", or other counts or another chunk size" if not fault.peer_call.chunk_bytes else ""
+    return (
+        f"rank {fault.reporter} called {describe_call(fault.my_call)}, {_who(fault)} called "
+        f"{describe_call(fault.peer_call)}{unknown}. All ranks must make the same calls with the "
+        "same arguments in the same order."
+    )
 
 
 def _what_happened(fault: Any) -> str:

@@ -66,6 +66,12 @@ class Kind(_Labelled):
     REDUCE_SCATTER = 3
     BROADCAST = 4
     BARRIER = 5
+    ALL_TO_ALL = 6
+    REDUCE = 7
+    GATHER = 8
+    SCATTER = 9
+    SCAN = 10
+    EXSCAN = 11
 
 
 class Algorithm(_Labelled):

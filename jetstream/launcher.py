@@ -8,6 +8,7 @@ from typing import Any
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import AGAIN, FULL, check, ffi, lib
 from jetstream.arrays import Array
+from jetstream.collectives import Splits
 from jetstream.config import Config
 from jetstream.diagnosis import describe_call, describe_wait, raise_failure
 from jetstream.dtypes import Kind, RedOp, dtype_of, redop_of
@@ -96,10 +97,18 @@ class Launcher:
         root: int = 0,
         algo: str | None = None,
         chunk_bytes: int | None = None,
+        counts: tuple[int, ...] = (),
+        splits: Splits | None = None,
     ) -> int:
-        """The id of the plan of a call; compiled and loaded at its first use."""
+        """The id of the plan of a call; compiled and loaded at its first use.
+
+        ``counts``, in elements, where the ranks' parts differ, ``splits`` where each rank has its
+        own; ``count`` is then the sum of the counts, and zero.
+        """
+        is_unequal = counts != () or splits is not None
         key = (kind, dtype, count, op, root, algo, chunk_bytes)
-        plan_id = self._found.get(key)
+        full_key = (key, counts, splits)
+        plan_id = self._plans.find_unequal(full_key) if is_unequal else self._found.get(key)
         if plan_id is None:
             self.handle()
             call = self._plans.call(
@@ -110,12 +119,18 @@ class Launcher:
                 root=root,
                 algo=algo,
                 chunk_bytes=chunk_bytes,
+                counts=counts,
+                has_splits=splits is not None,
             )
-            plan_id, evicted = self._plans.load(call)
+            if is_unequal:
+                plan_id, evicted = self._plans.load_unequal(full_key, call, splits)
+            else:
+                plan_id, evicted = self._plans.load(call)
             if evicted:
                 self._found.clear()
                 self.hot.clear()
-            self._found[key] = plan_id
+            if not is_unequal:
+                self._found[key] = plan_id
         return plan_id
 
     def run_in_place(self, plan: int, array: Array, timeout: float | None) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from jetstream._core.native import ffi, lib
-from jetstream.collectives import Call, choose, compile_plan
+from jetstream.collectives import Call, Splits, choose, compile_plan
 from jetstream.collectives.select import algorithms_of
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import ArgumentError
 
 __all__ = ["PlanCache"]
+
+#: Plans with unequal parts that are kept: these can be different in every call.
+UNEQUAL_PLANS_MAX = 64
+
+#: What the chunk size of a call with splits is chosen for. It must be the same on all ranks, and
+#: no rank knows the others' splits.
+_SPLITS_BYTES = 1 << 20
 
 _ALGORITHMS = {algorithm.label: algorithm for algorithm in Algorithm}
 
@@ -44,6 +52,7 @@ class PlanCache:
         self._forced = forced
         self._fail = fail
         self._ids: dict[Call, int] = {}
+        self._unequal: OrderedDict[Any, int] = OrderedDict()  # the oldest first
 
     def call(
         self,
@@ -55,17 +64,21 @@ class PlanCache:
         root: int = 0,
         algo: str | None = None,
         chunk_bytes: int | None = None,
+        counts: tuple[int, ...] = (),
+        has_splits: bool = False,
     ) -> Call:
         """The call with its algorithm and chunk size chosen.
 
-        Raises ArgumentError for an algorithm, PlanError for a chunk size that cannot be used.
+        ``count`` is the sum of ``counts`` where there are any. Raises ArgumentError for an
+        algorithm, PlanError for a chunk size that cannot be used.
         """
         forced = None if algo is None else algorithm_of(algo)
         if algo is None and (label := self._forced(kind.label)) is not None:
             forced = algorithm_of(label)
             # JETSTREAM_ALGO without a kind speaks to the kinds that have the algorithm.
             forced = forced if forced in algorithms_of(kind) else None
-        nbytes = count * dtype.itemsize
+        nbytes = max(counts, default=count) * dtype.itemsize
+        nbytes = _SPLITS_BYTES if has_splits else nbytes
         algorithm, chosen = choose(kind, nbytes, self._world, forced=forced)
         return Call(
             kind=kind,
@@ -76,6 +89,8 @@ class PlanCache:
             world=self._world,
             algorithm=algorithm,
             chunk_bytes=chosen if chunk_bytes is None else chunk_bytes,
+            counts=counts,
+            has_splits=has_splits,
         )
 
     def load(self, call: Call) -> tuple[int, bool]:
@@ -86,7 +101,34 @@ class PlanCache:
         plan_id = self._ids.get(call)
         if plan_id is not None:
             return plan_id, False
-        code = compile_plan(call, self._rank)
+        plan_id, is_full = self._load_code(compile_plan(call, self._rank))
+        self._ids[call] = plan_id
+        return plan_id, is_full
+
+    def find_unequal(self, key: Hashable) -> int | None:
+        """The id of a plan with unequal parts, if it is still loaded."""
+        plan_id = self._unequal.get(key)
+        if plan_id is not None:
+            self._unequal.move_to_end(key)
+        return plan_id
+
+    def load_unequal(self, key: Hashable, call: Call, splits: Splits | None) -> tuple[int, bool]:
+        """Compile and load a plan with unequal parts; as ``load``.
+
+        Only the last of these are kept, apart from the plans with equal parts, so that calls whose
+        parts change every time push out nothing but each other.
+        """
+        code = compile_plan(call, self._rank, splits)
+        while len(self._unequal) >= UNEQUAL_PLANS_MAX:
+            oldest, plan_id = next(iter(self._unequal.items()))
+            if lib.js_comm_unload_plan(self._handle, plan_id) != lib.JS_OK:
+                break  # it is running; later ones are too
+            del self._unequal[oldest]
+        plan_id, is_full = self._load_code(code)
+        self._unequal[key] = plan_id
+        return plan_id, is_full
+
+    def _load_code(self, code: bytes) -> tuple[int, bool]:
         aligned = ffi.new("uint64_t[]", -(-len(code) // 8))
         ffi.memmove(aligned, code, len(code))
         out = ffi.new("uint32_t *")
@@ -97,11 +139,12 @@ class PlanCache:
             status = lib.js_comm_load_plan(self._handle, aligned, len(code), out)
         if status < 0:
             self._fail(status)
-        plan_id = self._ids[call] = int(out[0])
-        return plan_id, is_full
+        return int(out[0]), is_full
 
     def _drop_all(self) -> None:
         """Make room: unload every plan that is not running."""
-        for call, plan_id in list(self._ids.items()):
-            if lib.js_comm_unload_plan(self._handle, plan_id) == lib.JS_OK:
-                del self._ids[call]
+        caches: tuple[dict[Any, int], ...] = (self._ids, self._unequal)
+        for ids in caches:
+            for key, plan_id in list(ids.items()):
+                if lib.js_comm_unload_plan(self._handle, plan_id) == lib.JS_OK:
+                    del ids[key]

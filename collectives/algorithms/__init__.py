@@ -1,13 +1,13 @@
 """The algorithms, by kind of collective: each a function that fills a PlanBuilder.
 
-``docs/plans.md`` gives the steps and the bytes of each.
+``docs/algorithms.md`` gives the steps and the bytes of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from jetstream.collectives.algorithms import direct, one_shot, two_shot
+from jetstream.collectives.algorithms import direct, one_shot, prefix, two_shot
 from jetstream.collectives.builder import PlanBuilder
 from jetstream.dtypes import Algorithm, Kind
 
@@ -21,4 +21,11 @@ ALGORITHMS: dict[tuple[Kind, Algorithm], Callable[[PlanBuilder], None]] = {
     (Kind.REDUCE_SCATTER, Algorithm.DIRECT): direct.reduce_scatter,
     (Kind.BROADCAST, Algorithm.DIRECT): direct.broadcast,
     (Kind.BARRIER, Algorithm.DIRECT): direct.barrier,
+    (Kind.ALL_TO_ALL, Algorithm.DIRECT): direct.all_to_all,
+    (Kind.REDUCE, Algorithm.DIRECT): direct.reduce,
+    (Kind.REDUCE, Algorithm.TWO_SHOT): two_shot.reduce,
+    (Kind.GATHER, Algorithm.DIRECT): direct.gather,
+    (Kind.SCATTER, Algorithm.DIRECT): direct.scatter,
+    (Kind.SCAN, Algorithm.DIRECT): prefix.scan,
+    (Kind.EXSCAN, Algorithm.DIRECT): prefix.exscan,
 }

@@ -2,29 +2,103 @@
 
 from __future__ import annotations
 
-from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import FromAll, FromPeer, ToAll, ToPeer
+from itertools import accumulate
 
-__all__ = ["all_gather", "barrier", "broadcast", "reduce_scatter"]
+from jetstream.collectives.builder import PlanBuilder
+from jetstream.collectives.ir import After, FromAll, FromPeer, ToAll, ToPeer
+
+__all__ = [
+    "all_gather",
+    "all_to_all",
+    "barrier",
+    "broadcast",
+    "gather",
+    "reduce",
+    "reduce_scatter",
+    "scatter",
+]
 
 
 def all_gather(plan: PlanBuilder) -> None:
     """Send INPUT to all; copy it and every peer's into the slots of OUTPUT, in rank order."""
-    slot_bytes = plan.call.input_bytes
     if plan.peers:
         plan.send(plan.lane(), plan.input(), ToAll())
-    plan.copy(plan.lane(), plan.output(plan.rank * slot_bytes, slot_bytes), plan.input())
+    plan.copy(plan.lane(), plan.output(*plan.call.part(plan.rank)), plan.input())
     for peer, lane in plan.peer_lanes():
-        plan.copy(lane, plan.output(peer * slot_bytes, slot_bytes), FromAll(peer))
+        plan.copy(lane, plan.output(*plan.call.part(peer)), FromAll(peer))
+
+
+def gather(plan: PlanBuilder) -> None:
+    """Root: copy INPUT and every peer's into the slots of OUTPUT. Others: send INPUT to it."""
+    root = plan.call.root
+    if plan.rank != root:
+        plan.send(plan.lane(), plan.input(), ToPeer(root))
+        return
+    plan.copy(plan.lane(), plan.output(*plan.call.part(root)), plan.input())
+    for peer, lane in plan.peer_lanes():
+        plan.copy(lane, plan.output(*plan.call.part(peer)), FromPeer(peer))
 
 
 def reduce_scatter(plan: PlanBuilder) -> None:
-    """Send slice j of INPUT to rank j; fold everyone's own slice, in rank order, into OUTPUT."""
-    slice_bytes = plan.call.output_bytes
+    """Send part j of INPUT to rank j; fold everyone's own part, in rank order, into OUTPUT."""
     for peer, lane in plan.peer_lanes():
-        plan.send(lane, plan.input(peer * slice_bytes, slice_bytes), ToPeer(peer))
-    own = plan.input(plan.rank * slice_bytes, slice_bytes)
+        plan.send(lane, plan.input(*plan.call.part(peer)), ToPeer(peer))
+    own = plan.input(*plan.call.part(plan.rank))
     plan.reduce(plan.lane(), plan.output(), plan.contributions(own, FromPeer))
+
+
+def reduce(plan: PlanBuilder) -> None:
+    """Root: fold all ranks' contributions, in rank order, into OUTPUT. Others: send INPUT to it."""
+    root = plan.call.root
+    if plan.rank != root:
+        plan.send(plan.lane(), plan.input(), ToPeer(root))
+        return
+    plan.reduce(plan.lane(), plan.output(), plan.contributions(plan.input(), FromPeer))
+
+
+def scatter(plan: PlanBuilder) -> None:
+    """Root: send part j of INPUT to rank j, copy the own part. Others: copy from the root."""
+    root = plan.call.root
+    if plan.rank != root:
+        plan.copy(plan.lane(), plan.output(), FromPeer(root))
+        return
+    for peer, lane in plan.peer_lanes():
+        plan.send(lane, plan.input(*plan.call.part(peer)), ToPeer(peer))
+    plan.copy(plan.lane(), plan.output(), plan.input(*plan.call.part(root)))
+
+
+def all_to_all(plan: PlanBuilder) -> None:
+    """Send part j of INPUT to rank j; copy the own part, and from rank j into part j of OUTPUT.
+
+    Each peer has a lane of its own in both directions, so that no rank holds up another.
+    """
+    sent_parts, received_parts = _pairs(plan)
+    sent = {
+        peer: plan.send(lane, plan.input(*sent_parts[peer]), ToPeer(peer))
+        for peer, lane in plan.peer_lanes()
+    }
+    own = plan.output(*received_parts[plan.rank])
+    plan.copy(plan.lane(), own, plan.input(*sent_parts[plan.rank]))
+    for peer, lane in plan.peer_lanes():
+        # With equal parts OUTPUT may be INPUT: a chunk is overwritten only after it has gone out.
+        after = [After(sent[peer])] if plan.splits is None else []
+        plan.copy(lane, plan.output(*received_parts[peer]), FromPeer(peer), after=after)
+
+
+def _pairs(plan: PlanBuilder) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Offset and bytes, by rank, of what goes there and of what comes from there."""
+    if plan.splits is None:
+        parts = [plan.call.part(rank) for rank in range(plan.call.world)]
+        return parts, parts
+    itemsize = plan.call.dtype.itemsize
+    sent, received = (
+        list(zip(accumulate(sizes, initial=0), sizes, strict=False))
+        for sizes in (
+            [count * itemsize for count in counts]
+            for counts in (plan.splits.sent, plan.splits.received)
+        )
+    )
+    return sent, received
 
 
 def broadcast(plan: PlanBuilder) -> None:

@@ -1,4 +1,4 @@
-"""Two-shot all-reduce: a reduce-scatter and an all-gather, streamed into each other.
+"""Two-shot: a reduce-scatter and an all-gather or a gather, streamed into each other.
 
 Each rank folds one shard of the array, so the bytes per rank do not grow with the world, and the
 fold is in rank order as in one-shot, so the bits are the same.
@@ -9,9 +9,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import After, FromAll, FromPeer, ToAll, ToPeer
+from jetstream.collectives.ir import After, AfterMode, FromAll, FromPeer, ToAll, ToPeer
 
-__all__ = ["all_reduce", "shards"]
+__all__ = ["all_reduce", "reduce", "shards"]
 
 # A cache line; every element size divides it.
 _SHARD_ALIGN = 64
@@ -34,7 +34,7 @@ def all_reduce(plan: PlanBuilder) -> None:
     Each peer has a lane of its own in both directions: a rank that is late holds up its own
     shard only.
     """
-    parts = shards(plan.call.input_bytes, plan.call.world)
+    parts = shards(plan.input_bytes, plan.call.world)
     own = parts[plan.rank]
     sent = {
         peer: plan.send(lane, plan.input(*parts[peer]), ToPeer(peer))
@@ -48,3 +48,30 @@ def all_reduce(plan: PlanBuilder) -> None:
         # OUTPUT may be INPUT: a chunk is overwritten only after it has gone out.
         after = [After(sent[peer])]
         plan.copy(lane, plan.output(*parts[peer]), FromAll(peer), after=after)
+
+
+def reduce(plan: PlanBuilder) -> None:
+    """Send shard j to rank j, fold the own shard, send the result to the root, which collects.
+
+    The stream from a rank to the root carries the rank's contribution first, then its result; so
+    the root copies results once it has folded its own shard.
+    """
+    root = plan.call.root
+    parts = shards(plan.input_bytes, plan.call.world)
+    own_bytes = parts[plan.rank][1]
+    lanes = dict(plan.peer_lanes())
+    sent = {
+        peer: plan.send(lane, plan.input(*parts[peer]), ToPeer(peer))
+        for peer, lane in lanes.items()
+    }
+    is_root = plan.rank == root
+    target = plan.output(*parts[root]) if is_root else plan.scratch(own_bytes)
+    contributions = plan.contributions(plan.input(*parts[plan.rank]), FromPeer)
+    folded = plan.reduce(plan.lane(), target, contributions)
+    if not is_root:
+        plan.send(lanes[root], target, ToPeer(root), after=[After(folded)])
+        return
+    for peer, lane in plan.peer_lanes():
+        # OUTPUT may be INPUT: a chunk is overwritten only after it has gone out.
+        after = [After(folded, AfterMode.DONE), After(sent[peer])]
+        plan.copy(lane, plan.output(*parts[peer]), FromPeer(peer), after=after)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from jetstream.collectives.calls import Call
 from jetstream.collectives.compile import build_plan
 from jetstream.collectives.ir import RankPlan
+from jetstream.collectives.parts import Splits
 from jetstream.collectives.verify.graph import build_graph
 from jetstream.collectives.verify.hazards import check_hazards
 from jetstream.collectives.verify.results import check_results
@@ -26,9 +27,13 @@ from jetstream.collectives.verify.structure import check_structure
 __all__ = ["verify_call", "verify_plans"]
 
 
-def verify_call(call: Call) -> None:
-    """Compile ``call`` for all ranks and prove the plans; raises PlanError if they are wrong."""
-    verify_plans([build_plan(call, rank) for rank in range(call.world)])
+def verify_call(call: Call, splits: Sequence[Splits] | None = None) -> None:
+    """Compile ``call`` for all ranks and prove the plans; raises PlanError if they are wrong.
+
+    ``splits``, by rank, for a call that has them.
+    """
+    everyone = (None,) * call.world
+    verify_plans([build_plan(call, rank, one) for rank, one in enumerate(splits or everyone)])
 
 
 def verify_plans(plans: Sequence[RankPlan]) -> None:

@@ -5,10 +5,11 @@ Room in streams orders nothing here: real streams have more of it than the minim
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from jetstream.collectives.calls import PREFIXES
 from jetstream.collectives.ir import Buffer, Copy, Range, RankPlan, Send
 from jetstream.collectives.verify.graph import StepGraph
 from jetstream.collectives.verify.structure import op_error, plan_error
@@ -84,12 +85,15 @@ def _layouts(plan: RankPlan) -> Iterator[_Layout]:
     """The ways in which a caller may lay out INPUT and OUTPUT."""
     scratch = plan.input_bytes + plan.output_bytes
     yield _Layout("", (0, plan.input_bytes, scratch))
-    if plan.call.kind in (Kind.ALL_REDUCE, Kind.BROADCAST):
+    call = plan.call
+    if call.kind in (Kind.REDUCE, Kind.GATHER, Kind.SCATTER) and plan.rank != call.root:
+        return  # has one buffer only
+    if call.kind in (Kind.ALL_GATHER, Kind.GATHER):
+        yield _Layout(" in place", (call.part(plan.rank)[0], 0, scratch))
+    elif call.kind in (Kind.REDUCE_SCATTER, Kind.SCATTER):
+        yield _Layout(" in place", (0, call.part(plan.rank)[0], scratch))
+    elif call.kind is not Kind.BARRIER and plan.splits is None:
         yield _Layout(" in place", (0, 0, scratch))
-    if plan.call.kind is Kind.ALL_GATHER:
-        yield _Layout(" in place", (plan.rank * plan.input_bytes, 0, scratch))
-    if plan.call.kind is Kind.REDUCE_SCATTER:
-        yield _Layout(" in place", (0, plan.rank * plan.output_bytes, scratch))
 
 
 def _accesses(graph: StepGraph, plan: RankPlan, layout: _Layout) -> Iterator[_Access]:
@@ -153,7 +157,18 @@ def _check_arrival(graph: StepGraph, before: list[int]) -> None:
         entered = 0
         for node in range(first[0], end):
             entered |= before[node] >> len(graph.steps)
-        awaited = [plan.call.root] if plan.call.kind is Kind.BROADCAST else range(plan.call.world)
-        for rank in awaited:
+        for rank in _awaited(plan):
             if not entered >> rank & 1:
                 raise plan_error(plan.rank, f"may finish before rank {rank} has started")
+
+
+def _awaited(plan: RankPlan) -> Sequence[int]:
+    """The ranks that a rank's result depends on."""
+    call = plan.call
+    if call.kind in (Kind.BROADCAST, Kind.SCATTER):
+        return [call.root]
+    if call.kind in PREFIXES:
+        return range(plan.rank + (call.kind is Kind.SCAN))
+    if call.kind in (Kind.REDUCE, Kind.GATHER) and plan.rank != call.root:
+        return []
+    return range(call.world)

@@ -11,8 +11,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeAlias
 
-from jetstream.collectives.calls import Call
+from jetstream.collectives.calls import PREFIXES, REDUCING
 from jetstream.collectives.ir import Buffer, Range, RankPlan, Reduce, Send
 from jetstream.collectives.verify.graph import StepGraph
 from jetstream.collectives.verify.structure import op_error, plan_error
@@ -20,6 +21,8 @@ from jetstream.dtypes import Kind
 from jetstream.errors import PlanError
 
 __all__ = ["check_results"]
+
+Promise: TypeAlias = "list[tuple[int, _Value | None]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,8 @@ def check_results(graph: StepGraph) -> None:
         if graph.steps[node].bytes > 0:
             _run_step(graph, node, memories[graph.steps[node].rank], frames)
     for plan in graph.plans:
-        _check_output(plan, memories[plan.rank][Buffer.OUTPUT])
+        promise = _promise(graph.plans, plan.rank)
+        _check_output(plan, memories[plan.rank][Buffer.OUTPUT], promise)
 
 
 def _run_step(
@@ -161,38 +165,58 @@ def _fold(graph: StepGraph, node: int, runs: tuple[_Run, ...]) -> _Run:
     return _Run(runs[0].bytes, _Value(relative, base, True), None)
 
 
-def _promise(call: Call, rank: int) -> list[tuple[int, _Value]]:
-    """What a kind of collective promises of OUTPUT: values by number of bytes, in order."""
-    own_bytes = call.output_bytes
-    everyone = tuple((peer, 0) for peer in range(call.world))
-    if call.kind is Kind.ALL_REDUCE:
-        return [(own_bytes, _Value(everyone, 0, True))]
-    if call.kind is Kind.REDUCE_SCATTER:
-        return [(own_bytes, _Value(everyone, rank * own_bytes, True))]
-    if call.kind is Kind.BROADCAST:
-        return [(own_bytes, _Value(((call.root, 0),), 0, False))]
+def _promise(plans: Sequence[RankPlan], rank: int) -> Promise:
+    """What a kind of collective promises of OUTPUT: values by number of bytes, in order.
+
+    None stands for bytes that nothing may write.
+    """
+    call, own_bytes = plans[rank].call, plans[rank].output_bytes
+    if call.kind is Kind.BARRIER or own_bytes == 0:
+        return []
+    if call.kind in REDUCING:
+        ranks = range(rank + (call.kind is Kind.SCAN) if call.kind in PREFIXES else call.world)
+        offset = call.part(rank)[0] if call.kind is Kind.REDUCE_SCATTER else 0
+        terms = tuple((peer, 0) for peer in ranks)
+        return [(own_bytes, _Value(terms, offset, True) if terms else None)]
+    if call.kind in (Kind.BROADCAST, Kind.SCATTER):
+        offset = call.part(rank)[0] if call.kind is Kind.SCATTER else 0
+        return [(own_bytes, _Value(((call.root, 0),), offset, False))]
+    if call.kind is Kind.ALL_TO_ALL:
+        return [_exchanged(plans[peer], rank) for peer in range(call.world)]
     return [
-        (call.input_bytes, _Value(((peer, 0),), 0, False))
-        for peer in range(call.world if call.kind is Kind.ALL_GATHER else 0)
-    ]
+        (call.part(peer)[1], _Value(((peer, 0),), 0, False)) for peer in range(call.world)
+    ]  # all_gather, gather
 
 
-def _check_output(plan: RankPlan, output: _Memory) -> None:
+def _exchanged(sender: RankPlan, receiver: int) -> tuple[int, _Value]:
+    """What an all_to_all brings from one rank to another."""
+    if sender.splits is None:
+        offset, size_bytes = sender.call.part(receiver)
+    else:
+        itemsize = sender.call.dtype.itemsize
+        offset = sum(sender.splits.sent[:receiver]) * itemsize
+        size_bytes = sender.splits.sent[receiver] * itemsize
+    return size_bytes, _Value(((sender.rank, 0),), offset, False)
+
+
+def _check_output(plan: RankPlan, output: _Memory, promise: Promise) -> None:
     position = 0
-    for size_bytes, wanted in _promise(plan.call, plan.rank):
+    for size_bytes, wanted in promise:
         offset = 0
         for run in output.read(position, position + size_bytes) if size_bytes > 0 else []:
-            if run.value != wanted.shifted(offset):
-                low = position + offset
-                raise _output_error(plan, low, run, wanted.shifted(offset))
+            right = None if wanted is None else wanted.shifted(offset)
+            if run.value != right:
+                raise _output_error(plan, position + offset, run, right)
             offset += run.bytes
         position += size_bytes
 
 
-def _output_error(plan: RankPlan, low: int, run: _Run, wanted: _Value) -> PlanError:
+def _output_error(plan: RankPlan, low: int, run: _Run, wanted: _Value | None) -> PlanError:
     place = f"OUTPUT bytes {low} to {low + run.bytes}"
     if run.value is None or run.writer is None:
         return plan_error(plan.rank, f"nothing writes {place}")
+    if wanted is None:
+        return op_error(plan, run.writer, f"{place} must stay as they are")
     ranks = [rank for rank, _ in run.value.terms]
     wanted_ranks = [rank for rank, _ in wanted.terms]
     if run.value.is_folded != wanted.is_folded:

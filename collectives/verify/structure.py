@@ -52,7 +52,13 @@ def check_structure(plans: Sequence[RankPlan]) -> None:
 
 def _check_plan(plan: RankPlan, call: Call) -> None:
     sizes = (plan.input_bytes, plan.output_bytes, plan.divisor)
-    wanted = (call.input_bytes, call.output_bytes, call.divisor)
+    if call.has_splits != (plan.splits is not None):
+        raise plan_error(plan.rank, "has splits, or lacks them, unlike its call")
+    wanted = (
+        call.input_bytes(plan.rank, plan.splits),
+        call.output_bytes(plan.rank, plan.splits),
+        call.divisor,
+    )
     if sizes != wanted or plan.scratch_bytes < 0:
         raise plan_error(plan.rank, f"input, output and divisor are {sizes}, not {wanted}")
     source_count = sum(len(op.sources) for op in plan.ops)

@@ -69,7 +69,7 @@ static void duty_record(js_comm *comm, int32_t status)
     record->t_first_rx_ns = duty_stamp_ns(comm, exec->first_ticks);
     record->t_last_rx_ns = duty_stamp_ns(comm, exec->arrived_ticks);
     record->t_exit_ns = duty_stamp_ns(comm, now);
-    record->bytes = exec->plan->output_bytes;
+    record->bytes = exec->plan->output_bytes ? exec->plan->output_bytes : exec->plan->input_bytes;
     record->kind = call->kind;
     record->redop = call->redop;
     record->dtype = call->dtype;

@@ -64,7 +64,7 @@ static bool exec_send(js_exec *exec, js_exec_op *op)
     uint32_t flags = (op->step == 0 ? JS_FRAME_FLAG_SOM : 0u) |
                      (op->step + 1 == op->steps ? JS_FRAME_FLAG_EOM : 0u);
     uint64_t route = js_frame_with_flags(op->tx->route, flags);
-    uint64_t body = js_frame_body(bytes, op->step, exec->imm);
+    uint64_t body = js_frame_body(bytes, op->step, exec->imm ^ op->pair);
     if (bytes <= JS_STREAM_INLINE_BYTES) {
         if (!js_stream_has_slot(op->tx)) {
             return false;
@@ -89,7 +89,7 @@ static bool exec_send(js_exec *exec, js_exec_op *op)
 /* Finds the sources of the present step. False: not all there, or a foreign frame. */
 JS_INLINE bool exec_gather(js_exec *exec, js_exec_op *op, uint32_t bytes)
 {
-    uint64_t body = js_frame_body(bytes, op->step, exec->imm);
+    uint64_t body = js_frame_body(bytes, op->step, exec->imm ^ op->pair);
     uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
     bool heard = false;
     for (; op->ready < op->source_count; op->ready++) {
@@ -108,6 +108,8 @@ JS_INLINE bool exec_gather(js_exec *exec, js_exec_op *op, uint32_t bytes)
         source->at = js_stream_payload(source->rx, line, bytes);
         if (JS_UNLIKELY(line->body != body || source->at == NULL)) {
             exec->foreign_peer = source->peer + 1u;
+            exec->foreign_imm = js_frame_imm(line->body);
+            exec->foreign_op = (uint32_t)(op - exec->plan->ops);
             return false;
         }
         exec->last_peer = source->peer;

@@ -36,6 +36,7 @@ typedef struct js_exec_op {
     uint8_t target_buffer;
     uint8_t is_all; /* SEND: to all */
     uint16_t peer;  /* SEND: to this one */
+    uint32_t pair;  /* with splits: elements that the two ranks exchange, mixed into imm */
 } js_exec_op;
 
 /* Operations of a lane: order[first .. first + count). */
@@ -89,6 +90,8 @@ typedef struct js_exec {
     uint64_t reduce_ticks;
     uint32_t last_peer;
     uint32_t foreign_peer;
+    uint32_t foreign_imm; /* of the frame that does not fit, */
+    uint32_t foreign_op;  /* and the operation it does not fit */
 } js_exec;
 
 /* Validates and decodes plan bytes for this rank. Returns JS_ERR_PLAN or JS_ERR_NO_MEMORY. */

@@ -38,6 +38,10 @@ static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js
     if (from->opcode == JS_OP_SEND) {
         op->tx = op->is_all ? &link->all_tx : &link->peer_tx[from->peer];
     }
+    if (plan->call.parts >> JS_PARTS_SHIFT == JS_PARTS_SPLITS) {
+        /* Only the two ranks know: a receiver that awaits another number finds out at once. */
+        op->pair = (uint32_t)(from->bytes / plan->element_bytes);
+    }
     for (uint32_t i = 0; i < from->after_count; i++) {
         op->after_op[i] = from->after_op[i];
         op->after_mode[i] = from->after_mode[i];

@@ -40,7 +40,7 @@ static void fault_read_board(const js_comm *comm, uint32_t peer, uint64_t *seque
 }
 
 /* The call that a rank made as its collective number `sequence`, from its records; they do not
- * hold the chunk size. */
+ * hold the chunk size and the parts. */
 static bool fault_read_record(const js_comm *comm, uint32_t peer, uint64_t sequence, js_call *call)
 {
     const js_record *record = &js_area_records(&comm->area, peer)[sequence % JS_RECORD_SLOTS];
@@ -198,6 +198,21 @@ static int32_t fault_raise_mismatch(js_comm *comm, uint32_t peer, const fault_pa
     return js_fault_raise(comm, &fault);
 }
 
+/* Both called the same, but the peer sends another number of elements than this rank awaits: the
+ * frame carries the number that the peer has mixed in. */
+static int32_t fault_raise_splits(js_comm *comm, uint32_t peer)
+{
+    const js_exec *exec = &comm->exec;
+    js_fault fault;
+    js_fault_describe(comm, &fault);
+    fault.status = JS_ERR_MISMATCH;
+    fault_fill_peer(comm, &fault, peer);
+    fault.is_split_mismatch = 1;
+    fault.split_sent = exec->foreign_imm ^ exec->imm;
+    fault.split_expected = exec->plan->ops[exec->foreign_op].pair;
+    return js_fault_raise(comm, &fault);
+}
+
 /* Did this rank and the peer call different things as their collective number `sequence`? */
 static bool fault_differs(const js_comm *comm, uint32_t peer, uint64_t sequence, fault_pair *pair)
 {
@@ -209,6 +224,8 @@ static bool fault_differs(const js_comm *comm, uint32_t peer, uint64_t sequence,
     if (pair->mine.chunk_bytes == 0 || pair->theirs.chunk_bytes == 0) {
         pair->mine.chunk_bytes = 0; /* one of the two is not known */
         pair->theirs.chunk_bytes = 0;
+        pair->mine.parts = 0;
+        pair->theirs.parts = 0;
     }
     return memcmp(&pair->mine, &pair->theirs, sizeof(pair->mine)) != 0;
 }
@@ -236,6 +253,15 @@ int32_t js_fault_foreign_frame(js_comm *comm, uint32_t peer)
     /* The peer wrote its board before its frames, so what it called is there to be read. It may
      * have been long ago: two roots that send to each other notice only when they next receive. */
     if (fault_finds_mismatch(comm, peer, JS_RECORD_SLOTS, &pair)) {
+        return fault_raise_mismatch(comm, peer, &pair);
+    }
+    const js_exec *exec = &comm->exec;
+    if (exec->plan->call.parts >> JS_PARTS_SHIFT == JS_PARTS_SPLITS) {
+        return fault_raise_splits(comm, peer);
+    }
+    /* Of a call that the peer has finished, the records do not tell all that may differ. */
+    pair = (fault_pair){ .sequence = comm->sequence, .mine = exec->plan->call };
+    if (fault_read_call(comm, peer, comm->sequence, &pair.theirs) && pair.theirs.chunk_bytes == 0) {
         return fault_raise_mismatch(comm, peer, &pair);
     }
     return fault_raise_status(comm, JS_ERR_PROTOCOL, peer);

@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from jetstream.collectives import Splits, parts
 from jetstream.collectives.calls import CHUNK_ALIGN, CHUNK_BYTES_MAX, RANKS_MAX, Call
 from jetstream.collectives.compile import build_plan
-from jetstream.collectives.select import CHUNK_BYTES, ONE_SHOT_BYTES_MAX, algorithms_of, choose
+from jetstream.collectives.select import (
+    CHUNK_BYTES,
+    ONE_SHOT_BYTES_MAX,
+    REDUCE_DIRECT,
+    algorithms_of,
+    choose,
+)
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import ArgumentError, PlanError
 
@@ -41,11 +50,32 @@ def make_call(kind: Kind = Kind.ALL_REDUCE, **changes: Any) -> Call:
         ),
         (make_call(Kind.BROADCAST, root=2), "broadcast(float32, count=6, root=2)", 24, 24),
         (make_call(Kind.BARRIER), "barrier()", 0, 0),
+        (make_call(Kind.ALL_TO_ALL), "all_to_all(float32, count=6)", 72, 72),
+        (make_call(Kind.REDUCE, root=1), "reduce(float32, sum, count=6, root=1)", 24, 24),
+        (make_call(Kind.REDUCE), "reduce(float32, sum, count=6, root=0)", 24, 0),
+        (make_call(Kind.GATHER, root=1), "gather(float32, count=6, root=1)", 24, 72),
+        (make_call(Kind.GATHER, root=2), "gather(float32, count=6, root=2)", 24, 0),
+        (make_call(Kind.SCATTER, root=1), "scatter(float32, count=6, root=1)", 72, 24),
+        (make_call(Kind.SCATTER, root=2), "scatter(float32, count=6, root=2)", 0, 24),
+        (make_call(Kind.SCAN), "scan(float32, sum, count=6)", 24, 24),
+        (make_call(Kind.EXSCAN, redop=RedOp.MAX), "exscan(float32, max, count=6)", 24, 24),
+        (
+            make_call(Kind.ALL_GATHER, counts=(1, 2, 3)),
+            "all_gather(float32, counts=[1, 2, 3])",
+            8,
+            24,
+        ),
+        (
+            make_call(Kind.REDUCE_SCATTER, counts=(0, 5, 1)),
+            "reduce_scatter(float32, sum, counts=[0, 5, 1])",
+            24,
+            20,
+        ),
     ],
 )
 def test_description_and_sizes(call: Call, text: str, input_bytes: int, output_bytes: int) -> None:
     assert call.describe() == text
-    assert (call.input_bytes, call.output_bytes) == (input_bytes, output_bytes)
+    assert (call.input_bytes(1), call.output_bytes(1)) == (input_bytes, output_bytes)
     assert call.divisor == (3 if call.redop is RedOp.AVG else 1)
 
 
@@ -57,6 +87,19 @@ def test_description_and_sizes(call: Call, text: str, input_bytes: int, output_b
         (Kind.BROADCAST, {"root": 3}, "root 3 of 3 ranks"),
         (Kind.BROADCAST, {"root": -1}, "root -1"),
         (Kind.ALL_REDUCE, {"root": 1}, "root 1"),
+        (Kind.GATHER, {"root": 3}, "root 3 of 3 ranks"),
+        (Kind.SCAN, {"root": 1}, "root 1"),
+        (Kind.SCAN, {"redop": RedOp.AVG}, "no average of a prefix"),
+        (Kind.EXSCAN, {"redop": RedOp.AVG}, "no average of a prefix"),
+        (Kind.ALL_REDUCE, {"counts": (1, 2, 3)}, "the kind has no counts"),
+        (Kind.ALL_TO_ALL, {"counts": (1, 2, 3)}, "the kind has no counts"),
+        (Kind.ALL_GATHER, {"counts": (1, 5)}, "3 counts, zero or more"),
+        (Kind.ALL_GATHER, {"counts": (-1, 5, 2)}, "3 counts, zero or more"),
+        (Kind.ALL_GATHER, {"counts": (1, 2, 4)}, "do not add up to 6"),
+        (Kind.ALL_GATHER, {"counts": (2, 2, 2)}, "written without counts"),
+        (Kind.ALL_GATHER, {"has_splits": True, "count": 0}, "only all_to_all has splits"),
+        (Kind.ALL_TO_ALL, {"has_splits": True}, "6 elements"),
+        (Kind.ALL_TO_ALL, {"count": 2**60}, "larger than memory"),
         (Kind.ALL_REDUCE, {"count": -1}, "-1 elements"),
         (Kind.BARRIER, {"count": 1}, "1 elements"),
         (Kind.ALL_GATHER, {"count": 2**60}, "larger than memory"),
@@ -77,6 +120,51 @@ def test_compiling_refuses_what_does_not_exist() -> None:
         build_plan(make_call(Kind.BROADCAST, algorithm=Algorithm.TWO_SHOT), 0)
 
 
+def test_splits_are_checked() -> None:
+    call = make_call(Kind.ALL_TO_ALL, count=0, has_splits=True)
+    with pytest.raises(PlanError, match="splits are needed"):
+        build_plan(call, 0)
+    with pytest.raises(PlanError, match="splits are needed"):
+        build_plan(make_call(Kind.ALL_TO_ALL), 0, Splits((1, 1, 1), (1, 1, 1)))
+    for bad in ((1, 2), (1, -1, 2), (1, 2**32, 2)):
+        with pytest.raises(PlanError, match="3 splits from 0 to 4294967295 are needed"):
+            build_plan(call, 0, Splits(bad, (1, 1, 1)))
+        with pytest.raises(PlanError, match="3 splits from 0"):
+            build_plan(call, 0, Splits((1, 1, 1), bad))
+    with pytest.raises(PlanError, match="rank 1 sends 5 elements to itself and awaits 1"):
+        build_plan(call, 1, Splits((1, 5, 1), (1, 1, 1)))
+    assert call.input_bytes(1, Splits((1, 5, 2), (7, 5, 0))) == 32
+    assert call.output_bytes(1, Splits((1, 5, 2), (7, 5, 0))) == 48
+
+
+@given(counts=st.lists(st.integers(0, 2**40), min_size=1, max_size=70).map(tuple))
+def test_counts_travel_in_one_word(counts: tuple[int, ...]) -> None:
+    word = parts.pack_counts(counts)
+    assert 0 < word < 2**63 + 2**62
+    assert word == parts.pack_counts(counts)
+    if parts.is_packed(word):
+        assert parts.unpack_counts(word, len(counts)) == counts
+    else:
+        assert max(counts) >> 62 // len(counts)
+    for rank in range(len(counts)):
+        other = (*counts[:rank], counts[rank] + 1, *counts[rank + 1 :])
+        assert parts.pack_counts(other) != word
+
+
+def test_words_of_parts_are_those_of_the_data_plane() -> None:
+    lib = pytest.importorskip("jetstream._native", reason="the data plane is not built").lib
+    assert parts.pack_counts(()) == 0
+    assert parts.pack_counts((1, 2)) >> lib.JS_PARTS_SHIFT == lib.JS_PARTS_PACKED
+    assert parts.pack_counts((1, 2**60)) >> lib.JS_PARTS_SHIFT == lib.JS_PARTS_HASHED
+    assert parts.PARTS_SPLITS >> lib.JS_PARTS_SHIFT == lib.JS_PARTS_SPLITS
+    assert list(Kind) == [getattr(lib, f"JS_KIND_{kind.name}") for kind in Kind]
+
+
+def test_long_counts_are_cut_in_texts() -> None:
+    assert parts.format_counts((3, 0)) == "[3, 0]"
+    assert parts.format_counts(range(17)).endswith("14, 15, ...]")
+
+
 @pytest.mark.parametrize("kind", REAL_KINDS)
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 16, 64, 256])
 def test_every_choice_can_be_compiled(kind: Kind, world: int) -> None:
@@ -93,6 +181,13 @@ def test_all_reduce_changes_algorithm_at_the_threshold() -> None:
     for world, limit in ONE_SHOT_BYTES_MAX:
         assert choose(Kind.ALL_REDUCE, limit, world)[0] is Algorithm.ONE_SHOT
         assert choose(Kind.ALL_REDUCE, limit + 1, world)[0] is Algorithm.TWO_SHOT
+
+
+def test_reduce_changes_algorithm_in_large_worlds() -> None:
+    world, limit = REDUCE_DIRECT
+    assert choose(Kind.REDUCE, 2**30, world)[0] is Algorithm.DIRECT
+    assert choose(Kind.REDUCE, limit, world + 1)[0] is Algorithm.DIRECT
+    assert choose(Kind.REDUCE, limit + 1, world + 1)[0] is Algorithm.TWO_SHOT
 
 
 def test_chunks_grow_with_the_operation() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jetstream.collectives.algorithms import ALGORITHMS
-from jetstream.collectives.calls import Call
+from jetstream.collectives.calls import COUNTED, PREFIXES, ROOTED, Call
 from jetstream.collectives.compile import build_plan
 from jetstream.collectives.ir import (
     AfterMode,
@@ -28,6 +28,7 @@ from jetstream.collectives.ir import (
     step_bytes,
     step_count,
 )
+from jetstream.collectives.parts import Splits
 from jetstream.collectives.verify import verify_plans
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import PlanError
@@ -67,12 +68,13 @@ class Rank:
         larger = max(plan.input_bytes, plan.output_bytes)
         memory = np.full(larger, 0xAA, np.uint8)
         kind = plan.call.kind
-        low = plan.rank * min(plan.input_bytes, plan.output_bytes)
-        if not in_place or kind is Kind.BARRIER:
+        has_one = kind in (Kind.REDUCE, Kind.GATHER, Kind.SCATTER) and plan.rank != plan.call.root
+        low = plan.call.part(plan.rank)[0]
+        if not in_place or kind is Kind.BARRIER or has_one or plan.splits is not None:
             self.input, self.output = own.copy(), np.full(plan.output_bytes, 0xAA, np.uint8)
-        elif kind is Kind.ALL_GATHER:
+        elif kind in (Kind.ALL_GATHER, Kind.GATHER):
             self.input, self.output = memory[low : low + plan.input_bytes], memory
-        elif kind is Kind.REDUCE_SCATTER:
+        elif kind in (Kind.REDUCE_SCATTER, Kind.SCATTER):
             self.input, self.output = memory, memory[low : low + plan.output_bytes]
         else:
             self.input, self.output = memory, memory
@@ -165,48 +167,89 @@ class Interpreter:
         return True
 
 
-def make_inputs(call: Call, seed: int) -> list[Array]:
+def make_inputs(plans: Sequence[RankPlan], seed: int) -> list[Array]:
     """Values whose sum depends on the order of folding, in the call's type."""
     rng = np.random.default_rng(seed)
-    elements = call.input_bytes // call.dtype.itemsize
+    dtype = plans[0].call.dtype
     return [
-        (rng.integers(1, 200, elements) / 7).astype(call.dtype.numpy) for _ in range(call.world)
+        (rng.integers(1, 200, plan.input_bytes // dtype.itemsize) / 7).astype(dtype.numpy)
+        for plan in plans
     ]
 
 
-def expected(call: Call, inputs: list[Array], rank: int) -> Array:
-    if call.kind is Kind.ALL_REDUCE:
+def part_of(plan: RankPlan, array: Array, rank: int) -> Array:
+    """The part of a whole array that belongs to a rank."""
+    if plan.splits is not None:
+        first, count = sum(plan.splits.sent[:rank]), plan.splits.sent[rank]
+        return array[first : first + count]
+    low, size_bytes = plan.call.part(rank)
+    itemsize = plan.call.dtype.itemsize
+    return array[low // itemsize : (low + size_bytes) // itemsize]
+
+
+def expected(plans: Sequence[RankPlan], inputs: list[Array], rank: int) -> Array | None:
+    """What OUTPUT must be; None if nothing writes it."""
+    call = plans[rank].call
+    if plans[rank].output_bytes == 0 or (call.kind is Kind.EXSCAN and rank == 0):
+        return None
+    if call.kind in (Kind.ALL_REDUCE, Kind.REDUCE):
         return fold(inputs, call.redop, call.divisor)
+    if call.kind in PREFIXES:
+        return fold(inputs[: rank + (call.kind is Kind.SCAN)], call.redop, call.divisor)
     if call.kind is Kind.REDUCE_SCATTER:
-        slices = [part.reshape(call.world, call.count)[rank] for part in inputs]
+        slices = [part_of(plans[rank], array, rank) for array in inputs]
         return fold(slices, call.redop, call.divisor)
-    if call.kind is Kind.ALL_GATHER:
+    if call.kind in (Kind.ALL_GATHER, Kind.GATHER):
         return np.concatenate(inputs)
-    return inputs[call.root]
+    if call.kind is Kind.ALL_TO_ALL:
+        return np.concatenate([part_of(plans[p], inputs[p], rank) for p in range(call.world)])
+    root = inputs[call.root]
+    return part_of(plans[rank], root, rank) if call.kind is Kind.SCATTER else root
 
 
 def run_and_compare(plans: list[RankPlan], seed: int, in_place: bool, room: int) -> None:
-    call = plans[0].call
-    inputs = make_inputs(call, seed)
+    inputs = make_inputs(plans, seed)
     ranks = [Rank(plan, inputs[plan.rank], in_place) for plan in plans]
+    before = [rank.output.tobytes() for rank in ranks]
     Interpreter(ranks, room).run(random.Random(seed))
-    for rank in ranks:
-        wanted = expected(call, inputs, rank.plan.rank)
-        assert rank.output.tobytes() == wanted.tobytes(), f"rank {rank.plan.rank}"
+    for number, rank in enumerate(ranks):
+        wanted = expected(plans, inputs, number)
+        bits = before[number] if wanted is None else wanted.tobytes()
+        assert rank.output.tobytes() == bits, f"rank {number}"
         if not in_place:
-            assert rank.input.tobytes() == inputs[rank.plan.rank].tobytes()
+            assert rank.input.tobytes() == inputs[number].tobytes()
+
+
+def build_plans(call: Call, rng: random.Random) -> list[RankPlan]:
+    """The plans of all ranks, with random splits where the call has them."""
+    ranks = range(call.world)
+    if not call.has_splits:
+        return [build_plan(call, rank) for rank in ranks]
+    rows = [tuple(rng.choice((0, 1, 16, 50, 200)) for _ in ranks) for _ in ranks]
+    columns = list(zip(*rows, strict=True))
+    return [build_plan(call, rank, Splits(rows[rank], columns[rank])) for rank in ranks]
 
 
 @st.composite
 def calls(draw: st.DrawFn, world_max: int = 6) -> Call:
     kind, algorithm = draw(st.sampled_from(list(ALGORITHMS)))
     world = draw(st.integers(1, world_max))
+    counts: tuple[int, ...] = ()
+    count = 0 if kind is Kind.BARRIER else draw(st.integers(0, 200))
+    has_splits = kind is Kind.ALL_TO_ALL and draw(st.booleans())
+    if kind in COUNTED and world > 1 and draw(st.booleans()):
+        counts = tuple(draw(st.lists(st.integers(0, 200), min_size=world - 1, max_size=world - 1)))
+        counts = (*counts, counts[0] + draw(st.integers(1, 40)))
+        count = sum(counts)
+    redops = [RedOp.SUM, RedOp.MAX] if kind in PREFIXES else [RedOp.SUM, RedOp.MAX, RedOp.AVG]
     return Call(
         kind=kind,
-        redop=draw(st.sampled_from([RedOp.SUM, RedOp.MAX, RedOp.AVG])),
+        redop=draw(st.sampled_from(redops)),
         dtype=draw(st.sampled_from([DType.FLOAT32, DType.FLOAT64, DType.BFLOAT16])),
-        count=0 if kind is Kind.BARRIER else draw(st.integers(0, 200)),
-        root=draw(st.integers(0, world - 1)) if kind is Kind.BROADCAST else 0,
+        count=0 if has_splits else count,
+        counts=counts,
+        has_splits=has_splits,
+        root=draw(st.integers(0, world - 1)) if kind in ROOTED else 0,
         world=world,
         algorithm=algorithm,
         chunk_bytes=64 * draw(st.integers(1, 3)),
@@ -214,9 +257,9 @@ def calls(draw: st.DrawFn, world_max: int = 6) -> Call:
 
 
 @given(call=calls(), seed=st.integers(0, 999), in_place=st.booleans(), room=st.integers(1, 4))
-@settings(max_examples=120, deadline=None, database=None)
+@settings(max_examples=240, deadline=None, database=None)
 def test_plans_compute_what_numpy_does(call: Call, seed: int, in_place: bool, room: int) -> None:
-    run_and_compare([build_plan(call, rank) for rank in range(call.world)], seed, in_place, room)
+    run_and_compare(build_plans(call, random.Random(seed)), seed, in_place, room)
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
@@ -226,7 +269,9 @@ def test_bits_do_not_depend_on_algorithm_or_chunks(redop: RedOp, dtype: DType) -
     for algorithm in (Algorithm.ONE_SHOT, Algorithm.TWO_SHOT):
         for chunk_bytes in (64, 192, 32768):
             call = Call(Kind.ALL_REDUCE, redop, dtype, 333, 0, 5, algorithm, chunk_bytes)
-            ranks = [Rank(build_plan(call, r), make_inputs(call, 1)[r], True) for r in range(5)]
+            plans = [build_plan(call, rank) for rank in range(5)]
+            inputs = make_inputs(plans, 1)
+            ranks = [Rank(plan, inputs[plan.rank], True) for plan in plans]
             Interpreter(ranks, 2).run(random.Random(7))
             results |= {rank.output.tobytes() for rank in ranks}
     assert len(results) == 1
@@ -258,7 +303,7 @@ def mutate(draw: st.DrawFn, plan: RankPlan) -> RankPlan:
 def test_what_the_verifier_accepts_computes_the_right_result(
     call: Call, data: st.DataObject, seed: int
 ) -> None:
-    plans = [build_plan(call, rank) for rank in range(call.world)]
+    plans = build_plans(call, random.Random(seed))
     victim = data.draw(st.integers(0, call.world - 1))
     mutated = st.composite(lambda draw: mutate(draw, plans[victim]))
     plans[victim] = data.draw(mutated())

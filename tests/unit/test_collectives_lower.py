@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from jetstream.collectives import ir, lower
 from jetstream.collectives.algorithms import ALGORITHMS
-from jetstream.collectives.calls import Call
+from jetstream.collectives.calls import COUNTED, PREFIXES, ROOTED, Call
 from jetstream.collectives.compile import build_plan, compile_plan
 from jetstream.collectives.disassemble import disassemble
 from jetstream.collectives.ir import After, AfterMode, Buffer, Copy, FromPeer, Range, RankPlan
+from jetstream.collectives.parts import Splits
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import PlanError
 
@@ -40,6 +41,17 @@ GOLDEN_CALLS = {
         Kind.REDUCE_SCATTER, RedOp.MIN, DType.FLOAT16, 33, 0, 3, Algorithm.DIRECT, 64
     ),
     "broadcast": Call(Kind.BROADCAST, RedOp.SUM, DType.INT32, 20, 1, 3, Algorithm.DIRECT, 64),
+    "all_to_all": Call(Kind.ALL_TO_ALL, RedOp.SUM, DType.INT64, 9, 0, 3, Algorithm.DIRECT, 64),
+    "reduce": Call(Kind.REDUCE, RedOp.SUM, DType.FLOAT32, 20, 1, 3, Algorithm.DIRECT, 64),
+    "reduce_two_shot": Call(
+        Kind.REDUCE, RedOp.AVG, DType.FLOAT16, 99, 2, 3, Algorithm.TWO_SHOT, 64
+    ),
+    "gather_counts": Call(
+        Kind.GATHER, RedOp.SUM, DType.UINT8, 107, 1, 3, Algorithm.DIRECT, 64, (100, 0, 7)
+    ),
+    "scatter": Call(Kind.SCATTER, RedOp.SUM, DType.BFLOAT16, 33, 2, 3, Algorithm.DIRECT, 64),
+    "scan": Call(Kind.SCAN, RedOp.SUM, DType.FLOAT32, 20, 0, 3, Algorithm.DIRECT, 64),
+    "exscan": Call(Kind.EXSCAN, RedOp.MIN, DType.FLOAT32, 20, 0, 3, Algorithm.DIRECT, 64),
     "barrier": Call(Kind.BARRIER, RedOp.SUM, DType.FLOAT64, 0, 0, 3, Algorithm.DIRECT, 64),
 }
 
@@ -117,12 +129,19 @@ def test_send_fields() -> None:
 def calls(draw: st.DrawFn) -> Call:
     kind, algorithm = draw(st.sampled_from(list(ALGORITHMS)))
     world = draw(st.integers(1, 256))
+    counts: tuple[int, ...] = ()
+    count = 0 if kind is Kind.BARRIER else draw(st.integers(0, 2**40))
+    if kind in COUNTED and world > 1 and draw(st.booleans()):
+        some = draw(st.lists(st.integers(0, 2**40), min_size=1, max_size=world - 1))
+        counts = (*some, *range(world - len(some) - 1), some[0] + 1)
+        count = sum(counts)
     return Call(
         kind=kind,
-        redop=draw(st.sampled_from(RedOp)),
+        redop=draw(st.sampled_from([RedOp.MAX, RedOp.SUM] if kind in PREFIXES else list(RedOp))),
         dtype=draw(st.sampled_from(DType)),
-        count=0 if kind is Kind.BARRIER else draw(st.integers(0, 2**40)),
-        root=draw(st.integers(0, world - 1)) if kind is Kind.BROADCAST else 0,
+        count=count,
+        counts=counts,
+        root=draw(st.integers(0, world - 1)) if kind in ROOTED else 0,
         world=world,
         algorithm=algorithm,
         chunk_bytes=64 * draw(st.integers(1, 512)),
@@ -135,9 +154,32 @@ def test_round_trip(call: Call, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, call.world - 1))
     plan = build_plan(call, rank)
     encoded = lower.encode_plan(plan)
-    assert lower.decode_plan(encoded) == plan
+    assert lower.decode_plan(encoded, counts=call.counts) == plan
     assert compile_plan(call, rank) == encoded
     assert plan.lane_count <= ir.LANES_MAX and len(plan.ops) <= ir.OPS_MAX
+
+
+def test_round_trip_with_splits() -> None:
+    call = Call(
+        Kind.ALL_TO_ALL, RedOp.SUM, DType.INT64, 0, 0, 3, Algorithm.DIRECT, 64, has_splits=True
+    )
+    splits = Splits((3, 0, 100), (3, 8, 1))
+    data = compile_plan(call, 0, splits)
+    assert lower.decode_plan(data, splits=splits) == build_plan(call, 0, splits)
+    assert struct.unpack_from("<Q", data, 40) == (3 << 62,)
+    assert disassemble(data).startswith("all_to_all(int64, splits): direct")
+
+
+def test_counts_that_are_only_hashed() -> None:
+    counts = (2**40, 1, 2)
+    call = Call(
+        Kind.ALL_GATHER, RedOp.SUM, DType.UINT8, sum(counts), 0, 3, Algorithm.DIRECT, 64, counts
+    )
+    data = compile_plan(call, 1)
+    assert lower.decode_plan(data, counts=counts).call == call
+    for wrong in ((), (2**40, 2, 1)):
+        with pytest.raises(PlanError, match="counts of the call are not those of the plan"):
+            lower.decode_plan(data, counts=wrong)
 
 
 @given(call=calls(), data=st.data())
@@ -161,7 +203,7 @@ def test_damaged_bytes_are_a_plan_or_an_error(call: Call, data: st.DataObject) -
         (0, 0, "not a plan"),
         (4, 2, "not a plan of version 1"),
         (8, 1, "the header says"),
-        (16, 9, "9 is not a valid Kind"),
+        (16, 99, "99 is not a valid Kind"),
         (96, 9, "opcode 9"),
         (98, 7, "place 7"),
         (99, 9, "not a valid plan"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jetstream.collectives import builder
 from jetstream.collectives.algorithms import ALGORITHMS, two_shot
-from jetstream.collectives.calls import Call
+from jetstream.collectives.calls import COUNTED, PREFIXES, ROOTED, Call
+from jetstream.collectives.parts import Splits
 from jetstream.collectives.verify import verify_call
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 
@@ -16,7 +19,12 @@ CHUNK_BYTES = 64
 CHUNK_COUNT = CHUNK_BYTES // DType.FLOAT32.itemsize
 
 
-def make_call(kind: Kind, algorithm: Algorithm, world: int, count: int, *, root: int = 0) -> Call:
+REDOPS = [redop for redop in RedOp if redop is not RedOp.AVG]
+
+
+def make_call(
+    kind: Kind, algorithm: Algorithm, world: int, count: int, *, root: int = 0, **parts: Any
+) -> Call:
     return Call(
         kind=kind,
         redop=RedOp.SUM,
@@ -26,6 +34,7 @@ def make_call(kind: Kind, algorithm: Algorithm, world: int, count: int, *, root:
         world=world,
         algorithm=algorithm,
         chunk_bytes=CHUNK_BYTES,
+        **parts,
     )
 
 
@@ -40,7 +49,7 @@ def counts(algorithm: Algorithm, world: int) -> list[int]:
 @pytest.mark.parametrize(("kind", "algorithm"), ALGORITHMS)
 def test_proves_plans(kind: Kind, algorithm: Algorithm, world: int) -> None:
     for count in [0] if kind is Kind.BARRIER else counts(algorithm, world):
-        for root in {0, world // 2, world - 1} if kind is Kind.BROADCAST else {0}:
+        for root in {0, world // 2, world - 1} if kind in ROOTED else {0}:
             verify_call(make_call(kind, algorithm, world, count, root=root))
 
 
@@ -50,6 +59,37 @@ def test_proves_plans_of_64_ranks(kind: Kind, algorithm: Algorithm, chunks: int)
     parts = 64 if algorithm is Algorithm.TWO_SHOT else 1
     count = max(0, chunks * parts * CHUNK_COUNT - 3)
     verify_call(make_call(kind, algorithm, 64, 0 if kind is Kind.BARRIER else count))
+
+
+def unequal_counts(world: int, turn: int) -> tuple[int, ...]:
+    """Nothing, one element, a chunk, several, ragged: another order for every turn."""
+    sizes = (0, 1, CHUNK_COUNT, 3 * CHUNK_COUNT - 5, CHUNK_COUNT + 1, 7)
+    return tuple(sizes[(rank * 5 + turn) % len(sizes)] for rank in range(world))
+
+
+@pytest.mark.parametrize("world", [*range(2, 17), 64])
+@pytest.mark.parametrize("kind", sorted(COUNTED))
+def test_proves_plans_with_counts(kind: Kind, world: int) -> None:
+    for turn in range(3 if world < 64 else 1):
+        counts = unequal_counts(world, turn)
+        for root in {0, world - 1} if kind in ROOTED else {0}:
+            call = make_call(kind, Algorithm.DIRECT, world, sum(counts), root=root, counts=counts)
+            verify_call(call)
+
+
+def splits_of(world: int, turn: int) -> list[Splits]:
+    """All ranks' splits, from a matrix whose rows and columns differ."""
+    rows = [unequal_counts(world, turn + 2 * rank) for rank in range(world)]
+    columns = list(zip(*rows, strict=True))
+    return [Splits(rows[rank], columns[rank]) for rank in range(world)]
+
+
+@pytest.mark.parametrize("world", [*range(1, 17), 64])
+def test_proves_plans_with_splits(world: int) -> None:
+    call = make_call(Kind.ALL_TO_ALL, Algorithm.DIRECT, world, 0, has_splits=True)
+    for turn in range(4 if world < 64 else 1):
+        verify_call(call, splits_of(world, turn))
+    verify_call(call, [Splits((0,) * world, (0,) * world)] * world)
 
 
 @pytest.mark.parametrize("peer_lanes_max", [1, 2, 3])
@@ -72,10 +112,10 @@ def calls(draw: st.DrawFn) -> Call:
     largest = 4 * chunk_bytes * (world if algorithm is Algorithm.TWO_SHOT else 1)
     return Call(
         kind=kind,
-        redop=draw(st.sampled_from(RedOp)),
+        redop=draw(st.sampled_from(REDOPS if kind in PREFIXES else list(RedOp))),
         dtype=dtype,
         count=0 if kind is Kind.BARRIER else draw(st.integers(0, largest // dtype.itemsize)),
-        root=draw(st.integers(0, world - 1)) if kind is Kind.BROADCAST else 0,
+        root=draw(st.integers(0, world - 1)) if kind in ROOTED else 0,
         world=world,
         algorithm=algorithm,
         chunk_bytes=chunk_bytes,

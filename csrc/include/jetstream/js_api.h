@@ -64,6 +64,12 @@ enum js_kind {
     JS_KIND_REDUCE_SCATTER = 3,
     JS_KIND_BROADCAST = 4,
     JS_KIND_BARRIER = 5,
+    JS_KIND_ALL_TO_ALL = 6,
+    JS_KIND_REDUCE = 7,
+    JS_KIND_GATHER = 8,
+    JS_KIND_SCATTER = 9,
+    JS_KIND_SCAN = 10,
+    JS_KIND_EXSCAN = 11,
 };
 
 enum js_algo {
@@ -113,7 +119,7 @@ typedef struct js_record {
     int64_t t_first_rx_ns; /* first frame of a peer seen */
     int64_t t_last_rx_ns;  /* last frame awaited seen */
     int64_t t_exit_ns;
-    uint64_t bytes; /* of OUTPUT */
+    uint64_t bytes; /* of OUTPUT; of INPUT where a rank has none, as one that is not the root */
     uint8_t kind;
     uint8_t redop;
     uint8_t dtype;
@@ -153,8 +159,11 @@ typedef struct js_fault {
     uint64_t peer_sequence; /* culprit: the operation it last entered */
     js_call peer_call;
     int32_t peer_active; /* non-zero: the culprit is still inside peer_sequence */
-    int32_t reserved;
-    uint64_t bytes_done; /* of the reporter's plan */
+    int32_t
+        is_split_mismatch;   /* non-zero: the two agree on the call but not on what they exchange */
+    uint32_t split_sent;     /* elements that the culprit sends to the reporter */
+    uint32_t split_expected; /* elements that the reporter awaits of it */
+    uint64_t bytes_done;     /* of the reporter's plan */
     uint64_t bytes_total;
     uint64_t waited_ns;
 } js_fault;

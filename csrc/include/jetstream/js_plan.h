@@ -39,6 +39,12 @@ enum js_plan_place {
     JS_PLACE_PEER = 2,   /* the channel between this rank and `peer` alone */
 };
 
+/* The two highest bits of js_call.parts say what the rest is. */
+#define JS_PARTS_SHIFT 62
+#define JS_PARTS_PACKED 1 /* the ranks' counts, rank 0 lowest, 62 / world bits each */
+#define JS_PARTS_HASHED 2 /* a hash of the counts */
+#define JS_PARTS_SPLITS 3 /* nothing: each pair of ranks compares what it exchanges */
+
 /* The call that a plan carries out; equal on all ranks, folded into the fingerprint. 32 bytes. */
 typedef struct js_call {
     uint8_t kind;  /* enum js_kind */
@@ -49,7 +55,7 @@ typedef struct js_call {
     uint64_t count; /* elements; of what, says the kind (docs/plans.md) */
     uint32_t root;
     uint32_t world;
-    uint64_t reserved;
+    uint64_t parts; /* how the array is divided: JS_PARTS_*; zero: equal parts */
 } js_call;
 
 /* 96 bytes. */
