@@ -108,6 +108,24 @@ class _Lib:
     JS_REDOP_SUM: Final = 0
     JS_SQ_LAUNCH: Final = 2
     JS_SQ_SEND: Final = 1
+    def js_block_address(
+        self,
+        a0: FFI.CData,  # struct js_block *
+        /,
+    ) -> FFI.CData: ...  # void *
+    def js_block_free(
+        self,
+        a0: FFI.CData,  # struct js_block *
+        /,
+    ) -> None: ...  # void
+    def js_block_new(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint64_t
+        a2: int,  # uint32_t
+        a3: FFI.CData,  # struct js_block * *
+        /,
+    ) -> int: ...  # int32_t
     def js_build_id(self) -> FFI.CData: ...  # char *
     def js_clock_ns(self) -> int: ...  # uint64_t
     def js_clock_tick_ns(self) -> float: ...  # double
@@ -154,6 +172,12 @@ class _Lib:
     def js_comm_forked(
         self,
         a0: FFI.CData,  # struct js_comm *
+        /,
+    ) -> None: ...  # void
+    def js_comm_heap_usage(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: FFI.CData,  # struct js_heap_usage *
         /,
     ) -> None: ...  # void
     def js_comm_last_record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import check, ffi, lib, text_of
-from jetstream.arrays import forbid_overlap, share_contiguous, share_writable
+from jetstream.arrays import Array, forbid_overlap, share_contiguous, share_writable
 from jetstream.collective_calls import NOTHING, CollectiveCalls
 from jetstream.config import Config
 from jetstream.dtypes import Kind, RedOp
@@ -17,6 +18,7 @@ from jetstream.errors import ArgumentError, TruncatedError
 from jetstream.launcher import Launcher
 from jetstream.records import OperationRecord, from_native, view_ring
 from jetstream.shapes import check_rank, check_tag, choose_output
+from jetstream.symmetric import HeapUsage, heap_usage, new_array
 from jetstream.work import Work
 
 __all__ = ["Communicator"]
@@ -151,6 +153,30 @@ class Communicator(CollectiveCalls):
             return out
 
         return self._launcher.receive(array, source, check_tag(tag), finish)
+
+    # --- symmetric memory ----------------------------------------------------------------------
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = "float32") -> Array:
+        """Make an array in memory that all ranks of the host share; its values are undefined.
+
+        It is a NumPy array like any other, and operations read it without a copy into the segment.
+        ``dtype``: any that collectives take, also its name ("bfloat16") or torch's. Each rank
+        makes its own, in any order; nobody waits. The memory is this rank's alone to hand out
+        (JETSTREAM_HEAP_BYTES), is touched here, page by page, and goes back when the array and all
+        its views are gone, which may be after ``close``. Any thread may call it at any time.
+
+        Raises ArgumentError, OutOfMemoryError (a MemoryError; nothing is lost).
+        """
+        return new_array(self._launcher.handle(), shape, dtype, zeroed=False)
+
+    def zeros(self, shape: int | Sequence[int], dtype: Any = "float32") -> Array:
+        """Make an array as ``empty`` does, filled with zeros."""
+        return new_array(self._launcher.handle(), shape, dtype, zeroed=True)
+
+    @property
+    def heap(self) -> HeapUsage:
+        """How much of this rank's symmetric memory is used, and how much is left."""
+        return heap_usage(self._launcher.handle())
 
     # --- watching ------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ _INIT_TIMEOUT_S = 60.0
 _SECONDS_MAX = 1e6
 _BUFFER_BYTES_MIN = 64 << 10
 _BUFFER_BYTES_MAX = 1 << 30
+_HEAP_BYTES_UNIT = 2 << 20
+_HEAP_BYTES_MAX = 1 << 40
 _SPIN_US_MAX = 1_000_000
 _SECRET_BYTES_MIN = 16
 _SECRET_BYTES_MAX = 64
@@ -43,7 +45,8 @@ class Config:
 
     ``rendezvous`` is empty for a world of one. ``job_secret`` is empty where the launcher gave
     none. ``algorithms`` holds pairs (kind, algorithm), the kind "" standing for all kinds.
-    ``buffer_bytes``, ``spin_us``: 0 leaves the choice to the data plane, as does ``isa`` "".
+    ``buffer_bytes``, ``heap_bytes``, ``spin_us``: 0 leaves the choice to the data plane, as does
+    ``isa`` "".
     """
 
     rank: int = 0
@@ -56,6 +59,7 @@ class Config:
     init_timeout_s: float = _INIT_TIMEOUT_S
     algorithms: tuple[tuple[str, str], ...] = ()
     buffer_bytes: int = 0
+    heap_bytes: int = 0
     spin_us: int = 0
     isa: str = ""
     debug: str = ""
@@ -145,6 +149,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         init_timeout_s=reader.seconds("JETSTREAM_INIT_TIMEOUT", _INIT_TIMEOUT_S),
         algorithms=_algorithms(reader.text("JETSTREAM_ALGO")),
         buffer_bytes=_buffer_bytes(reader.text("JETSTREAM_BUFFSIZE")),
+        heap_bytes=_heap_bytes(reader.text("JETSTREAM_HEAP_BYTES")),
         spin_us=(
             reader.integer("JETSTREAM_SPIN_US", 0, _SPIN_US_MAX)
             if reader.text("JETSTREAM_SPIN_US")
@@ -241,14 +246,26 @@ def _algorithms(value: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(forced.items()))
 
 
-def _buffer_bytes(value: str) -> int:
-    """Parses a power of two with an optional suffix K, M or G."""
-    if not value:
-        return 0
+def _size(value: str) -> int:
+    """Parses a number of bytes with an optional suffix K, M or G; -1 for anything else."""
     match = re.fullmatch(r"([0-9]{1,10})([KkMmGg]?)", value)
-    count = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()] if match else 0
-    if not _BUFFER_BYTES_MIN <= count <= _BUFFER_BYTES_MAX or count & (count - 1):
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()] if match else -1
+
+
+def _buffer_bytes(value: str) -> int:
+    """Parses a power of two; 0 if not set."""
+    count = _size(value) if value else 0
+    if value and (not _BUFFER_BYTES_MIN <= count <= _BUFFER_BYTES_MAX or count & (count - 1)):
         _bad("JETSTREAM_BUFFSIZE", value, "a power of two from 64K to 1G, in bytes or with K, M, G")
+    return count
+
+
+def _heap_bytes(value: str) -> int:
+    """Parses a multiple of a huge page; 0 if not set."""
+    count = _size(value) if value else 0
+    if value and (not 0 < count <= _HEAP_BYTES_MAX or count % _HEAP_BYTES_UNIT):
+        allowed = "a multiple of 2M from 2M to 1024G, in bytes or with K, M, G"
+        _bad("JETSTREAM_HEAP_BYTES", value, allowed)
     return count
 
 

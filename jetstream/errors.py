@@ -15,6 +15,7 @@ __all__ = [
     "ForkedError",
     "JetstreamError",
     "MismatchError",
+    "OutOfMemoryError",
     "PeerClosedError",
     "PeerDiedError",
     "PlanError",
@@ -97,6 +98,10 @@ class SystemCallError(JetstreamError, OSError):
     """The operating system refused something; the text says what."""
 
 
+class OutOfMemoryError(JetstreamError, MemoryError):
+    """No memory left: in the symmetric heap, of which the text says what is used, or at all."""
+
+
 class SegmentError(JetstreamError, OSError):
     """The shared memory handed over is not a usable jetstream segment."""
 
@@ -127,7 +132,7 @@ BY_STATUS: dict[str, type[JetstreamError]] = {
     "JS_ERR_PROTOCOL": ProtocolError,
     "JS_ERR_TIMEOUT": TimedOutError,
     "JS_ERR_SYSTEM": SystemCallError,
-    "JS_ERR_NO_MEMORY": SystemCallError,
+    "JS_ERR_NO_MEMORY": OutOfMemoryError,
     "JS_ERR_SEGMENT": SegmentError,
     "JS_ERR_VERSION": VersionMismatchError,
 }

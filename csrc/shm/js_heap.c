@@ -303,10 +303,10 @@ int32_t js_heap_free(js_heap *heap, uint64_t offset)
     return result;
 }
 
-void js_heap_get_stats(js_heap *heap, js_heap_stats *out)
+void js_heap_get_usage(js_heap *heap, js_heap_usage *out)
 {
     pthread_mutex_lock(&heap->mutex);
-    *out = (js_heap_stats){
+    *out = (js_heap_usage){
         .total_bytes = heap->total_bytes,
         .used_bytes = heap->used_bytes,
         .largest_free_bytes = heap_largest(heap),

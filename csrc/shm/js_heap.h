@@ -32,13 +32,6 @@ typedef struct js_heap_spans {
     size_t capacity;
 } js_heap_spans;
 
-typedef struct js_heap_stats {
-    uint64_t total_bytes;
-    uint64_t used_bytes;
-    uint64_t largest_free_bytes;
-    uint64_t block_count;
-} js_heap_stats;
-
 typedef struct js_heap {
     js_seg *seg;
     uint32_t rank;
@@ -73,6 +66,6 @@ void js_heap_zero(js_heap *heap, uint64_t offset, uint64_t bytes);
  * left. A kernel before 5.14 cannot do it, and pages are touched by use. */
 int32_t js_heap_prefault(js_heap *heap, uint64_t offset, uint64_t bytes);
 void *js_heap_address(const js_heap *heap, uint64_t offset);
-void js_heap_get_stats(js_heap *heap, js_heap_stats *out);
+void js_heap_get_usage(js_heap *heap, js_heap_usage *out);
 
 #endif

@@ -69,8 +69,8 @@ class SegmentHandle(Protocol):
 class SegmentFactory(Protocol):
     """Where segments come from: the class ``jetstream._core.segment.Segment``, or a test's."""
 
-    def create(self, world: int, *, all_bytes: int = 0) -> SegmentHandle:
-        """Makes the segment of a job of `world` ranks; `all_bytes` 0 takes the default."""
+    def create(self, world: int, *, all_bytes: int = 0, heap_bytes: int = 0) -> SegmentHandle:
+        """Makes the segment of a job of `world` ranks; sizes of 0 take the default."""
 
     def attach(self, fd: int) -> SegmentHandle:
         """Maps the segment behind `fd` and validates it; keeps a duplicate of `fd`."""
@@ -114,7 +114,7 @@ def join(
     segments = _native_segments() if segments is None else segments
     me = describe_self(config, build=_native_build() if build is None else build)
     if config.world_size == 1:
-        segment = segments.create(1, all_bytes=config.buffer_bytes)
+        segment = segments.create(1, all_bytes=config.buffer_bytes, heap_bytes=config.heap_bytes)
         return _membership(config, (me.member,), (-1,), segment)
     started_s = time.monotonic()
     with contextlib.closing(_Session(config, me, segments)) as session:
@@ -270,7 +270,9 @@ class _Session:
         assert isinstance(self._machine, Coordinator)
         self._members = self._machine.members
         self._segment = self._segments.create(
-            self._config.world_size, all_bytes=self._config.buffer_bytes
+            self._config.world_size,
+            all_bytes=self._config.buffer_bytes,
+            heap_bytes=self._config.heap_bytes,
         )
         self._server = FdServer(
             self._segment.fd,

@@ -29,11 +29,11 @@ static uint64_t heap_take(js_heap *heap, uint64_t bytes, uint64_t align)
     return offset;
 }
 
-static js_heap_stats heap_stats(js_heap *heap)
+static js_heap_usage heap_usage(js_heap *heap)
 {
-    js_heap_stats stats;
-    js_heap_get_stats(heap, &stats);
-    return stats;
+    js_heap_usage usage;
+    js_heap_get_usage(heap, &usage);
+    return usage;
 }
 
 /* Memory that the segment takes at present. */
@@ -122,17 +122,17 @@ static void test_freed_blocks_merge(void)
     for (size_t i = 0; i < COUNT; i++) {
         offsets[i] = heap_take(heap, 2 * MIB / COUNT, 0);
     }
-    JS_TEST_EQ_U64(heap_stats(heap).largest_free_bytes, 0);
+    JS_TEST_EQ_U64(heap_usage(heap).largest_free_bytes, 0);
     for (size_t i = 0; i < COUNT; i += 2) {
         JS_TEST_EQ_I64(js_heap_free(heap, offsets[i]), JS_OK);
     }
-    JS_TEST_EQ_U64(heap_stats(heap).largest_free_bytes, 2 * MIB / COUNT);
-    JS_TEST_EQ_U64(heap_stats(heap).used_bytes, MIB);
-    JS_TEST_EQ_U64(heap_stats(heap).block_count, COUNT / 2);
+    JS_TEST_EQ_U64(heap_usage(heap).largest_free_bytes, 2 * MIB / COUNT);
+    JS_TEST_EQ_U64(heap_usage(heap).used_bytes, MIB);
+    JS_TEST_EQ_U64(heap_usage(heap).block_count, COUNT / 2);
     for (size_t i = 1; i < COUNT; i += 2) {
         JS_TEST_EQ_I64(js_heap_free(heap, offsets[i]), JS_OK);
     }
-    JS_TEST_EQ_U64(heap_stats(heap).largest_free_bytes, 2 * MIB);
+    JS_TEST_EQ_U64(heap_usage(heap).largest_free_bytes, 2 * MIB);
     JS_TEST_EQ_U64(heap->free.count, 1);
     js_heap_release(heap);
 }

@@ -482,7 +482,7 @@ class Memfd:
     def __init__(self, fd):
         self.fd = fd
     @classmethod
-    def create(cls, world, *, all_bytes=0):
+    def create(cls, world, *, all_bytes=0, heap_bytes=0):
         return cls(os.memfd_create("x"))
     @classmethod
     def attach(cls, fd):

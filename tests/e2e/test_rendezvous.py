@@ -31,7 +31,7 @@ class Memfd:
         self.fd = fd
         self.text = os.pread(fd, 99, 0).decode()
     @classmethod
-    def create(cls, world, *, all_bytes=0):
+    def create(cls, world, *, all_bytes=0, heap_bytes=0):
         if PLAN.get("create") == "fail":
             raise SegmentError("no room")
         fd = os.memfd_create("test")

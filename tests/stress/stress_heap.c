@@ -91,10 +91,10 @@ int main(int argc, char **argv)
                workers[i].refused);
         JS_TEST_CHECK(workers[i].allocated > 0);
     }
-    js_heap_stats stats;
-    js_heap_get_stats(heap, &stats);
-    JS_TEST_EQ_U64(stats.used_bytes, 0);
-    JS_TEST_EQ_U64(stats.largest_free_bytes, stats.total_bytes);
+    js_heap_usage usage;
+    js_heap_get_usage(heap, &usage);
+    JS_TEST_EQ_U64(usage.used_bytes, 0);
+    JS_TEST_EQ_U64(usage.largest_free_bytes, usage.total_bytes);
     js_heap_release(heap);
     js_seg_detach(seg);
     return js_test_failures() != 0;

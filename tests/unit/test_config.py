@@ -230,6 +230,10 @@ def test_missing_rendezvous() -> None:
         ("JETSTREAM_BUFFSIZE", "96K", "power of two"),
         ("JETSTREAM_BUFFSIZE", "2G", "64K to 1G"),
         ("JETSTREAM_BUFFSIZE", "1T", "power of two"),
+        ("JETSTREAM_HEAP_BYTES", "0", "multiple of 2M"),
+        ("JETSTREAM_HEAP_BYTES", "3M", "multiple of 2M"),
+        ("JETSTREAM_HEAP_BYTES", "1026G", "to 1024G"),
+        ("JETSTREAM_HEAP_BYTES", "-2M", "multiple of 2M"),
         ("JETSTREAM_SPIN_US", "1.5", "0 to 1000000"),
         ("JETSTREAM_ISA", "sse9", "scalar, avx2, avx512"),
         ("JETSTREAM_DEBUG", "verbose", "WARN, INFO, TRACE"),
@@ -257,6 +261,7 @@ def test_tuning() -> None:
             "JETSTREAM_TIMEOUT": "2.5",
             "JETSTREAM_INIT_TIMEOUT": "7",
             "JETSTREAM_BUFFSIZE": "2m",
+            "JETSTREAM_HEAP_BYTES": "6M",
             "JETSTREAM_SPIN_US": "40",
             "JETSTREAM_ISA": "avx2",
             "JETSTREAM_DEBUG": "INFO",
@@ -264,11 +269,15 @@ def test_tuning() -> None:
     )
     assert (config.timeout_s, config.init_timeout_s) == (2.5, 7.0)
     assert config.buffer_bytes == 2 << 20
+    assert config.heap_bytes == 6 << 20
     assert (config.spin_us, config.isa, config.debug) == (40, "avx2", "INFO")
 
 
 def test_empty_variables_count_as_not_set() -> None:
-    names = ("TIMEOUT", "ALGO", "BUFFSIZE", "SPIN_US", "ISA", "DEBUG", "JOB_SECRET", "LOCAL_RANK")
+    names = (
+        *("TIMEOUT", "ALGO", "BUFFSIZE", "HEAP_BYTES", "SPIN_US", "ISA", "DEBUG"),
+        *("JOB_SECRET", "LOCAL_RANK"),
+    )
     plain = load_config(JOB)
     assert load_config(JOB | {f"JETSTREAM_{name}": "" for name in names}) == plain
 

@@ -179,6 +179,14 @@ typedef struct js_fold_request {
     void *target;
 } js_fold_request;
 
+/* What this rank has of its symmetric heap. */
+typedef struct js_heap_usage {
+    uint64_t total_bytes;
+    uint64_t used_bytes;
+    uint64_t largest_free_bytes;
+    uint64_t block_count;
+} js_heap_usage;
+
 typedef struct js_error {
     int32_t status;
     int32_t sys_errno;
@@ -188,6 +196,7 @@ typedef struct js_error {
 typedef struct js_seg js_seg;
 typedef struct js_engine js_engine;
 typedef struct js_comm js_comm;
+typedef struct js_block js_block;
 
 /* --- build, status, tables ------------------------------------------------------------- */
 JS_API const char *js_build_id(void);
@@ -269,6 +278,16 @@ JS_API int32_t js_comm_repeat(js_comm *comm, uint32_t plan_id, const void *input
                               uint64_t iterations, uint64_t *latency_ns);
 /* The queue pair of this rank, for device code. */
 JS_API uintptr_t js_comm_queue_pair(js_comm *comm);
+
+/* --- symmetric memory: any thread may call these, also beside an operation ----------------- */
+/* A block of this rank's heap in the segment, its pages touched; filled with zeros if zeroed is
+ * not 0. JS_ERR_NO_MEMORY: the heap is exhausted, or the system is; nothing has changed. */
+JS_API int32_t js_block_new(js_comm *comm, uint64_t bytes, uint32_t zeroed, js_block **out);
+JS_API void *js_block_address(const js_block *block);
+/* A block may outlive communicator, engine and segment handle: it keeps the memory mapped. In the
+ * child of a fork, which shares the memory, the block stays the parent's. */
+JS_API void js_block_free(js_block *block);
+JS_API void js_comm_heap_usage(js_comm *comm, js_heap_usage *out);
 /* cdef: end */
 
 #endif
