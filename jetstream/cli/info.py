@@ -170,7 +170,7 @@ def _memory() -> list[Finding]:
         Finding("locked memory", _limit_text(resource.RLIMIT_MEMLOCK, format_size)),
         Finding("open files", _limit_text(resource.RLIMIT_NOFILE, str)),
         Finding("huge pages", _chosen(read_text(f"{huge}/enabled"))),
-        Finding("shared huge pages", _chosen(read_text(f"{huge}/shmem_enabled"))),
+        Finding("shared huge pages", shared_huge_pages(read_text(f"{huge}/shmem_enabled"))),
         _probe("memfd", _memfd),
     ]
 
@@ -333,6 +333,13 @@ def _chosen(text: str) -> str:
     """Returns the bracketed word of ``always [madvise] never``."""
     _, _, after = text.partition("[")
     return after.partition("]")[0] or "not supported by this kernel"
+
+
+def shared_huge_pages(text: str) -> str:
+    """Says what the setting shmem_enabled, its chosen word in brackets, means for the heaps."""
+    chosen = _chosen(text)
+    granted = chosen in ("always", "within_size", "advise", "force")
+    return f"{chosen}: symmetric memory in pages of {'2 MiB' if granted else '4 KiB'}"
 
 
 def _variable_text(name: str, value: str) -> str:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from jetstream.bench.machine import cores_text, facts, memory_bytes
-from jetstream.cli.info import cgroup_cores, cgroup_memory_bytes, collect, cpu_flags
+from jetstream.cli.info import (
+    cgroup_cores,
+    cgroup_memory_bytes,
+    collect,
+    cpu_flags,
+    shared_huge_pages,
+)
 
 
 def test_cores_text() -> None:
@@ -59,3 +65,12 @@ def test_cgroup_version_1(tmp_path: Path) -> None:
 def test_no_cgroup(tmp_path: Path) -> None:
     assert cgroup_cores(tmp_path, "") is None
     assert cgroup_memory_bytes(tmp_path, "0::/") is None
+
+
+def test_shared_huge_pages() -> None:
+    choices = "always within_size advise never deny force"
+    for word in ("always", "within_size", "advise", "force"):
+        assert shared_huge_pages(choices.replace(word, f"[{word}]")).startswith(f"{word}: ")
+        assert shared_huge_pages(choices.replace(word, f"[{word}]")).endswith("of 2 MiB")
+    assert shared_huge_pages(choices.replace("never", "[never]")).endswith("of 4 KiB")
+    assert shared_huge_pages("").startswith("not supported by this kernel: ")
