@@ -79,6 +79,7 @@ class _Lib:
     JS_PARTS_SHIFT: Final = 62
     JS_PARTS_SPLITS: Final = 3
     JS_PEER_ABSENT: Final = 0
+    JS_PEER_ANY: Final = 65535
     JS_PEER_ATTACHED: Final = 1
     JS_PEER_CLOSED: Final = 2
     JS_PEER_DEAD: Final = 3
@@ -106,6 +107,8 @@ class _Lib:
     JS_REDOP_MIN: Final = 2
     JS_REDOP_PROD: Final = 1
     JS_REDOP_SUM: Final = 0
+    JS_RQ_PROBE: Final = 4611686018427387904
+    JS_RQ_TAG_ANY: Final = 9223372036854775808
     JS_SQ_LAUNCH: Final = 2
     JS_SQ_SEND: Final = 1
     def js_block_address(
@@ -229,6 +232,16 @@ class _Lib:
         a5: FFI.CData,  # uint64_t *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_receive_wait(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: FFI.CData | bytes,  # void *
+        a2: int,  # uint64_t
+        a3: int,  # uint64_t
+        a4: int,  # uint64_t
+        a5: FFI.CData,  # struct js_cqe *
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_records(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -252,6 +265,16 @@ class _Lib:
         a3: int,  # uint32_t
         a4: int,  # uint32_t
         a5: FFI.CData,  # uint64_t *
+        /,
+    ) -> int: ...  # int32_t
+    def js_comm_send_wait(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: FFI.CData | bytes,  # void *
+        a2: int,  # uint64_t
+        a3: int,  # uint64_t
+        a4: int,  # uint64_t
+        a5: FFI.CData,  # struct js_cqe *
         /,
     ) -> int: ...  # int32_t
     def js_comm_unload_plan(

@@ -14,17 +14,17 @@ from jetstream.arrays import Array, forbid_overlap, share_contiguous, share_writ
 from jetstream.collective_calls import NOTHING, CollectiveCalls
 from jetstream.config import Config
 from jetstream.dtypes import Kind, RedOp
-from jetstream.errors import ArgumentError, TruncatedError
+from jetstream.errors import ArgumentError
 from jetstream.launcher import Launcher
+from jetstream.messages import MessageCalls
 from jetstream.records import OperationRecord, from_native, view_ring
-from jetstream.shapes import check_rank, check_tag, choose_output
+from jetstream.shapes import check_rank, choose_output
 from jetstream.symmetric import HeapUsage, heap_usage, new_array
-from jetstream.work import Work
 
 __all__ = ["Communicator"]
 
 
-class Communicator(CollectiveCalls):
+class Communicator(CollectiveCalls, MessageCalls):
     """An ordered group of ranks. Made by :func:`jetstream.init`.
 
     All ranks must call the same collectives with the same arguments in the same order; each call
@@ -117,42 +117,6 @@ class Communicator(CollectiveCalls):
         if async_op:
             return launcher.start(plan, source, target, result, "all_reduce")
         return launcher.run(plan, source, target, result, timeout)
-
-    # --- messages ------------------------------------------------------------------------------
-
-    def send(self, x: Any, dst: int, tag: int = 0, *, timeout: float | None = None) -> None:
-        """Send ``x`` to rank ``dst``; returns when ``x`` may be changed again."""
-        self._launcher.finish_message(self.isend(x, dst, tag), timeout)
-
-    def recv(self, out: Any, src: int, tag: int = 0, *, timeout: float | None = None) -> Any:
-        """Receive into ``out`` from rank ``src``; returns ``out``.
-
-        Messages of one sender with one tag arrive in the order in which they were sent. Raises
-        TruncatedError when the message has not exactly the size of ``out``. After a timeout
-        with nothing received the communicator can still be used.
-        """
-        return self._launcher.finish_message(self.irecv(out, src, tag), timeout)
-
-    def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
-        """Start to send; ``x`` must not change before the Work is complete."""
-        target = check_rank(dst, self.size, "dst")
-        return self._launcher.send(share_contiguous(x), target, check_tag(tag))
-
-    def irecv(self, out: Any, src: int, tag: int = 0) -> Work:
-        """Start to receive; ``out`` must not be touched before the Work is complete."""
-        source = check_rank(src, self.size, "src")
-        array = share_writable(out, name="out")
-
-        def finish(nbytes: int) -> Any:
-            if nbytes != array.nbytes:
-                raise TruncatedError(
-                    f"the message from rank {src} has {nbytes} bytes, out has {array.nbytes}: "
-                    "pass an array of the message's size",
-                    status="JS_ERR_TRUNCATED",
-                )
-            return out
-
-        return self._launcher.receive(array, source, check_tag(tag), finish)
 
     # --- symmetric memory ----------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from jetstream.diagnosis import describe_call, describe_wait, raise_failure
 from jetstream.dtypes import Kind, RedOp, dtype_of, redop_of
 from jetstream.errors import ArgumentError, ClosedError, TimedOutError
 from jetstream.plans import PlanCache
-from jetstream.work import Work, timeout_to_ns
+from jetstream.work import Message, Work, timeout_to_ns
 
-__all__ = ["Launcher", "byte_pointer"]
+__all__ = ["ANY_SOURCE", "Launcher", "byte_pointer"]
 
 #: Statuses that are about one call and leave the communicator intact.
 _CALLER_ERRORS = frozenset(
@@ -25,6 +25,18 @@ _CALLER_ERRORS = frozenset(
 _CLOSE_DRAIN_S = 10.0
 _from_buffer = ffi.from_buffer
 _call = lib.js_comm_call
+_send_wait = lib.js_comm_send_wait
+_receive_wait = lib.js_comm_receive_wait
+_TAG_ANY: int = lib.JS_RQ_TAG_ANY
+_PROBE: int = lib.JS_RQ_PROBE
+_UNFINISHED = (AGAIN, lib.JS_ERR_TIMEOUT)
+
+#: As a source: whoever sends.
+ANY_SOURCE: int = lib.JS_PEER_ANY
+
+
+def _sender(source: int) -> str:
+    return "any rank" if source == ANY_SOURCE else f"rank {source}"
 
 
 def byte_pointer(array: Array) -> Any:
@@ -47,6 +59,7 @@ class Launcher:
         )
         self._found: dict[Any, int] = {}
         self._outstanding: dict[int, Work] = {}
+        self._cqe = ffi.new("js_cqe *")  # of messages waited for at once
 
     @property
     def timeout(self) -> float:
@@ -213,15 +226,72 @@ class Launcher:
         """Post a send."""
         pointer = byte_pointer(array)
         wr_id = self._post(lib.js_comm_send, pointer, array.nbytes, target, tag)
-        what = f"send of {array.nbytes} bytes to rank {target}"
-        return self._track(wr_id, what, (array, pointer), lambda _nbytes: None)
+        return self._track_send(wr_id, array, pointer, target)
 
-    def receive(self, array: Array, source: int, tag: int, finish: Callable[[int], Any]) -> Work:
+    def send_now(self, array: Array, target: int, tag: int, timeout: float | None) -> None:
+        """Send and wait."""
+        timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
+        pointer, cqe = byte_pointer(array), self._cqe
+        handle = self._endpoint.handle or self.handle()
+        work = None
+        try:
+            status = _send_wait(handle, pointer, array.nbytes, target << 32 | tag, timeout_ns, cqe)
+            if status in _UNFINISHED:
+                work = self._track_send(cqe.wr_id, array, pointer, target)
+        except BaseException:
+            self._give_up(handle)
+            raise
+        if work is not None:
+            self.finish_message(work, timeout)
+        elif status != 0:
+            self._refuse(status)
+            self.finish_message(self.send(array, target, tag), timeout)
+
+    def receive(
+        self, array: Array, source: int, tag: int | None, finish: Callable[[int], Any]
+    ) -> Work:
         """Post a receive; ``finish`` gets the size of the message in bytes."""
         pointer = byte_pointer(array)
-        wr_id = self._post(lib.js_comm_receive, pointer, array.nbytes, source, tag)
-        what = f"receive of {array.nbytes} bytes from rank {source}"
-        return self._track(wr_id, what, (array, pointer), finish)
+        room = array.nbytes if tag is not None else array.nbytes | _TAG_ANY
+        wr_id = self._post(lib.js_comm_receive, pointer, room, source, tag or 0)
+        return self._track_receive(wr_id, array, pointer, source, finish)
+
+    def receive_now(
+        self, array: Array, source: int, tag: int | None, timeout: float | None
+    ) -> int:
+        """Receive and wait; returns the size of the message in bytes."""
+        timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
+        pointer, cqe, room = byte_pointer(array), self._cqe, array.nbytes
+        if tag is None:
+            room, address = room | _TAG_ANY, source << 32
+        else:
+            address = source << 32 | tag
+        handle = self._endpoint.handle or self.handle()
+        work = None
+        try:
+            status = _receive_wait(handle, pointer, room, address, timeout_ns, cqe)
+            if status == 0 or status == lib.JS_ERR_TRUNCATED:
+                return int(cqe.bytes)
+            if status in _UNFINISHED:
+                work = self._track_receive(cqe.wr_id, array, pointer, source, int)
+        except BaseException:
+            self._give_up(handle)
+            raise
+        if work is None:
+            self._refuse(status)
+            work = self.receive(array, source, tag, int)
+        return int(self.finish_message(work, timeout))
+
+    def probe(
+        self, source: int, tag: int | None, timeout: float | None, *, is_waiting: bool = True
+    ) -> Message | None:
+        """What a receive would get, which stays there; None only without waiting."""
+        room = _PROBE if tag is not None else _PROBE | _TAG_ANY
+        wr_id = self._post(lib.js_comm_receive, ffi.NULL, room, source, tag or 0)
+        work = self._track(wr_id, f"probe of {_sender(source)}", (), lambda _nbytes: None)
+        if is_waiting or work.done() or not self._take_back(work):
+            self.finish_message(work, timeout if is_waiting else None)
+        return work.message
 
     def finish_message(self, work: Work, timeout: float | None) -> Any:
         """Wait for a message.
@@ -232,11 +302,38 @@ class Launcher:
         try:
             return work.wait(timeout)
         except (TimedOutError, KeyboardInterrupt):
-            if lib.js_comm_cancel_receive(self.handle(), work.wr_id) == lib.JS_OK:
-                self.forget(work.wr_id)
-            elif not work.is_done:
+            if not self._take_back(work) and not work.is_done:
                 lib.js_comm_abort(self.handle(), lib.JS_ERR_TIMEOUT)
             raise
+
+    def _give_up(self, handle: Any) -> None:
+        """After Ctrl-C in the middle of a send or receive: nobody keeps its buffer any more."""
+        wr_id = self._cqe.wr_id
+        if lib.js_comm_cancel_receive(handle, wr_id) != lib.JS_OK:
+            if lib.js_comm_wait(handle, wr_id, 0, self._cqe) == AGAIN:
+                lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
+
+    def _take_back(self, work: Work) -> bool:
+        """Withdraw a receive or probe that no message has matched."""
+        if lib.js_comm_cancel_receive(self.handle(), work.wr_id) != lib.JS_OK:
+            return False
+        self.forget(work.wr_id)
+        return True
+
+    def _refuse(self, status: int) -> None:
+        """Raise for a message that was not posted; return when there was only no room for it."""
+        if status != FULL:
+            self.fail(status)
+
+    def _track_send(self, wr_id: int, array: Array, pointer: Any, target: int) -> Work:
+        what = f"send of {array.nbytes} bytes to rank {target}"
+        return self._track(wr_id, what, (array, pointer), lambda _nbytes: None)
+
+    def _track_receive(
+        self, wr_id: int, array: Array, pointer: Any, source: int, finish: Callable[[int], Any]
+    ) -> Work:
+        what = f"receive of {array.nbytes} bytes from {_sender(source)}"
+        return self._track(wr_id, what, (array, pointer), finish)
 
     # --- ending --------------------------------------------------------------------------------
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jetstream._core.native import AGAIN, ffi, lib
 from jetstream.errors import ArgumentError, TimedOutError
 
-__all__ = ["Work", "timeout_to_ns"]
+__all__ = ["Message", "Work", "timeout_to_ns"]
 
 _FOREVER_NS = 2**63
 
@@ -23,6 +23,14 @@ def timeout_to_ns(timeout: float | None, default_s: float) -> int:
     except TypeError:
         pass
     raise ArgumentError(f"timeout is {timeout!r}: a number of seconds, zero or more, is needed")
+
+
+class Message(NamedTuple):
+    """What is known of a message: sender's rank, tag, length in bytes."""
+
+    source: int
+    tag: int
+    nbytes: int
 
 
 class Owner(Protocol):
@@ -64,19 +72,38 @@ class Work:
         self._keep: tuple[Any, ...] | None = keep  # the buffers, alive until completion
         self._finish = finish
         self.is_done = False
+        self.message: Message | None = None
         self._error: BaseException | None = None
         self._result: Any = None
 
     def __repr__(self) -> str:
         return f"<Work {self.what}, {'done' if self.is_done else 'in flight'}>"
 
-    def _complete(self, status: int, nbytes: int) -> None:
+    @property
+    def source(self) -> int | None:
+        """Rank that the message received came from; None before, and for other operations."""
+        return self.message.source if self.message else None
+
+    @property
+    def tag(self) -> int | None:
+        """Tag of the message received."""
+        return self.message.tag if self.message else None
+
+    @property
+    def nbytes(self) -> int | None:
+        """Length of the message received in bytes."""
+        return self.message.nbytes if self.message else None
+
+    def _complete(self, cqe: Any) -> None:
         self.is_done = True
+        status = cqe.status
+        if cqe.opcode == 0 and status in (lib.JS_OK, lib.JS_ERR_TRUNCATED):
+            self.message = Message(cqe.peer, cqe.sq_head_or_tag, cqe.bytes)
         self._owner.forget(self.wr_id)
         try:
             if status < 0 and status != lib.JS_ERR_TRUNCATED:  # finish() knows both sizes
                 self._owner.fail(status)
-            self._result = self._finish(nbytes)
+            self._result = self._finish(cqe.bytes)
         except Exception as error:
             self._error = error
         self._keep = None
@@ -86,7 +113,7 @@ class Work:
         cqe = ffi.new("js_cqe *")
         status: int = lib.js_comm_wait(self._owner.handle(), self.wr_id, timeout_ns, cqe)
         if status == lib.JS_OK:
-            self._complete(cqe.status, cqe.bytes)
+            self._complete(cqe)
         return status
 
     def done(self) -> bool:

@@ -52,7 +52,7 @@ CQE_DTYPE = np.dtype(
         ("status", "<i4"),
         ("peer", "<u2"),
         ("opcode", "<u2"),
-        ("sq_head", "<u4"),
+        ("sq_head_or_tag", "<u4"),
         ("commit", "<u4"),
     ]
 )

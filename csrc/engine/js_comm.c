@@ -32,7 +32,8 @@ static int32_t comm_allocate(js_comm *comm)
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a communicator");
     }
     JS_TRY(js_link_shm_open(&comm->link, &comm->area, comm->rank));
-    return js_message_init(&comm->message, &comm->link, comm->rank, comm->world, slots);
+    js_message_sink sink = { js_duty_message_done, comm };
+    return js_message_init(&comm->message, &comm->link, comm->rank, comm->world, slots, sink);
 }
 
 int32_t js_comm_open(js_engine *engine, js_comm **out)

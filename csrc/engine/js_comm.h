@@ -98,6 +98,8 @@ struct js_comm {
 int32_t js_duty_round(js_comm *comm);
 /* Ends everything outstanding with `status`. */
 void js_duty_flush(js_comm *comm, int32_t status);
+/* A send or receive is done; context is the js_comm. */
+void js_duty_message_done(void *context, const js_message_done *done);
 
 /* --- js_wait.c --- */
 /* After a round without progress: waits a little. JS_OK, or why the communicator failed. */

@@ -79,9 +79,7 @@ static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
             continue; /* everything outstanding has been flushed, this one too */
         }
         if (progress > 0) {
-            if (slot->state == JS_COMM_SLOT_OUTSTANDING) {
-                js_wait_reset(comm);
-            }
+            js_wait_reset(comm);
         } else if (timeout_ns == 0) {
             return JS_ERR_AGAIN;
         } else if (js_wait_idle(comm) != JS_OK) {
@@ -163,52 +161,83 @@ int32_t js_comm_launch(js_comm *comm, uint32_t plan_id, const void *input, void 
     return post_leave(comm, result);
 }
 
+/* Both post a descriptor that the caller has filled in, and do a first round. */
+static int32_t post_send(js_comm *comm, js_sqe *entry, uint32_t peer, uint64_t *out_wr_id)
+{
+    JS_TRY(post_check(comm));
+    if (peer >= comm->world) {
+        return JS_FAIL(JS_ERR_INVALID, "rank %u in a communicator of %u", peer, comm->world);
+    }
+    entry->opcode = JS_SQ_SEND;
+    entry->peer = (uint16_t)peer;
+    JS_TRY(post_send_entry(comm, entry, out_wr_id));
+    (void)js_duty_round(comm);
+    return JS_OK;
+}
+
+static int32_t post_receive(js_comm *comm, js_rqe *entry, uint32_t peer, uint64_t *out_wr_id)
+{
+    JS_TRY(post_check(comm));
+    if (peer >= comm->world && peer != JS_PEER_ANY) {
+        return JS_FAIL(JS_ERR_INVALID, "rank %u in a communicator of %u", peer, comm->world);
+    }
+    entry->peer = (uint16_t)peer;
+    JS_TRY(post_take_slot(comm, &entry->wr_id));
+    if (!js_rq_post(&comm->qp, entry)) {
+        comm->slots[entry->wr_id & comm->slot_mask].state = JS_COMM_SLOT_FREE;
+        comm->wr_next--;
+        return JS_FAIL(JS_ERR_FULL, "the receive queue of %u entries is full",
+                       comm->qp.rq_depth_slots);
+    }
+    *out_wr_id = entry->wr_id;
+    (void)js_duty_round(comm);
+    return JS_OK;
+}
+
 int32_t js_comm_send(js_comm *comm, const void *source, uint64_t bytes, uint32_t peer, uint32_t tag,
                      uint64_t *out_wr_id)
 {
+    js_sqe entry = { .source_addr = (uintptr_t)source, .bytes = bytes, .tag = tag };
     JS_TRY(post_enter(comm));
-    int32_t result = post_check(comm);
-    if (result == JS_OK && peer >= comm->world) {
-        result = JS_FAIL(JS_ERR_INVALID, "rank %u in a communicator of %u", peer, comm->world);
-    }
-    if (result == JS_OK) {
-        js_sqe entry = {
-            .opcode = JS_SQ_SEND,
-            .peer = (uint16_t)peer,
-            .source_addr = (uintptr_t)source,
-            .bytes = bytes,
-            .tag = tag,
-        };
-        result = post_send_entry(comm, &entry, out_wr_id);
-        if (result == JS_OK) {
-            (void)js_duty_round(comm);
-        }
-    }
-    return post_leave(comm, result);
+    return post_leave(comm, post_send(comm, &entry, peer, out_wr_id));
 }
 
 int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t peer, uint32_t tag,
                         uint64_t *out_wr_id)
 {
-    JS_TRY(post_enter(comm));
-    int32_t result = post_check(comm);
     js_rqe entry = { .target_addr = (uintptr_t)target, .bytes = bytes, .tag = tag };
-    entry.peer = (uint16_t)peer;
-    if (result == JS_OK && peer >= comm->world) {
-        result = JS_FAIL(JS_ERR_INVALID, "rank %u in a communicator of %u", peer, comm->world);
-    }
+    JS_TRY(post_enter(comm));
+    return post_leave(comm, post_receive(comm, &entry, peer, out_wr_id));
+}
+
+int32_t js_comm_send_wait(js_comm *comm, const void *source, uint64_t bytes, uint64_t address,
+                          uint64_t timeout_ns, js_cqe *out)
+{
+    js_sqe entry = {
+        .source_addr = (uintptr_t)source, .bytes = bytes, .tag = (uint32_t)address
+    };
+    JS_TRY(post_enter(comm));
+    out->wr_id = 0;
+    int32_t result = post_send(comm, &entry, (uint32_t)(address >> 32), &out->wr_id);
     if (result == JS_OK) {
-        result = post_take_slot(comm, &entry.wr_id);
+        result = post_wait(comm, out->wr_id, timeout_ns, out);
+        result = result == JS_OK ? out->status : result;
     }
-    if (result == JS_OK && !js_rq_post(&comm->qp, &entry)) {
-        comm->slots[entry.wr_id & comm->slot_mask].state = JS_COMM_SLOT_FREE;
-        comm->wr_next--;
-        result = JS_FAIL(JS_ERR_FULL, "the receive queue of %u entries is full",
-                         comm->qp.rq_depth_slots);
-    }
+    return post_leave(comm, result);
+}
+
+int32_t js_comm_receive_wait(js_comm *comm, void *target, uint64_t bytes, uint64_t address,
+                             uint64_t timeout_ns, js_cqe *out)
+{
+    js_rqe entry = {
+        .target_addr = (uintptr_t)target, .bytes = bytes, .tag = (uint32_t)address
+    };
+    JS_TRY(post_enter(comm));
+    out->wr_id = 0;
+    int32_t result = post_receive(comm, &entry, (uint32_t)(address >> 32), &out->wr_id);
     if (result == JS_OK) {
-        *out_wr_id = entry.wr_id;
-        (void)js_duty_round(comm);
+        result = post_wait(comm, out->wr_id, timeout_ns, out);
+        result = result == JS_OK ? out->status : result;
     }
     return post_leave(comm, result);
 }

@@ -18,7 +18,7 @@ static void duty_complete(js_comm *comm, js_cqe *cqe)
     slot->status = cqe->status;
     slot->peer = cqe->peer;
     slot->opcode = cqe->opcode;
-    slot->sq_head = comm->sq_consumed;
+    slot->sq_head_or_tag = cqe->opcode != 0 ? comm->sq_consumed : cqe->sq_head_or_tag;
     js_store_rel_u32(&slot->commit, js_cq_commit(comm->cq_posted, qp->cq_depth_slots));
     comm->cq_posted++;
     js_store_rlx_u32(&qp->control->cq_posted.index, comm->cq_posted);
@@ -28,7 +28,7 @@ static void duty_complete(js_comm *comm, js_cqe *cqe)
     }
 }
 
-static void duty_message_done(void *context, const js_message_done *done)
+void js_duty_message_done(void *context, const js_message_done *done)
 {
     js_comm *comm = context;
     js_cqe cqe = {
@@ -37,6 +37,7 @@ static void duty_message_done(void *context, const js_message_done *done)
         .status = done->status,
         .peer = (uint16_t)done->peer,
         .opcode = done->is_send ? JS_SQ_SEND : 0,
+        .sq_head_or_tag = done->tag,
     };
     uint32_t counter = done->is_send ? JS_COUNTER_MESSAGES_SENT : JS_COUNTER_MESSAGES_RECEIVED;
     js_counter_add(comm->counters, counter, done->status == JS_OK);
@@ -229,7 +230,7 @@ static int32_t duty_read_rq(js_comm *comm)
         if (js_load_acq_u16(&slot->commit) != expected) {
             return taken;
         }
-        if (slot->peer >= comm->world) {
+        if (slot->peer >= comm->world && slot->peer != JS_PEER_ANY) {
             js_cqe cqe = { .wr_id = slot->wr_id, .status = JS_ERR_INVALID, .peer = slot->peer };
             duty_complete(comm, &cqe);
         } else if (!js_message_post_receive(&comm->message, slot)) {
@@ -244,7 +245,7 @@ static int32_t duty_read_rq(js_comm *comm)
 static int32_t duty_run_messages(js_comm *comm)
 {
     js_message *m = &comm->message;
-    int32_t progress = js_message_progress(m, duty_message_done, comm);
+    int32_t progress = js_message_progress(m);
     if (progress < 0) {
         js_fault fault;
         js_fault_describe(comm, &fault);
@@ -310,7 +311,7 @@ void js_duty_flush(js_comm *comm, int32_t status)
             cqe.opcode = JS_SQ_LAUNCH;
             duty_complete(comm, &cqe);
         }
-        js_message_flush(&comm->message, status, duty_message_done, comm);
+        js_message_flush(&comm->message, status);
         duty_read_cq(comm);
     } while (duty_read_sq(comm) + duty_read_rq(comm) != 0);
 }

@@ -100,6 +100,36 @@ static uint32_t fault_pick_culprit(const js_comm *comm, const js_exec_missing *m
     return culprit;
 }
 
+static uint64_t fault_other_ranks(const js_comm *comm)
+{
+    uint64_t all = comm->world < 64 ? (1ull << comm->world) - 1 : UINT64_MAX;
+    return comm->rank < 64 ? all & ~(1ull << comm->rank) : all;
+}
+
+/* Has a rank left this communicator? */
+static bool fault_has_left(const js_comm *comm, uint32_t peer)
+{
+    uint32_t state = js_load_acq_u32(&js_seg_get_rank(comm->engine->seg, peer)->state);
+    bool has_closed = js_load_acq_u32(&js_area_board(&comm->area, peer)->closed) != 0;
+    return has_closed || state == JS_PEER_CLOSED;
+}
+
+/* Another rank that may still send; if all have left, the last of them. */
+static uint32_t fault_find_open(const js_comm *comm)
+{
+    uint32_t last = comm->rank;
+    for (uint32_t i = 0; i < comm->world; i++) {
+        if (i == comm->rank) {
+            continue;
+        }
+        last = i;
+        if (!fault_has_left(comm, i)) {
+            break;
+        }
+    }
+    return last;
+}
+
 void js_fault_describe(js_comm *comm, js_fault *out)
 {
     if (comm->failed != JS_OK) {
@@ -117,7 +147,13 @@ void js_fault_describe(js_comm *comm, js_fault *out)
         out->waited_ns = js_clock_span_ns(&comm->engine->clock, ticks);
     }
     uint32_t peer = js_message_find_peer(&comm->message, comm->wr_waited);
-    if (peer != JS_MESSAGE_NONE) {
+    if (peer == JS_PEER_ANY) {
+        out->missing_count = comm->world - 1;
+        out->missing_mask = fault_other_ranks(comm);
+        if (comm->world > 1) {
+            fault_fill_peer(comm, out, fault_find_open(comm));
+        }
+    } else if (peer != JS_MESSAGE_NONE) {
         out->missing_count = 1;
         out->missing_mask = peer < 64 ? 1ull << peer : 0;
         fault_fill_peer(comm, out, peer);
@@ -278,11 +314,11 @@ static int32_t fault_judge_peer(const js_comm *comm, uint32_t peer, fault_pair *
     if (fault_finds_mismatch(comm, peer, 1, pair)) {
         return JS_ERR_MISMATCH;
     }
-    bool has_left = js_load_acq_u32(&js_area_board(&comm->area, peer)->closed) != 0;
-    return has_left || state == JS_PEER_CLOSED ? JS_ERR_PEER_CLOSED : JS_OK;
+    return fault_has_left(comm, peer) ? JS_ERR_PEER_CLOSED : JS_OK;
 }
 
-/* Collectives need everybody: any dead rank ends them, awaited by this rank or not. */
+/* Collectives need everybody, and who receives from any source may need anybody: any dead rank
+ * ends them, awaited by this rank or not. */
 static uint32_t fault_find_dead(const js_comm *comm)
 {
     for (uint32_t i = 0; i < comm->world; i++) {
@@ -294,9 +330,24 @@ static uint32_t fault_find_dead(const js_comm *comm)
     return JS_MESSAGE_NONE;
 }
 
+/* A receive from any source fails when a rank has died, or when all others have left. */
+static int32_t fault_judge_any(const js_comm *comm, uint32_t *peer)
+{
+    *peer = fault_find_dead(comm);
+    if (*peer != JS_MESSAGE_NONE) {
+        return JS_ERR_PEER_DEAD;
+    }
+    *peer = fault_find_open(comm);
+    bool is_alone = *peer == comm->rank; /* in a world of one: it may send to itself */
+    return !is_alone && fault_has_left(comm, *peer) ? JS_ERR_PEER_CLOSED : JS_OK;
+}
+
 static int32_t fault_judge(js_comm *comm, uint32_t *peer, fault_pair *pair)
 {
     *peer = js_message_find_peer(&comm->message, comm->wr_waited);
+    if (*peer == JS_PEER_ANY) {
+        return fault_judge_any(comm, peer);
+    }
     if (*peer != JS_MESSAGE_NONE) {
         return *peer == comm->rank ? JS_OK : fault_judge_peer(comm, *peer, pair);
     }

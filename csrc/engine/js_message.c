@@ -8,10 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MESSAGE_LENGTH_BYTES 8u /* the first frame of a long message */
+
+static const js_message_list message_no_list = { JS_MESSAGE_NONE, JS_MESSAGE_NONE };
+
 int32_t js_message_init(js_message *m, js_link_shm *link, uint32_t rank, uint32_t world,
-                        uint32_t slots)
+                        uint32_t slots, js_message_sink sink)
 {
-    *m = (js_message){ .link = link, .rank = rank, .world = world };
+    *m = (js_message){
+        .link = link, .sink = sink, .rank = rank, .world = world, .any = message_no_list
+    };
     m->sends = calloc(slots, sizeof(*m->sends));
     m->receives = calloc(slots, sizeof(*m->receives));
     m->peers = calloc(world, sizeof(*m->peers));
@@ -25,20 +31,12 @@ int32_t js_message_init(js_message *m, js_link_shm *link, uint32_t rank, uint32_
     }
     for (uint32_t i = 0; i < world; i++) {
         m->peers[i] = (js_message_peer){
-            .send_head = JS_MESSAGE_NONE,
-            .send_tail = JS_MESSAGE_NONE,
-            .receive_head = JS_MESSAGE_NONE,
-            .receive_tail = JS_MESSAGE_NONE,
+            .sends = message_no_list,
+            .receives = message_no_list,
             .active = JS_MESSAGE_NONE,
         };
     }
     return JS_OK;
-}
-
-static void message_free_early(js_message_early *early)
-{
-    free(early->data);
-    free(early);
 }
 
 void js_message_fini(js_message *m)
@@ -47,7 +45,7 @@ void js_message_fini(js_message *m)
         js_message_early *early = m->peers[i].early_head;
         while (early != NULL) {
             js_message_early *next = early->next;
-            message_free_early(early);
+            free(early);
             early = next;
         }
     }
@@ -57,6 +55,8 @@ void js_message_fini(js_message *m)
     *m = (js_message){ 0 };
 }
 
+/* --- sending ------------------------------------------------------------------------------ */
+
 bool js_message_post_send(js_message *m, const js_sqe *entry)
 {
     uint32_t index = m->send_free;
@@ -64,7 +64,7 @@ bool js_message_post_send(js_message *m, const js_sqe *entry)
         return false;
     }
     js_message_send *send = &m->sends[index];
-    js_message_peer *peer = &m->peers[entry->peer];
+    js_message_list *list = &m->peers[entry->peer].sends;
     m->send_free = send->next;
     *send = (js_message_send){
         .wr_id = entry->wr_id,
@@ -73,25 +73,208 @@ bool js_message_post_send(js_message *m, const js_sqe *entry)
         .tag = entry->tag,
         .next = JS_MESSAGE_NONE,
     };
-    if (peer->send_tail == JS_MESSAGE_NONE) {
-        peer->send_head = index;
+    if (list->tail == JS_MESSAGE_NONE) {
+        list->head = index;
     } else {
-        m->sends[peer->send_tail].next = index;
+        m->sends[list->tail].next = index;
     }
-    peer->send_tail = index;
+    list->tail = index;
     m->outstanding++;
     return true;
 }
 
-/* Gives a receive what an early message has collected so far. */
-static void message_take_early(js_message_peer *peer, js_message_early *before,
-                               js_message_early *early, js_message_receive *receive)
+static bool message_send_inline(js_message *m, js_stream_tx *tx, js_message_send *send,
+                                uint32_t flags)
 {
-    uint64_t bytes = early->bytes < receive->room ? early->bytes : receive->room;
-    if (bytes != 0) {
-        memcpy(receive->at, early->data, bytes);
+    bool is_length = (flags & JS_FRAME_FLAG_EOM) == 0;
+    uint32_t bytes = is_length ? MESSAGE_LENGTH_BYTES : (uint32_t)(send->bytes - send->sent);
+    const void *from = is_length ? (const void *)&send->bytes : send->at;
+    if (!js_stream_has_slot(tx)) {
+        return false;
     }
-    receive->got = early->bytes;
+    js_stream_publish_inline(tx, from, bytes, js_frame_with_flags(tx->route, flags),
+                             js_frame_body(bytes, send->fragment, send->tag));
+    send->fragment++;
+    m->published++;
+    if (!is_length) {
+        send->sent += bytes;
+        m->bytes_sent += bytes;
+    }
+    return true;
+}
+
+/* Publishes the next part of a message: false if its stream is full. */
+static bool message_send_part(js_message *m, js_stream_tx *tx, js_message_send *send)
+{
+    uint64_t left = send->bytes - send->sent;
+    uint32_t bytes = left < JS_MESSAGE_CHUNK_BYTES ? (uint32_t)left : JS_MESSAGE_CHUNK_BYTES;
+    uint32_t flags = bytes == left ? JS_FRAME_FLAG_EOM : 0u;
+    if (send->fragment == 0) {
+        if (flags == 0 && !message_send_inline(m, tx, send, JS_FRAME_FLAG_SOM)) {
+            return false;
+        }
+        flags |= flags != 0 ? JS_FRAME_FLAG_SOM : 0u;
+    }
+    if (bytes <= JS_STREAM_INLINE_BYTES) {
+        return message_send_inline(m, tx, send, flags);
+    }
+    uint8_t *to = js_stream_reserve(tx, bytes);
+    if (to == NULL) {
+        return false;
+    }
+    memcpy(to, send->at, bytes);
+    js_stream_publish(tx, bytes, js_frame_with_flags(tx->route, flags),
+                      js_frame_body(bytes, send->fragment, send->tag));
+    send->at += bytes;
+    send->sent += bytes;
+    send->fragment++;
+    m->published++;
+    m->bytes_sent += bytes;
+    return true;
+}
+
+static void message_complete_send(js_message *m, uint32_t rank, int32_t status)
+{
+    js_message_list *list = &m->peers[rank].sends;
+    uint32_t index = list->head;
+    js_message_send *send = &m->sends[index];
+    js_message_done done = {
+        .wr_id = send->wr_id,
+        .bytes = send->sent,
+        .status = status,
+        .peer = rank,
+        .tag = send->tag,
+        .is_send = true,
+    };
+    list->head = send->next;
+    if (list->head == JS_MESSAGE_NONE) {
+        list->tail = JS_MESSAGE_NONE;
+    }
+    send->next = m->send_free;
+    m->send_free = index;
+    m->outstanding--;
+    m->sink.on_done(m->sink.context, &done);
+}
+
+/* --- posted receives ---------------------------------------------------------------------- */
+
+static void message_append_receive(js_message *m, js_message_list *list, uint32_t index)
+{
+    if (list->tail == JS_MESSAGE_NONE) {
+        list->head = index;
+    } else {
+        m->receives[list->tail].next = index;
+    }
+    list->tail = index;
+}
+
+static void message_unlink_receive(js_message *m, js_message_list *list, uint32_t index)
+{
+    uint32_t before = JS_MESSAGE_NONE;
+    uint32_t at = list->head;
+    while (at != index) {
+        before = at;
+        at = m->receives[at].next;
+    }
+    if (before == JS_MESSAGE_NONE) {
+        list->head = m->receives[index].next;
+    } else {
+        m->receives[before].next = m->receives[index].next;
+    }
+    if (list->tail == index) {
+        list->tail = before;
+    }
+    m->receives[index].next = JS_MESSAGE_NONE;
+}
+
+static bool message_fits(const js_message_receive *receive, uint32_t tag)
+{
+    return receive->tag == tag || receive->is_tag_any;
+}
+
+static uint32_t message_find_tag(const js_message *m, const js_message_list *list, uint32_t tag)
+{
+    uint32_t at = list->head;
+    while (at != JS_MESSAGE_NONE && !message_fits(&m->receives[at], tag)) {
+        at = m->receives[at].next;
+    }
+    return at;
+}
+
+/* Takes the oldest receive that fits out of its list; JS_MESSAGE_NONE if there is none. */
+static uint32_t message_match(js_message *m, uint32_t rank, uint32_t tag)
+{
+    js_message_list *list = &m->peers[rank].receives;
+    uint32_t index = message_find_tag(m, list, tag);
+    if (JS_UNLIKELY(m->any.head != JS_MESSAGE_NONE)) {
+        uint32_t other = message_find_tag(m, &m->any, tag);
+        if (other != JS_MESSAGE_NONE &&
+            (index == JS_MESSAGE_NONE || m->receives[other].number < m->receives[index].number)) {
+            index = other;
+            list = &m->any;
+            m->turn = rank + 1 < m->world ? rank + 1 : 0;
+        }
+    }
+    if (index != JS_MESSAGE_NONE) {
+        message_unlink_receive(m, list, index);
+    }
+    return index;
+}
+
+/* Frees a receive that is in no list and reports it. */
+static void message_complete_receive(js_message *m, uint32_t rank, uint32_t index, int32_t status)
+{
+    js_message_receive *receive = &m->receives[index];
+    js_message_done done = {
+        .wr_id = receive->wr_id,
+        .bytes = receive->total,
+        .status = status,
+        .peer = rank,
+        .tag = receive->tag,
+    };
+    receive->next = m->receive_free;
+    m->receive_free = index;
+    m->outstanding--;
+    m->sink.on_done(m->sink.context, &done);
+}
+
+static void message_finish_receive(js_message *m, uint32_t rank, uint32_t index)
+{
+    const js_message_receive *receive = &m->receives[index];
+    bool is_short = receive->total > receive->room && !receive->is_probe;
+    message_complete_receive(m, rank, index, is_short ? JS_ERR_TRUNCATED : JS_OK);
+}
+
+static void message_store_receive(js_message_receive *receive, const uint8_t *from, uint64_t bytes)
+{
+    if (receive->got < receive->room && bytes != 0) {
+        memcpy(receive->at + receive->got, from, js_min_u64(bytes, receive->room - receive->got));
+    }
+    receive->got += bytes;
+}
+
+/* --- messages in buffers ------------------------------------------------------------------ */
+
+static js_message_early *message_find_early(const js_message_peer *peer,
+                                            const js_message_receive *receive,
+                                            js_message_early **out_before)
+{
+    js_message_early *early = peer->early_head;
+    *out_before = NULL;
+    while (early != NULL && !message_fits(receive, early->tag)) {
+        *out_before = early;
+        early = early->next;
+    }
+    return early;
+}
+
+/* Gives a receive what is here of a buffered message; the rest of it will follow. */
+static void message_take_early(js_message *m, uint32_t rank, js_message_early *before,
+                               js_message_early *early, uint32_t index)
+{
+    js_message_peer *peer = &m->peers[rank];
+    js_message_receive *receive = &m->receives[index];
+    message_store_receive(receive, early->data, early->bytes);
     if (before == NULL) {
         peer->early_head = early->next;
     } else {
@@ -100,6 +283,48 @@ static void message_take_early(js_message_peer *peer, js_message_early *before,
     if (peer->early_tail == early) {
         peer->early_tail = before;
     }
+    if (peer->arriving == early) {
+        peer->active = index;
+        peer->arriving = NULL;
+    } else {
+        message_finish_receive(m, rank, index);
+    }
+    free(early);
+    m->early_count--;
+}
+
+/* Serves a new receive, in no list yet, from the buffers of one source: false if nothing fits. */
+static bool message_serve_early(js_message *m, uint32_t rank, uint32_t index)
+{
+    js_message_receive *receive = &m->receives[index];
+    js_message_early *before;
+    js_message_early *early = message_find_early(&m->peers[rank], receive, &before);
+    if (early == NULL) {
+        return false;
+    }
+    receive->tag = early->tag;
+    receive->total = early->total;
+    if (receive->is_probe) {
+        message_finish_receive(m, rank, index);
+    } else {
+        message_take_early(m, rank, before, early, index);
+    }
+    return true;
+}
+
+static bool message_serve_any_early(js_message *m, uint32_t index)
+{
+    bool is_probe = m->receives[index].is_probe;
+    for (uint32_t i = 0; i < m->world; i++) {
+        uint32_t rank = (m->turn + i) % m->world;
+        if (message_serve_early(m, rank, index)) {
+            if (!is_probe) {
+                m->turn = (rank + 1) % m->world;
+            }
+            return true;
+        }
+    }
+    return false;
 }
 
 bool js_message_post_receive(js_message *m, const js_rqe *entry)
@@ -109,133 +334,41 @@ bool js_message_post_receive(js_message *m, const js_rqe *entry)
         return false;
     }
     js_message_receive *receive = &m->receives[index];
-    js_message_peer *peer = &m->peers[entry->peer];
+    bool is_any = entry->peer == JS_PEER_ANY;
     m->receive_free = receive->next;
     *receive = (js_message_receive){
         .wr_id = entry->wr_id,
         .at = (uint8_t *)(uintptr_t)entry->target_addr,
-        .room = entry->bytes,
+        .room = entry->bytes & ~(JS_RQ_TAG_ANY | JS_RQ_PROBE),
+        .number = m->receives_posted++,
         .tag = entry->tag,
         .next = JS_MESSAGE_NONE,
+        .is_tag_any = (entry->bytes & JS_RQ_TAG_ANY) != 0,
+        .is_probe = (entry->bytes & JS_RQ_PROBE) != 0,
     };
-    if (peer->receive_tail == JS_MESSAGE_NONE) {
-        peer->receive_head = index;
-    } else {
-        m->receives[peer->receive_tail].next = index;
-    }
-    peer->receive_tail = index;
     m->outstanding++;
+    if (JS_UNLIKELY(m->early_count != 0)) {
+        if (is_any ? message_serve_any_early(m, index)
+                   : message_serve_early(m, entry->peer, index)) {
+            return true;
+        }
+    }
+    message_append_receive(m, is_any ? &m->any : &m->peers[entry->peer].receives, index);
     return true;
 }
 
-static void message_unlink_receive(js_message *m, js_message_peer *peer, uint32_t index)
-{
-    uint32_t before = JS_MESSAGE_NONE;
-    uint32_t at = peer->receive_head;
-    while (at != index) {
-        before = at;
-        at = m->receives[at].next;
-    }
-    if (before == JS_MESSAGE_NONE) {
-        peer->receive_head = m->receives[index].next;
-    } else {
-        m->receives[before].next = m->receives[index].next;
-    }
-    if (peer->receive_tail == index) {
-        peer->receive_tail = before;
-    }
-    m->receives[index].next = m->receive_free;
-    m->receive_free = index;
-    m->outstanding--;
-}
+/* --- arriving frames ---------------------------------------------------------------------- */
 
-static uint32_t message_find_receive(const js_message *m, const js_message_peer *peer, uint32_t tag)
+static int32_t message_begin_early(js_message *m, js_message_peer *peer, uint32_t tag,
+                                   uint64_t total)
 {
-    uint32_t at = peer->receive_head;
-    while (at != JS_MESSAGE_NONE && m->receives[at].tag != tag) {
-        at = m->receives[at].next;
-    }
-    return at;
-}
-
-static void message_complete_receive(js_message *m, uint32_t peer_rank, uint32_t index,
-                                     js_message_on_done on_done, void *context)
-{
-    const js_message_receive *receive = &m->receives[index];
-    js_message_done done = {
-        .wr_id = receive->wr_id,
-        .bytes = receive->got,
-        .status = receive->got > receive->room ? JS_ERR_TRUNCATED : JS_OK,
-        .peer = peer_rank,
-    };
-    message_unlink_receive(m, &m->peers[peer_rank], index);
-    on_done(context, &done);
-}
-
-/* Hands early messages to the receives posted for them, oldest first. */
-static int32_t message_match_early(js_message *m, uint32_t peer_rank, js_message_on_done on_done,
-                                   void *context)
-{
-    js_message_peer *peer = &m->peers[peer_rank];
-    js_message_early *before = NULL;
-    js_message_early *early = peer->early_head;
-    int32_t matched = 0;
-    while (early != NULL) {
-        js_message_early *next = early->next;
-        uint32_t index = message_find_receive(m, peer, early->tag);
-        if (index == JS_MESSAGE_NONE) {
-            before = early;
-            early = next;
-            continue;
-        }
-        message_take_early(peer, before, early, &m->receives[index]);
-        matched++;
-        if (early->is_complete) {
-            message_complete_receive(m, peer_rank, index, on_done, context);
-        } else {
-            peer->active = index;
-            peer->arriving = NULL;
-        }
-        message_free_early(early);
-        early = next;
-    }
-    return matched;
-}
-
-static int32_t message_store_early(js_message_early *early, const uint8_t *from, uint32_t bytes)
-{
-    if (early->bytes + bytes > early->capacity) {
-        uint64_t capacity = js_max_u64(2 * early->capacity, early->bytes + bytes);
-        uint8_t *data = realloc(early->data, capacity);
-        if (data == NULL) {
-            return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for an unexpected message of %llu bytes",
-                           (unsigned long long)capacity);
-        }
-        early->data = data;
-        early->capacity = capacity;
-    }
-    if (bytes != 0) {
-        memcpy(early->data + early->bytes, from, bytes);
-    }
-    early->bytes += bytes;
-    return JS_OK;
-}
-
-/* A message begins: finds where it goes. Returns 0 to leave it in the stream for now. */
-static int32_t message_begin(js_message *m, js_message_peer *peer, uint32_t tag)
-{
-    peer->active = message_find_receive(m, peer, tag);
-    if (peer->active != JS_MESSAGE_NONE) {
-        return 1;
-    }
-    if (peer->receive_head == JS_MESSAGE_NONE) {
-        return 0;
-    }
-    js_message_early *early = calloc(1, sizeof(*early));
+    js_message_early *early =
+        total < SIZE_MAX - sizeof(*early) ? malloc(sizeof(*early) + total) : NULL;
     if (early == NULL) {
-        return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for an unexpected message");
+        return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for an unexpected message of %llu bytes",
+                       (unsigned long long)total);
     }
-    early->tag = tag;
+    *early = (js_message_early){ .tag = tag, .total = total };
     if (peer->early_tail == NULL) {
         peer->early_head = early;
     } else {
@@ -243,31 +376,84 @@ static int32_t message_begin(js_message *m, js_message_peer *peer, uint32_t tag)
     }
     peer->early_tail = early;
     peer->arriving = early;
+    m->early_count++;
     m->unexpected++;
-    return 1;
-}
-
-static int32_t message_store(js_message *m, js_message_peer *peer, const uint8_t *from,
-                             uint32_t bytes)
-{
-    if (peer->arriving != NULL) {
-        return message_store_early(peer->arriving, from, bytes);
-    }
-    js_message_receive *receive = &m->receives[peer->active];
-    if (receive->got < receive->room && bytes != 0) {
-        uint64_t room = receive->room - receive->got;
-        memcpy(receive->at + receive->got, from, bytes < room ? bytes : room);
-    }
-    receive->got += bytes;
     return JS_OK;
 }
 
-/* Consumes one frame of a peer: 1, 0 if there is none or it must wait, or an error. */
-static int32_t message_receive_frame(js_message *m, uint32_t peer_rank, js_message_on_done on_done,
-                                     void *context)
+/* A message begins: finds where it goes. A probe that fits completes; then nothing has begun, and
+ * the message stays where it is for the next look. */
+static int32_t message_begin(js_message *m, uint32_t rank, uint32_t tag, uint64_t total)
 {
-    js_message_peer *peer = &m->peers[peer_rank];
-    js_stream_rx *rx = &m->link->message_rx[peer_rank];
+    js_message_peer *peer = &m->peers[rank];
+    uint32_t turn = m->turn;
+    uint32_t index = message_match(m, rank, tag);
+    if (index == JS_MESSAGE_NONE) {
+        return message_begin_early(m, peer, tag, total);
+    }
+    js_message_receive *receive = &m->receives[index];
+    receive->tag = tag;
+    receive->total = total;
+    if (receive->is_probe) {
+        m->turn = turn; /* whoever probes wants to receive from this source next */
+        message_finish_receive(m, rank, index);
+    } else {
+        peer->active = index;
+    }
+    return JS_OK;
+}
+
+/* Stores a frame's bytes and ends the message with its last one. */
+static int32_t message_store(js_message *m, uint32_t rank, const uint8_t *from, uint32_t bytes)
+{
+    js_message_peer *peer = &m->peers[rank];
+    js_message_early *early = peer->arriving;
+    if (early != NULL) {
+        if (bytes != 0) {
+            memcpy(early->data + early->bytes, from, bytes);
+        }
+        early->bytes += bytes;
+        peer->arriving = early->bytes == early->total ? NULL : early;
+    } else {
+        message_store_receive(&m->receives[peer->active], from, bytes);
+    }
+    js_stream_release(&m->link->message_rx[rank]);
+    m->consumed++;
+    m->bytes_received += bytes;
+    if (early == NULL && m->receives[peer->active].got == m->receives[peer->active].total) {
+        uint32_t index = peer->active;
+        peer->active = JS_MESSAGE_NONE;
+        message_finish_receive(m, rank, index);
+    }
+    return 1;
+}
+
+static bool message_is_begun(const js_message_peer *peer)
+{
+    return peer->active != JS_MESSAGE_NONE || peer->arriving != NULL;
+}
+
+/* Is this a frame that a sender makes at this place of a message? */
+static bool message_is_sound(const js_message *m, const js_message_peer *peer, uint32_t flags,
+                             uint64_t bytes)
+{
+    if (!message_is_begun(peer)) {
+        bool is_whole = (flags & JS_FRAME_FLAG_EOM) != 0;
+        return (flags & JS_FRAME_FLAG_SOM) != 0 && (is_whole || bytes == MESSAGE_LENGTH_BYTES);
+    }
+    const js_message_receive *receive =
+        peer->arriving == NULL ? &m->receives[peer->active] : NULL;
+    uint64_t left = receive ? receive->total - receive->got
+                            : peer->arriving->total - peer->arriving->bytes;
+    bool is_last = (flags & JS_FRAME_FLAG_EOM) != 0;
+    return (flags & JS_FRAME_FLAG_SOM) == 0 && (is_last ? bytes == left : bytes < left);
+}
+
+/* Consumes one frame of a peer: 1, 0 if there is none, or an error. */
+static int32_t message_receive_frame(js_message *m, uint32_t rank)
+{
+    js_message_peer *peer = &m->peers[rank];
+    js_stream_rx *rx = &m->link->message_rx[rank];
     const js_stream_line *line = js_stream_peek(rx);
     if (line == NULL) {
         return 0;
@@ -275,108 +461,52 @@ static int32_t message_receive_frame(js_message *m, uint32_t peer_rank, js_messa
     uint32_t bytes = js_frame_length_bytes(line->body);
     uint32_t flags = js_frame_flags(line->route);
     const uint8_t *from = js_stream_payload(rx, line, bytes);
-    bool is_begun = peer->active != JS_MESSAGE_NONE || peer->arriving != NULL;
-    if (from == NULL || is_begun == ((flags & JS_FRAME_FLAG_SOM) != 0)) {
-        return JS_FAIL(JS_ERR_PROTOCOL, "malformed message frame from rank %u", peer_rank);
+    if (from == NULL || !message_is_sound(m, peer, flags, bytes)) {
+        return JS_FAIL(JS_ERR_PROTOCOL, "malformed message frame from rank %u", rank);
     }
-    if (!is_begun) {
-        int32_t begun = message_begin(m, peer, js_frame_imm(line->body));
-        if (begun <= 0) {
-            return begun;
-        }
+    if (message_is_begun(peer)) {
+        return message_store(m, rank, from, bytes);
     }
-    JS_TRY(message_store(m, peer, from, bytes));
+    uint64_t total = bytes;
+    bool is_length = (flags & JS_FRAME_FLAG_EOM) == 0;
+    if (is_length) {
+        memcpy(&total, from, sizeof(total));
+    }
+    if (total == 0 && is_length) {
+        return JS_FAIL(JS_ERR_PROTOCOL, "long message of no length from rank %u", rank);
+    }
+    JS_TRY(message_begin(m, rank, js_frame_imm(line->body), total));
+    if (!message_is_begun(peer)) {
+        return 1; /* a probe has seen it */
+    }
+    if (!is_length) {
+        return message_store(m, rank, from, bytes);
+    }
     js_stream_release(rx);
     m->consumed++;
-    m->bytes_received += bytes;
-    if ((flags & JS_FRAME_FLAG_EOM) == 0) {
-        return 1;
-    }
-    if (peer->arriving != NULL) {
-        peer->arriving->is_complete = true;
-        peer->arriving = NULL;
-    } else {
-        uint32_t index = peer->active;
-        peer->active = JS_MESSAGE_NONE;
-        message_complete_receive(m, peer_rank, index, on_done, context);
-    }
     return 1;
 }
 
-/* Publishes one frame of a message: false if its stream is full. */
-static bool message_send_frame(js_message *m, js_stream_tx *tx, js_message_send *send)
-{
-    uint64_t left = send->bytes - send->sent;
-    uint32_t bytes = left < JS_MESSAGE_CHUNK_BYTES ? (uint32_t)left : JS_MESSAGE_CHUNK_BYTES;
-    uint32_t flags =
-        (send->sent == 0 ? JS_FRAME_FLAG_SOM : 0u) | (bytes == left ? JS_FRAME_FLAG_EOM : 0u);
-    uint64_t route = js_frame_with_flags(tx->route, flags);
-    uint64_t body = js_frame_body(bytes, send->fragment, send->tag);
-    if (bytes <= JS_STREAM_INLINE_BYTES) {
-        if (!js_stream_has_slot(tx)) {
-            return false;
-        }
-        js_stream_publish_inline(tx, send->at, bytes, route, body);
-    } else {
-        uint8_t *to = js_stream_reserve(tx, bytes);
-        if (to == NULL) {
-            return false;
-        }
-        memcpy(to, send->at, bytes);
-        js_stream_publish(tx, bytes, route, body);
-    }
-    send->at = bytes != 0 ? send->at + bytes : send->at; /* which is NULL in an empty message */
-    send->sent += bytes;
-    send->fragment++;
-    m->published++;
-    m->bytes_sent += bytes;
-    return true;
-}
-
-static void message_complete_send(js_message *m, uint32_t peer_rank, int32_t status,
-                                  js_message_on_done on_done, void *context)
-{
-    js_message_peer *peer = &m->peers[peer_rank];
-    uint32_t index = peer->send_head;
-    js_message_send *send = &m->sends[index];
-    js_message_done done = {
-        .wr_id = send->wr_id,
-        .bytes = send->sent,
-        .status = status,
-        .peer = peer_rank,
-        .is_send = true,
-    };
-    peer->send_head = send->next;
-    if (peer->send_head == JS_MESSAGE_NONE) {
-        peer->send_tail = JS_MESSAGE_NONE;
-    }
-    send->next = m->send_free;
-    m->send_free = index;
-    m->outstanding--;
-    on_done(context, &done);
-}
-
-int32_t js_message_progress(js_message *m, js_message_on_done on_done, void *context)
+int32_t js_message_progress(js_message *m)
 {
     int32_t progress = 0;
-    for (uint32_t rank = 0; rank < m->world; rank++) {
+    uint32_t rank = m->turn;
+    for (uint32_t i = 0; i < m->world; i++, rank = rank + 1 < m->world ? rank + 1 : 0) {
         js_message_peer *peer = &m->peers[rank];
-        if (peer->send_head != JS_MESSAGE_NONE) {
-            js_message_send *send = &m->sends[peer->send_head];
-            if (message_send_frame(m, &m->link->message_tx[rank], send)) {
+        if (peer->sends.head != JS_MESSAGE_NONE) {
+            js_message_send *send = &m->sends[peer->sends.head];
+            if (message_send_part(m, &m->link->message_tx[rank], send)) {
                 progress++;
                 if (send->sent == send->bytes) {
-                    message_complete_send(m, rank, JS_OK, on_done, context);
+                    message_complete_send(m, rank, JS_OK);
                 }
             }
         }
-        if (peer->receive_head == JS_MESSAGE_NONE && peer->arriving == NULL) {
+        if (peer->receives.head == JS_MESSAGE_NONE && m->any.head == JS_MESSAGE_NONE &&
+            !message_is_begun(peer)) {
             continue; /* nobody asks: the message waits in its stream */
         }
-        if (peer->early_head != NULL) {
-            progress += message_match_early(m, rank, on_done, context);
-        }
-        int32_t received = message_receive_frame(m, rank, on_done, context);
+        int32_t received = message_receive_frame(m, rank);
         if (received < 0) {
             return received;
         }
@@ -385,18 +515,28 @@ int32_t js_message_progress(js_message *m, js_message_on_done on_done, void *con
     return progress;
 }
 
+/* --- what is outstanding ------------------------------------------------------------------ */
+
+static uint32_t message_find_wr_id(const js_message *m, const js_message_list *list, uint64_t wr_id)
+{
+    uint32_t at = list->head;
+    while (at != JS_MESSAGE_NONE && m->receives[at].wr_id != wr_id) {
+        at = m->receives[at].next;
+    }
+    return at;
+}
+
 bool js_message_cancel(js_message *m, uint64_t wr_id)
 {
-    for (uint32_t rank = 0; rank < m->world; rank++) {
-        js_message_peer *peer = &m->peers[rank];
-        for (uint32_t at = peer->receive_head; at != JS_MESSAGE_NONE; at = m->receives[at].next) {
-            if (m->receives[at].wr_id == wr_id) {
-                if (at == peer->active) {
-                    return false;
-                }
-                message_unlink_receive(m, peer, at);
-                return true;
-            }
+    for (uint32_t rank = 0; rank <= m->world; rank++) {
+        js_message_list *list = rank < m->world ? &m->peers[rank].receives : &m->any;
+        uint32_t index = message_find_wr_id(m, list, wr_id);
+        if (index != JS_MESSAGE_NONE) {
+            message_unlink_receive(m, list, index);
+            m->receives[index].next = m->receive_free;
+            m->receive_free = index;
+            m->outstanding--;
+            return true;
         }
     }
     return false;
@@ -406,35 +546,43 @@ uint32_t js_message_find_peer(const js_message *m, uint64_t wr_id)
 {
     for (uint32_t rank = 0; rank < m->world; rank++) {
         const js_message_peer *peer = &m->peers[rank];
-        for (uint32_t at = peer->send_head; at != JS_MESSAGE_NONE; at = m->sends[at].next) {
+        for (uint32_t at = peer->sends.head; at != JS_MESSAGE_NONE; at = m->sends[at].next) {
             if (m->sends[at].wr_id == wr_id) {
                 return rank;
             }
         }
-        for (uint32_t at = peer->receive_head; at != JS_MESSAGE_NONE; at = m->receives[at].next) {
-            if (m->receives[at].wr_id == wr_id) {
-                return rank;
-            }
+        bool is_active =
+            peer->active != JS_MESSAGE_NONE && m->receives[peer->active].wr_id == wr_id;
+        if (is_active || message_find_wr_id(m, &peer->receives, wr_id) != JS_MESSAGE_NONE) {
+            return rank;
         }
     }
-    return JS_MESSAGE_NONE;
+    bool is_any = message_find_wr_id(m, &m->any, wr_id) != JS_MESSAGE_NONE;
+    return is_any ? JS_PEER_ANY : JS_MESSAGE_NONE;
 }
 
-void js_message_flush(js_message *m, int32_t status, js_message_on_done on_done, void *context)
+static void message_flush_list(js_message *m, js_message_list *list, uint32_t rank, int32_t status)
+{
+    while (list->head != JS_MESSAGE_NONE) {
+        uint32_t index = list->head;
+        message_unlink_receive(m, list, index);
+        message_complete_receive(m, rank, index, status);
+    }
+}
+
+void js_message_flush(js_message *m, int32_t status)
 {
     for (uint32_t rank = 0; rank < m->world; rank++) {
         js_message_peer *peer = &m->peers[rank];
-        peer->active = JS_MESSAGE_NONE;
-        while (peer->send_head != JS_MESSAGE_NONE) {
-            message_complete_send(m, rank, status, on_done, context);
+        while (peer->sends.head != JS_MESSAGE_NONE) {
+            message_complete_send(m, rank, status);
         }
-        while (peer->receive_head != JS_MESSAGE_NONE) {
-            uint32_t index = peer->receive_head;
-            js_message_done done = { .wr_id = m->receives[index].wr_id,
-                                     .status = status,
-                                     .peer = rank };
-            message_unlink_receive(m, peer, index);
-            on_done(context, &done);
+        if (peer->active != JS_MESSAGE_NONE) {
+            uint32_t index = peer->active;
+            peer->active = JS_MESSAGE_NONE;
+            message_complete_receive(m, rank, index, status);
         }
+        message_flush_list(m, &peer->receives, rank, status);
     }
+    message_flush_list(m, &m->any, JS_PEER_ANY, status);
 }

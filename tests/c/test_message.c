@@ -22,6 +22,13 @@ typedef struct message_world {
 
 static message_world w;
 
+static void message_note(void *context, const js_message_done *done)
+{
+    message_side *side = context;
+    JS_TEST_REQUIRE(side->done_count < DONE_MAX);
+    side->done[side->done_count++] = *done;
+}
+
 static void message_open(void)
 {
     js_seg_config config = { .world = 2, .stream_slots = 4, .sequence_start = UINT32_MAX - 9 };
@@ -30,7 +37,8 @@ static void message_open(void)
     for (uint32_t i = 0; i < 2; i++) {
         message_side *side = &w.sides[i];
         JS_TEST_REQUIRE(js_link_shm_open(&side->link, &w.seg->world_area, i) == JS_OK);
-        JS_TEST_REQUIRE(js_message_init(&side->m, &side->link, i, 2, SLOTS) == JS_OK);
+        js_message_sink sink = { message_note, side };
+        JS_TEST_REQUIRE(js_message_init(&side->m, &side->link, i, 2, SLOTS, sink) == JS_OK);
     }
 }
 
@@ -41,13 +49,6 @@ static void message_close(void)
         js_link_shm_close(&w.sides[i].link);
     }
     js_seg_detach(w.seg);
-}
-
-static void message_note(void *context, const js_message_done *done)
-{
-    message_side *side = context;
-    JS_TEST_REQUIRE(side->done_count < DONE_MAX);
-    side->done[side->done_count++] = *done;
 }
 
 static void message_send(uint32_t from, const void *at, uint64_t bytes, uint32_t tag, uint64_t id)
@@ -74,7 +75,7 @@ static void message_receive(uint32_t rank, void *at, uint64_t bytes, uint32_t ta
 static int32_t message_step(uint32_t rank)
 {
     message_side *side = &w.sides[rank];
-    return js_message_progress(&side->m, message_note, side);
+    return js_message_progress(&side->m);
 }
 
 static void message_run(void)
@@ -345,7 +346,7 @@ static void test_flush(void)
     message_receive(0, &got, 1, 1, 3);
     message_step(0);
     JS_TEST_EQ_U64(js_message_find_peer(&w.sides[0].m, 2), 1);
-    js_message_flush(&w.sides[0].m, JS_ERR_PEER_DEAD, message_note, &w.sides[0]);
+    js_message_flush(&w.sides[0].m, JS_ERR_PEER_DEAD);
     JS_TEST_EQ_U64(w.sides[0].done_count, 3);
     for (uint32_t i = 0; i < 3; i++) {
         JS_TEST_EQ_I64(w.sides[0].done[i].status, JS_ERR_PEER_DEAD);
@@ -357,7 +358,7 @@ static void test_flush(void)
     message_receive(1, &got, 1, 9, 4);
     message_step(1);
     JS_TEST_EQ_U64(w.sides[1].m.unexpected, 1);
-    js_message_flush(&w.sides[1].m, JS_ERR_ABORTED, message_note, &w.sides[1]);
+    js_message_flush(&w.sides[1].m, JS_ERR_ABORTED);
     JS_TEST_EQ_U64(w.sides[1].done_count, 1);
     message_close();
 }
@@ -366,22 +367,48 @@ static void test_flush(void)
 static void test_malformed_frames(void)
 {
     uint8_t bytes[JS_STREAM_INLINE_BYTES] = { 0 };
-    for (uint32_t kind = 0; kind < 3; kind++) {
+    for (uint32_t kind = 0; kind < 8; kind++) {
         uint8_t got[64];
+        uint64_t total = 20;
         message_open();
         js_stream_tx *tx = &w.sides[0].link.message_tx[1];
         uint64_t first = js_frame_with_flags(tx->route, JS_FRAME_FLAG_SOM);
         message_receive(1, got, sizeof(got), 0, 1);
-        if (kind == 0) { /* goes on without having begun */
-            js_stream_publish_inline(tx, bytes, 8, tx->route, js_frame_body(8, 1, 0));
-        } else if (kind == 1) { /* begins twice */
-            js_stream_publish_inline(tx, bytes, 8, first, js_frame_body(8, 0, 0));
-            js_stream_publish_inline(tx, bytes, 8, first, js_frame_body(8, 0, 0));
+        uint64_t last = js_frame_with_flags(tx->route, JS_FRAME_FLAG_EOM);
+        if (kind >= 3) { /* a long message begins as it should */
+            js_stream_publish_inline(tx, &total, 8, first, js_frame_body(8, 0, 0));
             JS_TEST_EQ_I64(message_step(1), 1);
-        } else { /* points outside of the ring */
+        }
+        switch (kind) {
+        case 0: /* goes on without having begun */
+            js_stream_publish_inline(tx, bytes, 8, tx->route, js_frame_body(8, 1, 0));
+            break;
+        case 1: /* a length of another size */
+            js_stream_publish_inline(tx, bytes, 9, first, js_frame_body(9, 0, 0));
+            break;
+        case 2: { /* points outside of the ring */
             js_stream_line *line = &tx->lines[tx->psn & tx->mask];
             js_stream_publish_inline(tx, bytes, 8, first, js_frame_body(50, 0, 0));
             line->payload.offset = 1ull << 40;
+            break;
+        }
+        case 3: /* begins twice */
+            js_stream_publish_inline(tx, &total, 8, first, js_frame_body(8, 0, 0));
+            break;
+        case 4: /* ends too early */
+            js_stream_publish_inline(tx, bytes, 19, last, js_frame_body(19, 1, 0));
+            break;
+        case 5: /* too long */
+            js_stream_publish_inline(tx, bytes, 21, last, js_frame_body(21, 1, 0));
+            break;
+        case 6: /* does not end */
+            js_stream_publish_inline(tx, bytes, 20, tx->route, js_frame_body(20, 1, 0));
+            break;
+        default: /* a frame of nothing in the middle, then too much */
+            js_stream_publish_inline(tx, bytes, 0, tx->route, js_frame_body(0, 1, 0));
+            JS_TEST_EQ_I64(message_step(1), 1);
+            js_stream_publish_inline(tx, bytes, 40, tx->route, js_frame_body(40, 2, 0));
+            break;
         }
         JS_TEST_EQ_I64(message_step(1), JS_ERR_PROTOCOL);
         JS_TEST_EQ_U64(w.sides[1].done_count, 0);

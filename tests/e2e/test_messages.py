@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jetstream.communicator import Communicator
-from jetstream.errors import TimedOutError, TruncatedError
+from jetstream.errors import (
+    ArgumentError,
+    PeerClosedError,
+    PeerDiedError,
+    TimedOutError,
+    TruncatedError,
+)
+from jetstream.testing import RankPool
 from jetstream.testing.plugin import Pools
+from jetstream.work import Message
 
 #: Around the frame's own line, the chunk, the stream, and far beyond it.
 SIZES = (0, 1, 39, 40, 41, 4095, 16384, 16385, 32768, 131072, 131073, 1 << 20, (5 << 20) + 7)
@@ -119,6 +130,162 @@ def run_truncation(comm: Communicator) -> None:
     comm.barrier()
 
 
+def run_shorter(comm: Communicator) -> None:
+    """With exact=False a shorter message is fine, and the Work tells how long it is."""
+    for nbytes, room in ((0, 10), (99, 100), (20_000, 20_001), (100_000, 300_000)):
+        if comm.rank == 0:
+            comm.send(pattern(nbytes, 1), 1, tag=6)
+            comm.send(pattern(nbytes, 2), 1)
+            comm.send(pattern(room + 1, 3), 1)
+        else:
+            out = np.full(room, 0xEE, np.uint8)
+            work = comm.irecv(out, 0, exact=False)
+            assert (work.source, work.tag, work.nbytes) == (None, None, None)
+            assert work.wait() is out
+            assert (work.source, work.tag, work.nbytes) == (0, 6, nbytes)
+            assert np.array_equal(out[:nbytes], pattern(nbytes, 1))
+            assert (out[nbytes:] == 0xEE).all()
+            assert comm.recv(out, 0, exact=False) is out
+            assert np.array_equal(out[:nbytes], pattern(nbytes, 2))
+            with pytest.raises(TruncatedError, match=f"{room + 1} bytes"):
+                comm.recv(out, 0, exact=False)
+    comm.barrier()
+
+
+def run_probe(comm: Communicator) -> None:
+    """A message's length is known before it is received, also behind others."""
+    sizes = (0, 8, 40, 41, 16_384, 16_385, 3 << 20)
+    if comm.rank == 0:
+        comm.barrier()
+        for work in [comm.isend(pattern(n, n), 1, tag) for tag, n in enumerate(sizes)]:
+            work.wait()
+    else:
+        assert comm.iprobe() is None
+        assert comm.iprobe(0, 1) is None
+        with pytest.raises(TimedOutError, match=r"probe of any rank .*0\.02 s"):
+            comm.probe(timeout=0.02)
+        comm.barrier()
+        for tag in (3, 6, 0, 5, 1, 4, 2):
+            found = comm.probe(0 if tag % 2 else None, tag)
+            assert found == Message(0, tag, sizes[tag])
+            assert comm.iprobe(tag=tag) == comm.iprobe(0, tag) == found, "a probe takes nothing"
+            out = np.empty(found.nbytes, np.uint8)
+            comm.recv(out, found.source, found.tag)
+            assert np.array_equal(out, pattern(sizes[tag], sizes[tag]))
+            assert comm.iprobe(tag=tag) is None
+        assert comm.iprobe() is None
+    comm.barrier()
+
+
+def run_bad_arguments(comm: Communicator) -> None:
+    """Nothing is sent or received, and the communicator goes on."""
+    x = np.zeros(1)
+    for call in (
+        lambda: comm.recv(x, comm.size),
+        lambda: comm.recv(x, -1),
+        lambda: comm.recv(x, tag=-1),
+        lambda: comm.irecv(x, tag=2**32),
+        lambda: comm.probe("0"),  # type: ignore[arg-type]
+        lambda: comm.iprobe(0, 1.5),  # type: ignore[arg-type]
+        lambda: comm.send(x, None),  # type: ignore[arg-type]
+        lambda: comm.send(x, 0xFFFF),
+        lambda: comm.recv(np.zeros((4, 4))[:, 0]),
+        lambda: comm.recv(x, timeout=-1.0),
+        lambda: comm.send(x, comm.rank, timeout="soon"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ArgumentError):
+            call()
+    comm.send(np.array([2.0]), comm.rank)
+    assert comm.recv(x) is x and x[0] == 2.0
+    comm.barrier()
+
+
+def run_server(comm: Communicator) -> None:
+    """Rank 0 answers whoever asks; all are served, in turns while all of them ask."""
+    questions = 40
+    if comm.rank != 0:
+        for n in range(questions):
+            comm.send(np.arange(n, dtype=np.int32), 0, tag=n)
+            assert comm.recv(np.empty(1, np.int64), 0, tag=n)[0] == n * (n - 1) // 2
+        return
+    room = np.empty(questions, np.int32)
+    served = [0] * comm.size
+    for _ in range(questions * (comm.size - 1)):
+        work = comm.irecv(room, exact=False)
+        work.wait()
+        assert work.source is not None and work.tag == served[work.source]
+        assert work.nbytes == 4 * work.tag
+        served[work.source] += 1
+        comm.send(np.array([room[: work.tag].sum()], np.int64), work.source, work.tag)
+    assert served == [0] + [questions] * (comm.size - 1)
+
+
+def run_wild(comm: Communicator, seed: int) -> None:
+    """Random traffic with wildcards: every message arrives once, none overtakes another."""
+    plan = random.Random(seed)
+    for number in range(4):
+        streams = {
+            (source, target): [
+                (plan.randrange(3), plan.choice((0, 8, 41, 5000, 70_000)))
+                for _ in range(plan.randrange(8))
+            ]
+            for source in range(comm.size)
+            for target in range(comm.size)
+        }
+        sends = [
+            comm.isend(pattern(8 + size, seed + position), target, tag)
+            for (source, target), messages in streams.items()
+            if source == comm.rank
+            for position, (tag, size) in enumerate(messages)
+        ]
+        mine = {s: list(m) for (s, target), m in streams.items() if target == comm.rank}
+        left = {s: dict(enumerate(m)) for s, m in mine.items()}
+        own = random.Random(seed * 100 + comm.rank)
+        out = np.empty(8 + 70_000, np.uint8)
+        while any(left.values()):
+            source = own.choice([s for s in left if left[s]])
+            tag = own.choice([None, *{tag for tag, _ in left[source].values()}])
+            wanted = own.choice((None, source))
+            if own.random() < 0.3:
+                found = comm.probe(wanted, tag)
+                wanted, tag = found.source, found.tag
+            work = comm.irecv(out, wanted, tag, exact=False)
+            work.wait()
+            assert work.source is not None and wanted in (None, work.source)
+            assert tag in (None, work.tag)
+            fitting = [n for n, (t, _) in left[work.source].items() if tag in (None, t)]
+            sent_tag, size = left[work.source].pop(fitting[0])  # the oldest that fits
+            assert (work.tag, work.nbytes) == (sent_tag, 8 + size)
+            expected = pattern(8 + size, seed + fitting[0])
+            assert np.array_equal(out[: work.nbytes], expected), (number, work.source)
+        for send in sends:
+            send.wait()
+        comm.barrier()
+
+
+def run_any_of_the_dead(comm: Communicator) -> str:
+    """A receive from any source ends when a rank dies, though others live."""
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(PeerDiedError, match="rank 1") as caught:
+        comm.recv(np.empty(8))
+    return str(caught.value)
+
+
+def run_any_of_the_closed(comm: Communicator) -> None:
+    """A receive from any source goes on while somebody is left, and ends when all have closed."""
+    if comm.rank == 1:
+        comm.close()
+    elif comm.rank == 2:
+        time.sleep(0.2)
+        comm.send(np.array([7]), 0)
+        comm.close()
+    else:
+        assert comm.recv(np.empty(1, np.int64)).tolist() == [7]
+        with pytest.raises(PeerClosedError):
+            comm.recv(np.empty(1, np.int64))
+
+
 def run_mixed(comm: Communicator, seed: int) -> None:
     """Random tags and sizes, receives in random order, collectives in between."""
     plan = random.Random(seed)
@@ -168,7 +335,9 @@ def run_timeout(comm: Communicator) -> None:
     comm.barrier()
 
 
-@pytest.mark.parametrize("run", [run_sizes, run_tags, run_large_out_of_order, run_timeout])
+@pytest.mark.parametrize(
+    "run", [run_sizes, run_tags, run_large_out_of_order, run_timeout, run_shorter, run_probe]
+)
 def test_between_two(rank_pools: Pools, run: Any) -> None:
     rank_pools(2).run(run)
 
@@ -178,7 +347,9 @@ def test_truncation(rank_pools: Pools) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize("run", [run_ring, run_everyone_to_everyone, run_self])
+@pytest.mark.parametrize(
+    "run", [run_ring, run_everyone_to_everyone, run_self, run_server, run_bad_arguments]
+)
 def test_among_all(rank_pools: Pools, run: Any, world: int) -> None:
     rank_pools(world).run(run)
 
@@ -187,3 +358,21 @@ def test_among_all(rank_pools: Pools, run: Any, world: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_mixed_with_collectives(rank_pools: Pools, world: int, seed: int) -> None:
     rank_pools(world).run(run_mixed, seed)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_wildcards(rank_pools: Pools, world: int, seed: int) -> None:
+    rank_pools(world).run(run_wild, seed)
+
+
+def test_any_source_and_death() -> None:
+    with RankPool(3) as pool:
+        outcomes = pool.collect(run_any_of_the_dead)
+    assert outcomes[1].has_died
+    assert all("rank 1" in outcomes[rank].value for rank in (0, 2))
+
+
+def test_any_source_and_closing() -> None:
+    with RankPool(3) as pool:
+        pool.run(run_any_of_the_closed)

@@ -89,9 +89,10 @@ static void fuzz_post_rq(fuzz_world *w, uint32_t rank)
 {
     js_rqe entry;
     fuzz_take(w, &entry, sizeof(entry));
-    if (entry.peer < 2) {
+    if (entry.peer < 2 || entry.peer == JS_PEER_ANY) {
+        uint64_t flags = entry.bytes & (JS_RQ_TAG_ANY | JS_RQ_PROBE);
         entry.target_addr = (uintptr_t)fuzz_buffers[1] + entry.target_addr % (BUFFER_BYTES / 2);
-        entry.bytes %= BUFFER_BYTES / 2;
+        entry.bytes = flags | entry.bytes % (BUFFER_BYTES / 2);
     }
     (void)js_rq_post((js_qp *)js_comm_queue_pair(w->comms[rank]), &entry);
 }
@@ -178,7 +179,8 @@ static size_t fuzz_make(uint8_t *out, size_t capacity, uint64_t *random)
         js_sqe sqe = { .opcode = (uint8_t)(js_fuzz_random(random) % 4), .plan_id = plan };
         sqe.peer = (uint16_t)(js_fuzz_random(random) % 3);
         sqe.bytes = js_fuzz_random(random) % 100;
-        js_rqe rqe = { .bytes = 100, .peer = (uint16_t)(js_fuzz_random(random) % 3) };
+        js_rqe rqe = { .bytes = 100 | (js_fuzz_random(random) % 4 << 62) };
+        rqe.peer = js_fuzz_random(random) % 3 ? command & 1 : JS_PEER_ANY;
         out[size++] = command;
         if (kind <= 2) {
             memcpy(out + size, &sqe, sizeof(sqe));

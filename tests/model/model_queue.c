@@ -218,7 +218,7 @@ static void engine_complete(uint64_t wr_id)
     js_cqe *slot = &shared.cq[side.cq_posted & (DEPTH - 1)];
     slot->wr_id = wr_id;
     slot->bytes = wr_id;
-    slot->sq_head = side.consumed;
+    slot->sq_head_or_tag = side.consumed;
     js_store_rel_u32(&slot->commit, js_cq_commit(side.cq_posted, DEPTH));
     side.cq_posted++;
 }
@@ -251,7 +251,7 @@ static void device_trip(void)
             posted++;
         } else if (js_cq_poll(&side.qp, &cqe)) {
             JS_MODEL_CHECK(cqe.wr_id == side.taken && cqe.bytes == side.taken);
-            JS_MODEL_CHECK(cqe.sq_head == setting.start + (uint32_t)side.taken + 1);
+            JS_MODEL_CHECK(cqe.sq_head_or_tag == setting.start + (uint32_t)side.taken + 1);
             side.taken++;
         } else {
             js_model_wait();

@@ -33,6 +33,8 @@ typedef struct stress_round {
         uint32_t tag;
         uint32_t bytes;
         uint32_t room;
+        uint64_t flags; /* of the receive */
+        bool is_any;    /* received from any source; its tag is its own */
     } message[MESSAGES_MAX];
 } stress_round;
 
@@ -90,6 +92,12 @@ static void round_draw(stress_round *round, uint64_t seed, uint64_t number, uint
         round->message[i].source = js_stress_below(&random, world);
         round->message[i].target = js_stress_below(&random, world);
         round->message[i].tag = js_stress_below(&random, 2);
+        round->message[i].flags = js_stress_below(&random, 4) == 0 ? JS_RQ_TAG_ANY : 0;
+        round->message[i].is_any = js_stress_below(&random, 4) == 0;
+        if (round->message[i].is_any) {
+            round->message[i].tag = (uint32_t)(MESSAGES_MAX * (number + 1) + i);
+            round->message[i].flags = 0;
+        }
         round->message[i].bytes = js_stress_below(&random, most + 1);
         bool is_short = js_stress_below(&random, 8) == 0;
         round->message[i].room = is_short ? round->message[i].bytes / 2 : MESSAGE_BYTES_MAX;
@@ -178,14 +186,39 @@ static void rank_send(stress_rank *s)
     }
 }
 
+/* Looks for a message, which may be there or not, and behind receives that are posted or not. */
+static void rank_probe(stress_rank *s, uint32_t i, uint32_t source)
+{
+    uint64_t id = 0;
+    js_cqe cqe = { 0 };
+    js_comm *comm = s->base->comm;
+    uint64_t flags = JS_RQ_PROBE | s->round.message[i].flags;
+    JS_TEST_EQ_I64(js_comm_receive(comm, NULL, flags, source, s->round.message[i].tag, &id), JS_OK);
+    int32_t result = js_comm_wait(comm, id, 0, &cqe);
+    if (result == JS_ERR_AGAIN && js_comm_cancel_receive(comm, id) != JS_OK) {
+        result = js_test_wait(comm, id, &cqe);
+    }
+    if (result == JS_OK) {
+        JS_TEST_EQ_I64(cqe.status, JS_OK);
+        JS_TEST_EQ_U64(cqe.peer, s->round.message[i].source);
+        JS_TEST_EQ_U64(cqe.bytes, s->round.message[i].bytes);
+        JS_TEST_EQ_U64(cqe.sq_head_or_tag, s->round.message[i].tag);
+    }
+}
+
 static void rank_receive(stress_rank *s)
 {
     for (uint32_t i = 0; i < s->round.messages; i++) {
         if (s->round.message[i].target == s->base->rank) {
             rank_delay(s);
-            JS_TEST_EQ_I64(js_comm_receive(s->base->comm, s->received[i], s->round.message[i].room,
-                                           s->round.message[i].source, s->round.message[i].tag,
-                                           &s->receive_ids[i]),
+            uint32_t source =
+                s->round.message[i].is_any ? JS_PEER_ANY : s->round.message[i].source;
+            uint64_t room = s->round.message[i].room | s->round.message[i].flags;
+            if (s->round.message[i].bytes % 8 == 1) {
+                rank_probe(s, i, source);
+            }
+            JS_TEST_EQ_I64(js_comm_receive(s->base->comm, s->received[i], room, source,
+                                           s->round.message[i].tag, &s->receive_ids[i]),
                            JS_OK);
         }
     }
@@ -210,6 +243,8 @@ static void rank_wait(stress_rank *s)
             JS_TEST_EQ_I64(js_test_wait(s->base->comm, s->receive_ids[i], &cqe), JS_OK);
             JS_TEST_EQ_I64(cqe.status, bytes > room ? JS_ERR_TRUNCATED : JS_OK);
             JS_TEST_EQ_U64(cqe.bytes, bytes);
+            JS_TEST_EQ_U64(cqe.peer, s->round.message[i].source);
+            JS_TEST_EQ_U64(cqe.sq_head_or_tag, s->round.message[i].tag);
             uint32_t wrong = 0;
             for (uint32_t k = 0; k < bytes && k < room; k++) {
                 wrong += s->received[i][k] != (uint8_t)(s->number + i);

@@ -105,7 +105,7 @@ static void *device_main(void *argument)
         if (js_cq_poll(&qp, &cqe) != 0) {
             JS_TEST_EQ_U64(cqe.wr_id, completed);
             JS_TEST_EQ_U64(cqe.bytes, ~completed);
-            JS_TEST_EQ_U64(cqe.sq_head, (uint32_t)(run->start + completed + 1));
+            JS_TEST_EQ_U64(cqe.sq_head_or_tag, (uint32_t)(run->start + completed + 1));
             completed++;
             moved = true;
         }
@@ -136,7 +136,7 @@ static bool engine_take(const queue_run *run, uint32_t *consumed, uint32_t *cq_p
     js_cqe *slot = &rings.cq[*cq_posted & (4 * run->depth - 1)];
     slot->wr_id = wr_id;
     slot->bytes = ~wr_id;
-    slot->sq_head = *consumed;
+    slot->sq_head_or_tag = *consumed;
     js_store_rel_u32(&slot->commit, js_cq_commit(*cq_posted, 4 * run->depth));
     (*cq_posted)++;
     return true;

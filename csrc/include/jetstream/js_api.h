@@ -255,8 +255,17 @@ JS_API int32_t js_comm_launch(js_comm *comm, uint32_t plan_id, const void *input
                               uint64_t *out_wr_id);
 JS_API int32_t js_comm_send(js_comm *comm, const void *source, uint64_t bytes, uint32_t peer,
                             uint32_t tag, uint64_t *out_wr_id);
+/* peer: also JS_PEER_ANY. bytes: of the room; with JS_RQ_TAG_ANY any tag, with JS_RQ_PROBE only a
+ * look. The completion has source, tag and length of the message. */
 JS_API int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t peer,
                                uint32_t tag, uint64_t *out_wr_id);
+/* The same and wait, for callers to whom every call costs. address: peer << 32 | tag. Return the
+ * status of the completion in *out, or JS_ERR_AGAIN or JS_ERR_TIMEOUT as js_comm_wait does: then
+ * the operation goes on, and out->wr_id names it. */
+JS_API int32_t js_comm_send_wait(js_comm *comm, const void *source, uint64_t bytes,
+                                 uint64_t address, uint64_t timeout_ns, js_cqe *out);
+JS_API int32_t js_comm_receive_wait(js_comm *comm, void *target, uint64_t bytes, uint64_t address,
+                                    uint64_t timeout_ns, js_cqe *out);
 /* Removes a receive that no message has matched yet. JS_ERR_INVALID: it is not there any more. */
 JS_API int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id);
 /* Progresses until wr_id has completed; wr_id 0 is the operation of the last js_comm_call.

@@ -20,6 +20,11 @@ enum js_sq_opcode {
     JS_SQ_LAUNCH = 2, /* collective: plan_id, source_addr = INPUT, target_addr = OUTPUT */
 };
 
+/* In js_rqe: any source, any tag, or only a look. */
+#define JS_PEER_ANY 0xffff
+#define JS_RQ_TAG_ANY 0x8000000000000000
+#define JS_RQ_PROBE 0x4000000000000000
+
 /* 64 bytes, one cache line. */
 typedef struct js_sqe {
     uint8_t opcode;       /* enum js_sq_opcode */
@@ -36,25 +41,29 @@ typedef struct js_sqe {
     uint64_t commit; /* bit 63 lap parity, bits 62..32 index, rest zero */
 } js_sqe;
 
-/* 32 bytes. */
+/* 32 bytes. A message goes to the first posted receive that its source and tag fit. */
 typedef struct js_rqe {
     uint64_t wr_id;
     uint64_t target_addr; /* where the message goes */
-    uint64_t bytes;       /* room there; a longer message completes as JS_ERR_TRUNCATED */
+    uint64_t bytes;       /* low 62 bits: room there; a longer message: JS_ERR_TRUNCATED.
+                           * JS_RQ_TAG_ANY: tag is ignored. JS_RQ_PROBE: completes like the
+                           * receive would, but without taking the message; writes no byte */
     uint32_t tag;
-    uint16_t peer;   /* source rank in the communicator */
+    uint16_t peer;   /* source rank in the communicator, or JS_PEER_ANY */
     uint16_t commit; /* bit 15 lap parity, bits 14..0 index */
 } js_rqe;
 
 /* 32 bytes. */
 typedef struct js_cqe {
     uint64_t wr_id;
-    uint64_t bytes; /* received or sent; of a collective: bytes of OUTPUT */
+    uint64_t bytes; /* sent; length of the message received; of a collective: bytes of OUTPUT */
     int32_t status; /* js_status */
     uint16_t peer;
-    uint16_t opcode;  /* enum js_sq_opcode, 0 for a receive */
-    uint32_t sq_head; /* send queue entries consumed so far: room = depth - (posted - sq_head) */
-    uint32_t commit;  /* bit 31 lap parity, bits 30..0 index */
+    uint16_t opcode; /* enum js_sq_opcode, 0 for a receive */
+    /* Of a receive: the message's tag. Else: send queue entries consumed so far, so that
+     * room = depth - (posted - sq_head). */
+    uint32_t sq_head_or_tag;
+    uint32_t commit; /* bit 31 lap parity, bits 30..0 index */
 } js_cqe;
 /* cdef: end */
 

@@ -1,0 +1,114 @@
+"""Messages between two ranks: send, receive, probe. A base of Communicator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jetstream.arrays import Array, share_contiguous, share_writable
+from jetstream.errors import TruncatedError
+from jetstream.launcher import ANY_SOURCE, Launcher
+from jetstream.shapes import check_rank, check_tag
+from jetstream.work import Message, Work
+
+__all__ = ["MessageCalls"]
+
+
+class MessageCalls:
+    """Point-to-point calls.
+
+    A message goes to the oldest posted receive that fits its source and tag; messages of one
+    sender that fit one receive arrive in the order in which they were sent. Receives from any
+    source serve the senders in turns.
+    """
+
+    rank: int
+    size: int
+    _launcher: Launcher
+
+    def send(self, x: Any, dst: int, tag: int = 0, *, timeout: float | None = None) -> None:
+        """Send ``x`` to rank ``dst``; returns when ``x`` may be changed again.
+
+        ``tag``: 0 to 2**32 - 1. A long message that nobody receives holds its sender back.
+        """
+        target = check_rank(dst, self.size, "dst")
+        self._launcher.send_now(share_contiguous(x), target, check_tag(tag), timeout)
+
+    def recv(
+        self,
+        out: Any,
+        src: int | None = None,
+        tag: int | None = None,
+        *,
+        exact: bool = True,
+        timeout: float | None = None,
+    ) -> Any:
+        """Receive into ``out`` from rank ``src`` (None: any) with ``tag`` (None: any).
+
+        Returns ``out``. Raises TruncatedError when the message is longer than ``out``, or, unless
+        ``exact`` is False, shorter; it is gone then. Where source, tag or length are to be known,
+        use ``irecv``, whose Work tells them, or ``probe`` first. After a timeout with nothing
+        received the communicator can still be used. A receive from any source fails with
+        PeerDiedError when any rank has died, with PeerClosedError when all others have closed.
+        """
+        source, number = self._source(src), _any_tag(tag)
+        array = share_writable(out, name="out")
+        nbytes = self._launcher.receive_now(array, source, number, timeout)
+        if nbytes != array.nbytes:
+            _check_length(nbytes, array, exact)
+        return out
+
+    def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
+        """Start to send; ``x`` must not change before the Work is complete."""
+        target = check_rank(dst, self.size, "dst")
+        return self._launcher.send(share_contiguous(x), target, check_tag(tag))
+
+    def irecv(
+        self, out: Any, src: int | None = None, tag: int | None = None, *, exact: bool = True
+    ) -> Work:
+        """Start to receive; ``out`` must not be touched before the Work is complete.
+
+        Then ``work.source``, ``work.tag`` and ``work.nbytes`` tell what has come.
+        """
+        source, number = self._source(src), _any_tag(tag)
+        array = share_writable(out, name="out")
+
+        def finish(nbytes: int) -> Any:
+            _check_length(nbytes, array, exact)
+            return out
+
+        return self._launcher.receive(array, source, number, finish)
+
+    def probe(
+        self, src: int | None = None, tag: int | None = None, *, timeout: float | None = None
+    ) -> Message:
+        """Wait for a message that ``recv`` with these arguments would get; it stays there.
+
+        Returns Message(source, tag, nbytes): make an array of that length and receive it from
+        that source with that tag. Raises TimedOutError; the communicator can still be used.
+        """
+        found = self._launcher.probe(self._source(src), _any_tag(tag), timeout)
+        assert found is not None
+        return found
+
+    def iprobe(self, src: int | None = None, tag: int | None = None) -> Message | None:
+        """As ``probe``, but without waiting: None when there is no such message yet."""
+        return self._launcher.probe(self._source(src), _any_tag(tag), 0.0, is_waiting=False)
+
+    # --- checks --------------------------------------------------------------------------------
+
+    def _source(self, src: int | None) -> int:
+        return ANY_SOURCE if src is None else check_rank(src, self.size, "src")
+
+
+def _any_tag(tag: int | None) -> int | None:
+    return None if tag is None else check_tag(tag)
+
+
+def _check_length(nbytes: int, array: Array, exact: bool) -> None:
+    if nbytes > array.nbytes or (exact and nbytes != array.nbytes):
+        hint = "" if nbytes > array.nbytes else ", or exact=False"
+        raise TruncatedError(
+            f"the message has {nbytes} bytes, out has {array.nbytes}: pass an array of the "
+            f"message's size{hint}",
+            status="JS_ERR_TRUNCATED",
+        )
