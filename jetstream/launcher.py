@@ -256,9 +256,7 @@ class Launcher:
         wr_id = self._post(lib.js_comm_receive, pointer, room, source, tag or 0)
         return self._track_receive(wr_id, array, pointer, source, finish)
 
-    def receive_now(
-        self, array: Array, source: int, tag: int | None, timeout: float | None
-    ) -> int:
+    def receive_now(self, array: Array, source: int, tag: int | None, timeout: float | None) -> int:
         """Receive and wait; returns the size of the message in bytes."""
         timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
         pointer, cqe, room = byte_pointer(array), self._cqe, array.nbytes
@@ -309,9 +307,9 @@ class Launcher:
     def _give_up(self, handle: Any) -> None:
         """After Ctrl-C in the middle of a send or receive: nobody keeps its buffer any more."""
         wr_id = self._cqe.wr_id
-        if lib.js_comm_cancel_receive(handle, wr_id) != lib.JS_OK:
-            if lib.js_comm_wait(handle, wr_id, 0, self._cqe) == AGAIN:
-                lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
+        is_gone = lib.js_comm_cancel_receive(handle, wr_id) == lib.JS_OK
+        if not is_gone and lib.js_comm_wait(handle, wr_id, 0, self._cqe) == AGAIN:
+            lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
 
     def _take_back(self, work: Work) -> bool:
         """Withdraw a receive or probe that no message has matched."""

@@ -213,9 +213,7 @@ int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t pe
 int32_t js_comm_send_wait(js_comm *comm, const void *source, uint64_t bytes, uint64_t address,
                           uint64_t timeout_ns, js_cqe *out)
 {
-    js_sqe entry = {
-        .source_addr = (uintptr_t)source, .bytes = bytes, .tag = (uint32_t)address
-    };
+    js_sqe entry = { .source_addr = (uintptr_t)source, .bytes = bytes, .tag = (uint32_t)address };
     JS_TRY(post_enter(comm));
     out->wr_id = 0;
     int32_t result = post_send(comm, &entry, (uint32_t)(address >> 32), &out->wr_id);
@@ -229,9 +227,7 @@ int32_t js_comm_send_wait(js_comm *comm, const void *source, uint64_t bytes, uin
 int32_t js_comm_receive_wait(js_comm *comm, void *target, uint64_t bytes, uint64_t address,
                              uint64_t timeout_ns, js_cqe *out)
 {
-    js_rqe entry = {
-        .target_addr = (uintptr_t)target, .bytes = bytes, .tag = (uint32_t)address
-    };
+    js_rqe entry = { .target_addr = (uintptr_t)target, .bytes = bytes, .tag = (uint32_t)address };
     JS_TRY(post_enter(comm));
     out->wr_id = 0;
     int32_t result = post_receive(comm, &entry, (uint32_t)(address >> 32), &out->wr_id);

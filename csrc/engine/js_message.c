@@ -441,10 +441,9 @@ static bool message_is_sound(const js_message *m, const js_message_peer *peer, u
         bool is_whole = (flags & JS_FRAME_FLAG_EOM) != 0;
         return (flags & JS_FRAME_FLAG_SOM) != 0 && (is_whole || bytes == MESSAGE_LENGTH_BYTES);
     }
-    const js_message_receive *receive =
-        peer->arriving == NULL ? &m->receives[peer->active] : NULL;
-    uint64_t left = receive ? receive->total - receive->got
-                            : peer->arriving->total - peer->arriving->bytes;
+    const js_message_receive *receive = peer->arriving == NULL ? &m->receives[peer->active] : NULL;
+    uint64_t left =
+        receive ? receive->total - receive->got : peer->arriving->total - peer->arriving->bytes;
     bool is_last = (flags & JS_FRAME_FLAG_EOM) != 0;
     return (flags & JS_FRAME_FLAG_SOM) == 0 && (is_last ? bytes == left : bytes < left);
 }

@@ -53,9 +53,7 @@ static void any_close(void)
 
 static bool any_send(uint32_t from, uint64_t bytes, uint32_t tag)
 {
-    js_sqe entry = {
-        .peer = 0, .source_addr = (uintptr_t)any_bytes, .bytes = bytes, .tag = tag
-    };
+    js_sqe entry = { .peer = 0, .source_addr = (uintptr_t)any_bytes, .bytes = bytes, .tag = tag };
     return js_message_post_send(&w.m[from], &entry);
 }
 

@@ -109,9 +109,13 @@ def run_bad_numbers(comm: Communicator) -> None:
         pattern = rf"root is .*a rank from 0 to {n - 1}"
         refuses(ArgumentError, pattern, partial(comm.broadcast, x, wrong))
         refuses(ArgumentError, "dst is", partial(comm.send, x, wrong))
-        refuses(ArgumentError, "src is", partial(comm.recv, x, wrong))
+        if wrong is not None:  # any source
+            refuses(ArgumentError, "src is", partial(comm.recv, x, wrong))
+            refuses(ArgumentError, "src is", partial(comm.probe, wrong))
     for wrong in (-1, 2**32, 0.5, "a"):
         refuses(ArgumentError, "tag is", partial(comm.send, x, 0, wrong))
+        refuses(ArgumentError, "tag is", partial(comm.recv, x, 0, wrong))
+        refuses(ArgumentError, "tag is", partial(comm.iprobe, 0, wrong))
     for wrong in (1, -2, 0.5):
         refuses(ArgumentError, "axis", partial(comm.all_gather, x, axis=wrong))
     for wrong in (-1, "soon", float("nan")):

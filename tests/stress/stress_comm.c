@@ -211,8 +211,7 @@ static void rank_receive(stress_rank *s)
     for (uint32_t i = 0; i < s->round.messages; i++) {
         if (s->round.message[i].target == s->base->rank) {
             rank_delay(s);
-            uint32_t source =
-                s->round.message[i].is_any ? JS_PEER_ANY : s->round.message[i].source;
+            uint32_t source = s->round.message[i].is_any ? JS_PEER_ANY : s->round.message[i].source;
             uint64_t room = s->round.message[i].room | s->round.message[i].flags;
             if (s->round.message[i].bytes % 8 == 1) {
                 rank_probe(s, i, source);
