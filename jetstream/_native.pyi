@@ -25,12 +25,22 @@ class _Lib:
     JS_COUNTER_WAKES: Final = 12
     JS_COUNTER_YIELDS: Final = 10
     JS_DTYPE_BFLOAT16: Final = 3
-    JS_DTYPE_COUNT: Final = 7
+    JS_DTYPE_BOOL: Final = 12
+    JS_DTYPE_COMPLEX128: Final = 16
+    JS_DTYPE_COMPLEX64: Final = 15
+    JS_DTYPE_COUNT: Final = 17
     JS_DTYPE_FLOAT16: Final = 2
     JS_DTYPE_FLOAT32: Final = 1
     JS_DTYPE_FLOAT64: Final = 0
+    JS_DTYPE_FLOAT8_E4M3FN: Final = 13
+    JS_DTYPE_FLOAT8_E5M2: Final = 14
+    JS_DTYPE_INT16: Final = 8
     JS_DTYPE_INT32: Final = 4
     JS_DTYPE_INT64: Final = 5
+    JS_DTYPE_INT8: Final = 7
+    JS_DTYPE_UINT16: Final = 9
+    JS_DTYPE_UINT32: Final = 10
+    JS_DTYPE_UINT64: Final = 11
     JS_DTYPE_UINT8: Final = 6
     JS_ERR_ABORTED: Final = -48
     JS_ERR_AGAIN: Final = -1
@@ -102,9 +112,13 @@ class _Lib:
     JS_RANKS_MAX: Final = 256
     JS_RECORD_SLOTS: Final = 4096
     JS_REDOP_AVG: Final = 4
-    JS_REDOP_COUNT: Final = 5
+    JS_REDOP_BAND: Final = 5
+    JS_REDOP_BOR: Final = 6
+    JS_REDOP_BXOR: Final = 7
+    JS_REDOP_COUNT: Final = 9
     JS_REDOP_MAX: Final = 3
     JS_REDOP_MIN: Final = 2
+    JS_REDOP_PREMUL_SUM: Final = 8
     JS_REDOP_PROD: Final = 1
     JS_REDOP_SUM: Final = 0
     JS_RQ_PROBE: Final = 4611686018427387904
@@ -342,6 +356,15 @@ class _Lib:
         /,
     ) -> int: ...  # int32_t
     def js_last_error(self) -> Any: ...  # struct js_error *
+    def js_scale(
+        self,
+        a0: int,  # uint32_t
+        a1: FFI.CData | bytes,  # void *
+        a2: FFI.CData | bytes,  # void *
+        a3: int,  # uint64_t
+        a4: FFI.CData | bytes,  # void *
+        /,
+    ) -> int: ...  # int32_t
     def js_seg_attach(
         self,
         a0: int,  # int32_t

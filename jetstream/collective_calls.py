@@ -11,6 +11,7 @@ from jetstream.arrays import Array, forbid_overlap, share, share_contiguous, sha
 from jetstream.dtypes import Kind, RedOp, redop_of
 from jetstream.errors import ArgumentError
 from jetstream.launcher import Launcher
+from jetstream.premultiply import contribution
 from jetstream.shapes import (
     check_axis,
     check_counts,
@@ -36,6 +37,7 @@ class _Mode(NamedTuple):
     async_op: bool
     timeout: float | None
     chunk_bytes: int | None
+    scale: Any = None  # of a premultiplied sum
 
 
 class CollectiveCalls:
@@ -76,6 +78,7 @@ class CollectiveCalls:
         out: Any = None,
         axis: int = 0,
         counts: Sequence[int] | None = None,
+        scale: Any = None,
         async_op: bool = False,
         timeout: float | None = None,
         chunk_bytes: int | None = None,
@@ -84,9 +87,10 @@ class CollectiveCalls:
 
         ``x`` of shape (size * n, ...) gives (n, ...): part r of the result goes to rank r. With
         ``counts``, the same on all ranks, part r has ``counts[r]`` rows. ``out`` may have any shape
-        with the right number of elements; it may be this rank's part of x.
+        with the right number of elements; it may be this rank's part of x. ``op`` and ``scale`` as
+        in ``all_reduce``.
         """
-        mode = _Mode("reduce_scatter", async_op, timeout, chunk_bytes)
+        mode = _Mode("reduce_scatter", async_op, timeout, chunk_bytes, scale)
         return self._spread(Kind.REDUCE_SCATTER, x, out, axis, counts, (op, 0), mode)
 
     def all_to_all(
@@ -146,6 +150,7 @@ class CollectiveCalls:
         op: str | RedOp = "sum",
         *,
         out: Any = None,
+        scale: Any = None,
         async_op: bool = False,
         timeout: float | None = None,
         chunk_bytes: int | None = None,
@@ -153,9 +158,10 @@ class CollectiveCalls:
         """Combine ``x`` of the ranks 0 to this one, element by element, in rank order.
 
         In place when ``out`` is None, else into ``out`` (same number of elements, any shape).
-        Every op but avg. Returns ``x`` or ``out``; a Work with ``async_op``.
+        ``op`` and ``scale`` as in ``all_reduce``, but no avg. Returns ``x`` or ``out``; a Work
+        with ``async_op``.
         """
-        mode = _Mode("scan", async_op, timeout, chunk_bytes)
+        mode = _Mode("scan", async_op, timeout, chunk_bytes, scale)
         return self._prefix(Kind.SCAN, x, out, op, mode)
 
     def exscan(
@@ -164,6 +170,7 @@ class CollectiveCalls:
         op: str | RedOp = "sum",
         *,
         out: Any = None,
+        scale: Any = None,
         async_op: bool = False,
         timeout: float | None = None,
         chunk_bytes: int | None = None,
@@ -172,7 +179,7 @@ class CollectiveCalls:
 
         Rank 0 has none below it: as in MPI, its ``x`` or ``out`` stays as it is.
         """
-        mode = _Mode("exscan", async_op, timeout, chunk_bytes)
+        mode = _Mode("exscan", async_op, timeout, chunk_bytes, scale)
         return self._prefix(Kind.EXSCAN, x, out, op, mode)
 
     def barrier(self, *, async_op: bool = False, timeout: float | None = None) -> Any:
@@ -209,6 +216,7 @@ class CollectiveCalls:
         op: str | RedOp = "sum",
         *,
         out: Any = None,
+        scale: Any = None,
         async_op: bool = False,
         timeout: float | None = None,
         algo: str | None = None,
@@ -218,7 +226,8 @@ class CollectiveCalls:
 
         On the root in place when ``out`` is None, else into ``out`` (same number of elements, any
         shape), which is returned. The other ranks' ``x`` does not change, their ``out`` is not
-        looked at, and they get None. ``algo``: direct or two_shot instead of the choice by size.
+        looked at, and they get None. ``op`` and ``scale`` as in ``all_reduce``; ``algo``:
+        direct or two_shot instead of the choice by size.
         """
         root = check_rank(root, self.size, "root")
         is_root = self.rank == root
@@ -233,6 +242,7 @@ class CollectiveCalls:
             Kind.REDUCE, source.dtype, source.size,
             op=op, root=root, algo=algo, chunk_bytes=chunk_bytes,
         )  # fmt: skip
+        source = contribution(op, scale, source, target if is_root else None)
         result = (x if out is None else out) if is_root else None
         mode = _Mode("reduce", async_op, timeout, chunk_bytes)
         return self._finish(plan, source, target, result, mode)
@@ -377,6 +387,7 @@ class CollectiveCalls:
             kind, source.dtype, sum(elements) if elements else own_elements,
             op=op, root=root, chunk_bytes=mode.chunk_bytes, counts=elements,
         )  # fmt: skip
+        source = contribution(op, mode.scale, source)
         result = out if out is not None else unshare(target, x)
         return self._finish(plan, source, target, result, mode)
 
@@ -393,7 +404,8 @@ class CollectiveCalls:
         plan = self._launcher.plan(
             kind, source.dtype, source.size, op=op, chunk_bytes=mode.chunk_bytes
         )
-        return self._finish(plan, source, target, x if out is None else out, mode)
+        own = contribution(op, mode.scale, source)
+        return self._finish(plan, own, target, x if out is None else out, mode)
 
     def _divided_rows(
         self,

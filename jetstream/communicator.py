@@ -17,6 +17,7 @@ from jetstream.dtypes import Kind, RedOp
 from jetstream.errors import ArgumentError
 from jetstream.launcher import Launcher
 from jetstream.messages import MessageCalls
+from jetstream.premultiply import contribution
 from jetstream.records import OperationRecord, from_native, view_ring
 from jetstream.shapes import check_rank, choose_output
 from jetstream.symmetric import HeapUsage, heap_usage, new_array
@@ -86,6 +87,7 @@ class Communicator(CollectiveCalls, MessageCalls):
         op: str | RedOp = "sum",
         *,
         out: Any = None,
+        scale: Any = None,
         async_op: bool = False,
         timeout: float | None = None,
         algo: str | None = None,
@@ -94,11 +96,15 @@ class Communicator(CollectiveCalls, MessageCalls):
         """Combine ``x`` of all ranks element by element; every rank gets the same bits.
 
         In place when ``out`` is None, else into ``out`` (same number of elements, any shape).
-        ``op``: sum, prod, min, max, avg. ``algo``: one_shot or two_shot instead of the choice by
-        size. Returns ``x`` or ``out``; a Work with ``async_op``.
+        ``op``: sum, prod, min, max, avg, band, bor, bxor, premul_sum, as far as ``docs/types.md``
+        defines it for the element type. premul_sum multiplies this rank's ``x`` by its ``scale``
+        first, a number that each rank is free to choose; it takes a copy of ``x`` unless ``out``
+        is given. ``algo``: one_shot or two_shot instead of the choice by size. Returns ``x`` or
+        ``out``; a Work with ``async_op``.
         """
         launcher = self._launcher
-        if type(x) is np.ndarray and out is None and x.flags.carray and not async_op:
+        is_plain = out is None and scale is None and not async_op
+        if is_plain and type(x) is np.ndarray and x.flags.carray:
             plan = launcher.hot.get((op, x.dtype, x.size, algo, chunk_bytes))
             if plan is not None:
                 launcher.run_in_place(plan, x, timeout)
@@ -112,11 +118,13 @@ class Communicator(CollectiveCalls, MessageCalls):
         plan = launcher.plan(
             Kind.ALL_REDUCE, source.dtype, source.size, op=op, algo=algo, chunk_bytes=chunk_bytes
         )
-        launcher.hot[op, source.dtype, source.size, algo, chunk_bytes] = plan
+        own = contribution(op, scale, source, target)
+        if own is source:
+            launcher.hot[op, source.dtype, source.size, algo, chunk_bytes] = plan
         result = x if out is None else out
         if async_op:
-            return launcher.start(plan, source, target, result, "all_reduce")
-        return launcher.run(plan, source, target, result, timeout)
+            return launcher.start(plan, own, target, result, "all_reduce")
+        return launcher.run(plan, own, target, result, timeout)
 
     # --- symmetric memory ----------------------------------------------------------------------
 

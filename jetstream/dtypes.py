@@ -13,7 +13,7 @@ from jetstream.errors import ArgumentError
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-__all__ = ["Algorithm", "DType", "Kind", "RedOp", "dtype_of", "redop_of"]
+__all__ = ["Algorithm", "DType", "Kind", "RedOp", "check_redop", "dtype_of", "redop_of"]
 
 
 class _Labelled(IntEnum):
@@ -35,6 +35,16 @@ class DType(_Labelled):
     INT32 = 4
     INT64 = 5
     UINT8 = 6
+    INT8 = 7
+    INT16 = 8
+    UINT16 = 9
+    UINT32 = 10
+    UINT64 = 11
+    BOOL = 12
+    FLOAT8_E4M3FN = 13
+    FLOAT8_E5M2 = 14
+    COMPLEX64 = 15
+    COMPLEX128 = 16
 
     @property
     def numpy(self) -> np.dtype[Any]:
@@ -46,6 +56,17 @@ class DType(_Labelled):
         """Size of one element in bytes."""
         return _NUMPY[self].itemsize
 
+    @property
+    def redops(self) -> tuple[RedOp, ...]:
+        """The reductions that are defined for this type; ``docs/types.md`` says what they do."""
+        if self is DType.BOOL:
+            return tuple(op for op in RedOp if op not in (RedOp.AVG, RedOp.PREMUL_SUM))
+        if self in (DType.COMPLEX64, DType.COMPLEX128):
+            return (RedOp.SUM, RedOp.PROD, RedOp.AVG, RedOp.PREMUL_SUM)
+        if self.numpy.kind in "iu":
+            return tuple(RedOp)
+        return tuple(op for op in RedOp if op not in (RedOp.BAND, RedOp.BOR, RedOp.BXOR))
+
 
 class RedOp(_Labelled):
     """How contributions are combined; the values are ``enum js_redop``."""
@@ -55,6 +76,10 @@ class RedOp(_Labelled):
     MIN = 2
     MAX = 3
     AVG = 4
+    BAND = 5
+    BOR = 6
+    BXOR = 7
+    PREMUL_SUM = 8
 
 
 class Kind(_Labelled):
@@ -90,6 +115,16 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.INT32: np.dtype(np.int32),
     DType.INT64: np.dtype(np.int64),
     DType.UINT8: np.dtype(np.uint8),
+    DType.INT8: np.dtype(np.int8),
+    DType.INT16: np.dtype(np.int16),
+    DType.UINT16: np.dtype(np.uint16),
+    DType.UINT32: np.dtype(np.uint32),
+    DType.UINT64: np.dtype(np.uint64),
+    DType.BOOL: np.dtype(np.bool_),
+    DType.FLOAT8_E4M3FN: np.dtype(ml_dtypes.float8_e4m3fn),
+    DType.FLOAT8_E5M2: np.dtype(ml_dtypes.float8_e5m2),
+    DType.COMPLEX64: np.dtype(np.complex64),
+    DType.COMPLEX128: np.dtype(np.complex128),
 }
 _BY_NUMPY = {numpy_dtype: dtype for dtype, numpy_dtype in _NUMPY.items()}
 _REDOP_BY_LABEL = {redop.label: redop for redop in RedOp}
@@ -98,8 +133,8 @@ _REDOP_BY_LABEL = {redop.label: redop for redop in RedOp}
 def dtype_of(dtype: DTypeLike) -> DType:
     """Translate a NumPy dtype, or what NumPy takes for one, to the data plane's element type.
 
-    Raises ArgumentError, naming the supported types, for every other type: ``object``, ``bool``,
-    complex numbers, foreign byte order.
+    Raises ArgumentError, naming the supported types, for every other type: ``object``, text, dates,
+    ``longdouble``, foreign byte order.
     """
     if isinstance(dtype, np.dtype):
         numpy_dtype = dtype
@@ -120,8 +155,17 @@ def dtype_of(dtype: DTypeLike) -> DType:
 
 
 def redop_of(op: str | RedOp) -> RedOp:
-    """Translate the name of a reduction; raises ArgumentError naming the five for any other."""
+    """Translate the name of a reduction; raises ArgumentError naming them all for any other."""
     found = op if isinstance(op, RedOp) else _REDOP_BY_LABEL.get(op)
     if found is None:
         raise ArgumentError(f"op {op!r} is not one of {', '.join(_REDOP_BY_LABEL)}")
     return found
+
+
+def check_redop(dtype: DType, redop: RedOp) -> None:
+    """Raises ArgumentError, naming what there is, if the reduction is not defined for the type."""
+    if redop not in dtype.redops:
+        defined = ", ".join(known.label for known in dtype.redops)
+        raise ArgumentError(
+            f"op {redop.label} is not defined for {dtype.label}, which has {defined}"
+        )

@@ -11,7 +11,7 @@ from jetstream.arrays import Array
 from jetstream.collectives import Splits
 from jetstream.config import Config
 from jetstream.diagnosis import describe_call, describe_wait, raise_failure
-from jetstream.dtypes import Kind, RedOp, dtype_of, redop_of
+from jetstream.dtypes import Kind, RedOp, check_redop, dtype_of, redop_of
 from jetstream.errors import ArgumentError, ClosedError, TimedOutError
 from jetstream.plans import PlanCache
 from jetstream.work import Message, Work, timeout_to_ns
@@ -124,11 +124,13 @@ class Launcher:
         plan_id = self._plans.find_unequal(full_key) if is_unequal else self._found.get(key)
         if plan_id is None:
             self.handle()
+            element, redop = dtype_of(dtype), redop_of(op)
+            check_redop(element, redop)
             call = self._plans.call(
                 kind,
-                dtype_of(dtype),
+                element,
                 count,
-                redop=redop_of(op),
+                redop=redop,
                 root=root,
                 algo=algo,
                 chunk_bytes=chunk_bytes,

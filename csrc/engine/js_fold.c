@@ -38,3 +38,12 @@ int32_t js_fold(const js_fold_request *request)
          request->source_count, request->count, request->source_count);
     return JS_OK;
 }
+
+int32_t js_scale(uint32_t dtype, void *target, const void *source, uint64_t count,
+                 const void *scale)
+{
+    if (js_reduce_scale((enum js_dtype)dtype, target, source, count, scale) != JS_OK) {
+        return JS_FAIL(JS_ERR_UNSUPPORTED, "dtype %u has no premultiplied sum", dtype);
+    }
+    return JS_OK;
+}

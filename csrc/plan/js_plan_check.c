@@ -39,7 +39,7 @@ static int32_t plan_check_header(const js_plan_header *header, size_t size_bytes
         return JS_FAIL(JS_ERR_PLAN, "plan for rank %u of %u, root %u; this is rank %u of %u",
                        header->rank, call->world, call->root, rank, world);
     }
-    if (call->dtype >= JS_DTYPE_COUNT || call->redop >= JS_REDOP_COUNT || header->divisor == 0) {
+    if (!js_dtype_has(call->dtype, call->redop) || header->divisor == 0) {
         return JS_FAIL(JS_ERR_PLAN, "dtype %u, operation %u, divisor %u", call->dtype, call->redop,
                        header->divisor);
     }

@@ -2,12 +2,17 @@
 #ifndef JS_DTYPE_H
 #define JS_DTYPE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include <jetstream/js_api.h>
 
 /* Returns the size of one element in bytes, 0 if dtype is no enum js_dtype. */
 uint32_t js_dtype_bytes(uint32_t dtype);
+
+/* Whether the operation is defined for elements of the type; false if either is out of range.
+ * docs/types.md has the table. */
+bool js_dtype_has(uint32_t dtype, uint32_t redop);
 
 /* Returns the name as NumPy and ml_dtypes spell it ("float32"), NULL if there is none. */
 const char *js_dtype_name(uint32_t dtype);

@@ -7,16 +7,22 @@
  * - The fold goes strictly from left to right in the order of `sources`.
  * - float64, float32: IEEE 754 in the element type, rounded (to nearest even) at each step. No
  *   fused multiply-add. avg: the sum, then one division by the divisor in the element type.
- * - float16, bfloat16: elements are widened to float32 (exact), folded there as float32 is, avg
- *   divided there, and rounded once, to nearest even, at the end. Subnormals are kept; what is
- *   too large becomes infinity.
+ * - float16, bfloat16, float8: elements are widened to float32 (exact), folded there as float32
+ *   is, avg divided there, and rounded once, to nearest even, at the end. Subnormals are kept; what
+ *   is too large becomes infinity, or NaN in float8_e4m3fn, which has no infinity.
  * - A floating-point result that is NaN is the one canonical NaN of its type: quiet, positive,
- *   payload zero (0x7fc00000 in float32), whatever NaNs went in. It also is with one source.
+ *   payload zero (0x7fc00000 in float32, 0x7f in float8_e4m3fn), whatever NaNs went in. It also is
+ *   with one source.
  * - Floating min and max are minimum and maximum of IEEE 754-2019: any NaN makes the result NaN,
  *   and -0 is less than +0.
+ * - complex64, complex128: sum and avg are those of the parts. prod is (ac - bd) + (ad + bc)i,
+ *   each operation rounded. Each part that is NaN is canonical.
  * - Integers: sum and prod wrap modulo 2^n. avg is the exact sum (no wrap in between) divided by
  *   the divisor, truncated toward zero; a quotient out of range, possible only with a divisor
- *   below source_count, wraps.
+ *   below source_count, wraps. band, bor, bxor: bit by bit.
+ * - bool: any byte but zero is true, results are 0 or 1. sum, max, bor: or; prod, min, band: and.
+ * - premul_sum: sum. Its contributions have been multiplied by js_reduce_scale before.
+ * js_dtype_has says what is defined.
  *
  * The thread must be in the default floating-point mode: round to nearest, subnormals not
  * flushed. (A thread of an inference program may be in another one, for example after
@@ -41,12 +47,18 @@ typedef void (*js_reduce_fn)(void *target, const void *const *sources, uint32_t 
 void js_reduce_init(void);
 
 /* Returns the kernel of the chosen instruction set (chooses on first use); NULL if dtype or redop
- * is out of range. Any thread. The kernel stays valid; look it up once, when a plan is loaded. */
+ * is out of range or they do not go together. Any thread. The kernel stays valid; look it up once,
+ * when a plan is loaded. */
 js_reduce_fn js_reduce_pick(enum js_dtype dtype, enum js_redop redop);
 
 /* Returns the kernel of one instruction set, for tests and benchmarks; NULL where this CPU or
- * this build does not have it, or an argument is out of range. Any thread. */
+ * this build does not have it, or as for js_reduce_pick. Any thread. */
 js_reduce_fn js_reduce_pick_isa(enum js_isa isa, enum js_dtype dtype, enum js_redop redop);
+
+/* target[i] = source[i] * *scale, the product of two elements as prod gives it: the kernel in use,
+ * on blocks. target may be equal to source. JS_ERR_UNSUPPORTED if dtype has no premul_sum. */
+int32_t js_reduce_scale(enum js_dtype dtype, void *target, const void *source, size_t element_count,
+                        const void *scale);
 
 /* Makes js_reduce_pick use `isa` from now on. Returns JS_OK, or JS_ERR_UNSUPPORTED (and changes
  * nothing) where it is not available. Any thread. */

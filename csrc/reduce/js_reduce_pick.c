@@ -64,7 +64,8 @@ static js_reduce_fn pick_kernel(enum js_isa isa, enum js_dtype dtype, enum js_re
     if ((uint32_t)dtype >= JS_DTYPE_COUNT || (uint32_t)redop >= JS_REDOP_COUNT) {
         return NULL;
     }
-    return pick_isas[isa].table->kernels[dtype][redop];
+    js_reduce_fn kernel = pick_isas[isa].table->kernels[dtype][redop];
+    return kernel != NULL ? kernel : js_reduce_ref_table.kernels[dtype][redop];
 }
 
 js_reduce_fn js_reduce_pick(enum js_dtype dtype, enum js_redop redop)

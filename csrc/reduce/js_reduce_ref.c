@@ -15,8 +15,10 @@ JS_STATIC_ASSERT(__FLT_EVAL_METHOD__ == 0, "float must be computed as float");
 #define REF_NAN_F32 0x7fc00000U
 #define REF_NAN_F16 0x7e00U
 #define REF_NAN_BF16 0x7fc0U
-#define REF_INFINITY_F32 0x7f800000U
+#define REF_NAN_E4M3 0x7fU
+#define REF_NAN_E5M2 0x7eU
 #define REF_INFINITY_F16 0x7c00U
+#define REF_INFINITY_E5M2 0x7cU
 
 /* Elements folded at a time, so that compilers can vectorise the loops. */
 #define REF_BLOCK 64
@@ -63,6 +65,8 @@ static inline uint32_t ref_round_shift(uint32_t value, uint32_t shift)
 
 REF_LOAD(f64_load, double)
 REF_LOAD(f32_load, float)
+REF_LOAD(i8_load, int8_t)
+REF_LOAD(i16_load, int16_t)
 REF_LOAD(i32_load, int32_t)
 REF_LOAD(i64_load, int64_t)
 REF_LOAD(u8_load, uint8_t)
@@ -75,9 +79,14 @@ static inline float bf16_load(const void *source, size_t index)
     return ref_float((uint32_t)u16_load(source, index) << 16);
 }
 
-static inline float f16_load(const void *source, size_t index)
+/* Any byte but zero is true. */
+static inline uint8_t bool_load(const void *source, size_t index)
 {
-    uint32_t half = u16_load(source, index);
+    return u8_load(source, index) != 0;
+}
+
+static inline float f16_decode(uint32_t half)
+{
     uint32_t sign = (half & 0x8000U) << 16;
     uint32_t exponent = (half >> 10) & 0x1fU;
     uint32_t fraction = half & 0x3ffU;
@@ -88,6 +97,31 @@ static inline float f16_load(const void *source, size_t index)
     }
     exponent = exponent == 0x1f ? 0xff : exponent + 112;
     return ref_float(sign | exponent << 23 | fraction << 13);
+}
+
+static inline float f16_load(const void *source, size_t index)
+{
+    return f16_decode(u16_load(source, index));
+}
+
+/* float8_e5m2 is the upper half of a float16. */
+static inline float e5m2_load(const void *source, size_t index)
+{
+    return f16_decode((uint32_t)u8_load(source, index) << 8);
+}
+
+/* Four bits of exponent with bias 7, no infinity, one NaN of each sign. */
+static inline float e4m3_load(const void *source, size_t index)
+{
+    uint32_t code = u8_load(source, index);
+    uint32_t sign = (code & 0x80U) << 24;
+    uint32_t magnitude = code & 0x7fU;
+
+    if (magnitude < 8) {
+        return ref_float(sign | ref_bits((float)magnitude * 0x1p-9F));
+    }
+    return ref_float(sign |
+                     (magnitude == REF_NAN_E4M3 ? REF_NAN_F32 : (magnitude << 20) + (120U << 23)));
 }
 
 #define REF_STORE(name, type)                                                                      \
@@ -122,30 +156,48 @@ static inline void bf16_store(void *target, size_t index, float value)
     u16_store(target, index, (uint16_t)(isnan(value) ? REF_NAN_BF16 : rounded));
 }
 
-static inline uint32_t f16_round(uint32_t magnitude)
+/* A float32 magnitude in a format of `fraction_bits` and exponents from 2^exponent_min on, of
+ * which subnormals go below: rounded to nearest, ties to even, as if exponents had no upper end. */
+static inline uint32_t narrow_round(uint32_t magnitude, uint32_t fraction_bits, int exponent_min)
 {
+    uint32_t shift = 23 - fraction_bits;
     uint32_t exponent = magnitude >> 23;
+    uint32_t normal_from = (uint32_t)(127 + exponent_min);
 
-    if (magnitude > REF_INFINITY_F32) {
-        return REF_NAN_F16;
+    if (exponent >= normal_from) {
+        return ref_round_shift(magnitude - ((normal_from - 1) << 23), shift);
     }
-    if (magnitude >= 0x477ff000U) { /* 65520, halfway between the largest float16 and 2^16 */
-        return REF_INFINITY_F16;
-    }
-    if (exponent >= 113) { /* normal in float16 */
-        return ref_round_shift(magnitude - (112U << 23), 13);
-    }
-    if (exponent < 102) { /* below half of the smallest subnormal, 2^-24 */
+    if (exponent < normal_from - fraction_bits - 1) { /* below half of the smallest subnormal */
         return 0;
     }
-    return ref_round_shift((magnitude & 0x7fffffU) | 0x800000U, 126 - exponent);
+    return ref_round_shift((magnitude & 0x7fffffU) | 0x800000U, shift + normal_from - exponent);
 }
 
 static inline void f16_store(void *target, size_t index, float value)
 {
-    uint32_t sign = isnan(value) ? 0 : (ref_bits(value) >> 16) & 0x8000U;
+    uint32_t sign = (ref_bits(value) >> 16) & 0x8000U;
+    uint32_t magnitude = ref_bits(value) & 0x7fffffffU;
+    uint32_t rounded = (uint32_t)js_min_u64(narrow_round(magnitude, 10, -14), REF_INFINITY_F16);
 
-    u16_store(target, index, (uint16_t)(sign | f16_round(ref_bits(value) & 0x7fffffffU)));
+    u16_store(target, index, (uint16_t)(isnan(value) ? REF_NAN_F16 : sign | rounded));
+}
+
+static inline void e5m2_store(void *target, size_t index, float value)
+{
+    uint32_t sign = (ref_bits(value) >> 24) & 0x80U;
+    uint32_t magnitude = ref_bits(value) & 0x7fffffffU;
+    uint32_t rounded = (uint32_t)js_min_u64(narrow_round(magnitude, 2, -14), REF_INFINITY_E5M2);
+
+    u8_store(target, index, (uint8_t)(isnan(value) ? REF_NAN_E5M2 : sign | rounded));
+}
+
+/* What is too large, infinity included, becomes NaN: the format has nothing else for it. */
+static inline void e4m3_store(void *target, size_t index, float value)
+{
+    uint32_t sign = (ref_bits(value) >> 24) & 0x80U;
+    uint32_t rounded = narrow_round(ref_bits(value) & 0x7fffffffU, 3, -6);
+
+    u8_store(target, index, (uint8_t)(rounded >= REF_NAN_E4M3 ? REF_NAN_E4M3 : sign | rounded));
 }
 
 /* --- one step of the fold ------------------------------------------------------------------ */
@@ -153,6 +205,9 @@ static inline void f16_store(void *target, size_t index, float value)
 #define REF_PROD(a, b) ((a) * (b))
 #define REF_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define REF_MAX(a, b) ((a) > (b) ? (a) : (b))
+#define REF_BAND(a, b) ((a) & (b))
+#define REF_BOR(a, b) ((a) | (b))
+#define REF_BXOR(a, b) ((a) ^ (b))
 
 /* minimum and maximum of IEEE 754-2019; equal operands differ only in the sign of zero. */
 #define REF_MIN_MAX_FLOAT(prefix, type)                                                            \
@@ -181,16 +236,26 @@ static inline void f16_store(void *target, size_t index, float value)
 REF_MIN_MAX_FLOAT(f64, double)
 REF_MIN_MAX_FLOAT(f32, float)
 
+static inline double f64_divide(double value, uint32_t divisor)
+{
+    return value / (double)divisor;
+}
+
+static inline float f32_divide(float value, uint32_t divisor)
+{
+    return value / (float)divisor;
+}
+
 /* --- the kernels --------------------------------------------------------------------------- */
 #define REF_KEEP(value, divisor) ((void)(divisor), (value))
 #define REF_KEEP_U8(value, divisor) ((void)(divisor), (uint8_t)(value))
+#define REF_KEEP_U16(value, divisor) ((void)(divisor), (uint16_t)(value))
 #define REF_KEEP_U32(value, divisor) ((void)(divisor), (uint32_t)(value))
 #define REF_KEEP_U64(value, divisor) ((void)(divisor), (uint64_t)(value))
-#define REF_AVG_F64(value, divisor) ((value) / (double)(divisor))
-#define REF_AVG_F32(value, divisor) ((value) / (float)(divisor))
-#define REF_AVG_I32(value, divisor) ((uint32_t)((value) / (int64_t)(divisor)))
-#define REF_AVG_I64(value, divisor) ((uint64_t)((value) / (ref_i128)(divisor)))
-#define REF_AVG_U8(value, divisor) ((uint8_t)((value) / (divisor)))
+#define REF_AVG_U8(value, divisor) ((uint8_t)((value) / (int64_t)(divisor)))
+#define REF_AVG_U16(value, divisor) ((uint16_t)((value) / (int64_t)(divisor)))
+#define REF_AVG_U32(value, divisor) ((uint32_t)((value) / (int64_t)(divisor)))
+#define REF_AVG_U64(value, divisor) ((uint64_t)((value) / (ref_i128)(divisor)))
 
 /* `type` is what the fold is computed in. A block is stored only when it has been folded, so
  * that target may be one of the sources. */
@@ -217,65 +282,137 @@ REF_MIN_MAX_FLOAT(f32, float)
         }                                                                                          \
     }
 
-REF_KERNEL(f64_kernel_sum, double, f64_load, REF_SUM, REF_KEEP, f64_store)
-REF_KERNEL(f64_kernel_prod, double, f64_load, REF_PROD, REF_KEEP, f64_store)
-REF_KERNEL(f64_kernel_min, double, f64_load, f64_min, REF_KEEP, f64_store)
-REF_KERNEL(f64_kernel_max, double, f64_load, f64_max, REF_KEEP, f64_store)
-REF_KERNEL(f64_kernel_avg, double, f64_load, REF_SUM, REF_AVG_F64, f64_store)
+#define REF_FLOAT_KERNELS(prefix, type, wide)                                                      \
+    REF_KERNEL(prefix##_kernel_sum, type, prefix##_load, REF_SUM, REF_KEEP, prefix##_store)        \
+    REF_KERNEL(prefix##_kernel_prod, type, prefix##_load, REF_PROD, REF_KEEP, prefix##_store)      \
+    REF_KERNEL(prefix##_kernel_min, type, prefix##_load, wide##_min, REF_KEEP, prefix##_store)     \
+    REF_KERNEL(prefix##_kernel_max, type, prefix##_load, wide##_max, REF_KEEP, prefix##_store)     \
+    REF_KERNEL(prefix##_kernel_avg, type, prefix##_load, REF_SUM, wide##_divide, prefix##_store)
 
-REF_KERNEL(f32_kernel_sum, float, f32_load, REF_SUM, REF_KEEP, f32_store)
-REF_KERNEL(f32_kernel_prod, float, f32_load, REF_PROD, REF_KEEP, f32_store)
-REF_KERNEL(f32_kernel_min, float, f32_load, f32_min, REF_KEEP, f32_store)
-REF_KERNEL(f32_kernel_max, float, f32_load, f32_max, REF_KEEP, f32_store)
-REF_KERNEL(f32_kernel_avg, float, f32_load, REF_SUM, REF_AVG_F32, f32_store)
+REF_FLOAT_KERNELS(f64, double, f64)
+REF_FLOAT_KERNELS(f32, float, f32)
+REF_FLOAT_KERNELS(f16, float, f32)
+REF_FLOAT_KERNELS(bf16, float, f32)
+REF_FLOAT_KERNELS(e4m3, float, f32)
+REF_FLOAT_KERNELS(e5m2, float, f32)
 
-REF_KERNEL(f16_kernel_sum, float, f16_load, REF_SUM, REF_KEEP, f16_store)
-REF_KERNEL(f16_kernel_prod, float, f16_load, REF_PROD, REF_KEEP, f16_store)
-REF_KERNEL(f16_kernel_min, float, f16_load, f32_min, REF_KEEP, f16_store)
-REF_KERNEL(f16_kernel_max, float, f16_load, f32_max, REF_KEEP, f16_store)
-REF_KERNEL(f16_kernel_avg, float, f16_load, REF_SUM, REF_AVG_F32, f16_store)
+/* The same for signed and unsigned. Unsigned arithmetic wraps where signed arithmetic would be
+ * undefined; narrow integers are computed modulo 2^32, which is the same modulo 2^8 and 2^16. */
+#define REF_WRAP_KERNEL(name, bits, wide, fold)                                                    \
+    REF_KERNEL(name, wide, u##bits##_load, fold, REF_KEEP_U##bits, u##bits##_store)
+#define REF_WRAP_KERNELS(bits, wide)                                                               \
+    REF_WRAP_KERNEL(u##bits##_kernel_sum, bits, wide, REF_SUM)                                     \
+    REF_WRAP_KERNEL(u##bits##_kernel_prod, bits, wide, REF_PROD)                                   \
+    REF_WRAP_KERNEL(u##bits##_kernel_band, bits, wide, REF_BAND)                                   \
+    REF_WRAP_KERNEL(u##bits##_kernel_bor, bits, wide, REF_BOR)                                     \
+    REF_WRAP_KERNEL(u##bits##_kernel_bxor, bits, wide, REF_BXOR)
 
-REF_KERNEL(bf16_kernel_sum, float, bf16_load, REF_SUM, REF_KEEP, bf16_store)
-REF_KERNEL(bf16_kernel_prod, float, bf16_load, REF_PROD, REF_KEEP, bf16_store)
-REF_KERNEL(bf16_kernel_min, float, bf16_load, f32_min, REF_KEEP, bf16_store)
-REF_KERNEL(bf16_kernel_max, float, bf16_load, f32_max, REF_KEEP, bf16_store)
-REF_KERNEL(bf16_kernel_avg, float, bf16_load, REF_SUM, REF_AVG_F32, bf16_store)
+REF_WRAP_KERNELS(8, uint32_t)
+REF_WRAP_KERNELS(16, uint32_t)
+REF_WRAP_KERNELS(32, uint32_t)
+REF_WRAP_KERNELS(64, uint64_t)
 
-/* Unsigned arithmetic wraps where signed arithmetic would be undefined. */
-REF_KERNEL(i32_kernel_sum, uint32_t, u32_load, REF_SUM, REF_KEEP, u32_store)
-REF_KERNEL(i32_kernel_prod, uint32_t, u32_load, REF_PROD, REF_KEEP, u32_store)
-REF_KERNEL(i32_kernel_min, int32_t, i32_load, REF_MIN, REF_KEEP_U32, u32_store)
-REF_KERNEL(i32_kernel_max, int32_t, i32_load, REF_MAX, REF_KEEP_U32, u32_store)
-REF_KERNEL(i32_kernel_avg, int64_t, i32_load, REF_SUM, REF_AVG_I32, u32_store)
+/* `total` holds any sum exactly. */
+#define REF_ORDER_KERNELS(prefix, bits, type, total)                                               \
+    REF_KERNEL(prefix##_kernel_min, type, prefix##_load, REF_MIN, REF_KEEP_U##bits,                \
+               u##bits##_store)                                                                    \
+    REF_KERNEL(prefix##_kernel_max, type, prefix##_load, REF_MAX, REF_KEEP_U##bits,                \
+               u##bits##_store)                                                                    \
+    REF_KERNEL(prefix##_kernel_avg, total, prefix##_load, REF_SUM, REF_AVG_U##bits, u##bits##_store)
 
-REF_KERNEL(i64_kernel_sum, uint64_t, u64_load, REF_SUM, REF_KEEP, u64_store)
-REF_KERNEL(i64_kernel_prod, uint64_t, u64_load, REF_PROD, REF_KEEP, u64_store)
-REF_KERNEL(i64_kernel_min, int64_t, i64_load, REF_MIN, REF_KEEP_U64, u64_store)
-REF_KERNEL(i64_kernel_max, int64_t, i64_load, REF_MAX, REF_KEEP_U64, u64_store)
-REF_KERNEL(i64_kernel_avg, ref_i128, i64_load, REF_SUM, REF_AVG_I64, u64_store)
+REF_ORDER_KERNELS(i8, 8, int8_t, int64_t)
+REF_ORDER_KERNELS(u8, 8, uint8_t, int64_t)
+REF_ORDER_KERNELS(i16, 16, int16_t, int64_t)
+REF_ORDER_KERNELS(u16, 16, uint16_t, int64_t)
+REF_ORDER_KERNELS(i32, 32, int32_t, int64_t)
+REF_ORDER_KERNELS(u32, 32, uint32_t, int64_t)
+REF_ORDER_KERNELS(i64, 64, int64_t, ref_i128)
+REF_ORDER_KERNELS(u64, 64, uint64_t, ref_i128)
 
-/* Computed modulo 2^32, which is the same modulo 2^8. */
-REF_KERNEL(u8_kernel_sum, uint32_t, u8_load, REF_SUM, REF_KEEP_U8, u8_store)
-REF_KERNEL(u8_kernel_prod, uint32_t, u8_load, REF_PROD, REF_KEEP_U8, u8_store)
-REF_KERNEL(u8_kernel_min, uint8_t, u8_load, REF_MIN, REF_KEEP, u8_store)
-REF_KERNEL(u8_kernel_max, uint8_t, u8_load, REF_MAX, REF_KEEP, u8_store)
-REF_KERNEL(u8_kernel_avg, uint64_t, u8_load, REF_SUM, REF_AVG_U8, u8_store)
+REF_KERNEL(bool_kernel_band, uint8_t, bool_load, REF_BAND, REF_KEEP, u8_store)
+REF_KERNEL(bool_kernel_bor, uint8_t, bool_load, REF_BOR, REF_KEEP, u8_store)
+REF_KERNEL(bool_kernel_bxor, uint8_t, bool_load, REF_BXOR, REF_KEEP, u8_store)
 
-#define REF_ROW(prefix)                                                                            \
+/* A sum of complex numbers is one of their parts. A product takes four multiplications, each
+ * rounded, and no care of infinite operands (as in C with CX_LIMITED_RANGE). */
+#define REF_COMPLEX_KERNELS(prefix, part, type)                                                    \
+    static void prefix##_kernel_sum(void *target, const void *const *sources,                      \
+                                    uint32_t source_count, size_t element_count, uint32_t divisor) \
     {                                                                                              \
-        [JS_REDOP_SUM] = prefix##_kernel_sum, [JS_REDOP_PROD] = prefix##_kernel_prod,              \
-        [JS_REDOP_MIN] = prefix##_kernel_min, [JS_REDOP_MAX] = prefix##_kernel_max,                \
-        [JS_REDOP_AVG] = prefix##_kernel_avg,                                                      \
+        part##_kernel_sum(target, sources, source_count, 2 * element_count, divisor);              \
+    }                                                                                              \
+                                                                                                   \
+    static void prefix##_kernel_avg(void *target, const void *const *sources,                      \
+                                    uint32_t source_count, size_t element_count, uint32_t divisor) \
+    {                                                                                              \
+        part##_kernel_avg(target, sources, source_count, 2 * element_count, divisor);              \
+    }                                                                                              \
+                                                                                                   \
+    static void prefix##_kernel_prod(void *target, const void *const *sources,                     \
+                                     uint32_t source_count, size_t element_count,                  \
+                                     uint32_t divisor)                                             \
+    {                                                                                              \
+        (void)divisor;                                                                             \
+        for (size_t i = 0; i < 2 * element_count; i += 2) {                                        \
+            type real = part##_load(sources[0], i);                                                \
+            type imag = part##_load(sources[0], i + 1);                                            \
+            for (uint32_t s = 1; s < source_count; s++) {                                          \
+                type next_real = part##_load(sources[s], i);                                       \
+                type next_imag = part##_load(sources[s], i + 1);                                   \
+                type product = real * next_real - imag * next_imag;                                \
+                imag = real * next_imag + imag * next_real;                                        \
+                real = product;                                                                    \
+            }                                                                                      \
+            part##_store(target, i, real);                                                         \
+            part##_store(target, i + 1, imag);                                                     \
+        }                                                                                          \
+    }
+
+REF_COMPLEX_KERNELS(c64, f32, float)
+REF_COMPLEX_KERNELS(c128, f64, double)
+
+#define REF_FIELD(prefix, raw)                                                                     \
+    [JS_REDOP_SUM] = raw##_kernel_sum, [JS_REDOP_PROD] = raw##_kernel_prod,                        \
+    [JS_REDOP_AVG] = prefix##_kernel_avg, [JS_REDOP_PREMUL_SUM] = raw##_kernel_sum
+#define REF_ORDER(prefix) [JS_REDOP_MIN] = prefix##_kernel_min, [JS_REDOP_MAX] = prefix##_kernel_max
+#define REF_BITS(raw)                                                                              \
+    [JS_REDOP_BAND] = raw##_kernel_band, [JS_REDOP_BOR] = raw##_kernel_bor,                        \
+    [JS_REDOP_BXOR] = raw##_kernel_bxor
+#define REF_FLOAT_ROW(prefix)                                                                      \
+    {                                                                                              \
+        REF_FIELD(prefix, prefix), REF_ORDER(prefix)                                               \
+    }
+#define REF_INT_ROW(prefix, raw)                                                                   \
+    {                                                                                              \
+        REF_FIELD(prefix, raw), REF_ORDER(prefix), REF_BITS(raw)                                   \
+    }
+#define REF_COMPLEX_ROW(prefix)                                                                    \
+    {                                                                                              \
+        REF_FIELD(prefix, prefix)                                                                  \
     }
 
 const struct js_reduce_table js_reduce_ref_table = {
     .kernels = {
-        [JS_DTYPE_FLOAT64] = REF_ROW(f64),
-        [JS_DTYPE_FLOAT32] = REF_ROW(f32),
-        [JS_DTYPE_FLOAT16] = REF_ROW(f16),
-        [JS_DTYPE_BFLOAT16] = REF_ROW(bf16),
-        [JS_DTYPE_INT32] = REF_ROW(i32),
-        [JS_DTYPE_INT64] = REF_ROW(i64),
-        [JS_DTYPE_UINT8] = REF_ROW(u8),
+        [JS_DTYPE_FLOAT64] = REF_FLOAT_ROW(f64),
+        [JS_DTYPE_FLOAT32] = REF_FLOAT_ROW(f32),
+        [JS_DTYPE_FLOAT16] = REF_FLOAT_ROW(f16),
+        [JS_DTYPE_BFLOAT16] = REF_FLOAT_ROW(bf16),
+        [JS_DTYPE_FLOAT8_E4M3FN] = REF_FLOAT_ROW(e4m3),
+        [JS_DTYPE_FLOAT8_E5M2] = REF_FLOAT_ROW(e5m2),
+        [JS_DTYPE_INT8] = REF_INT_ROW(i8, u8),
+        [JS_DTYPE_UINT8] = REF_INT_ROW(u8, u8),
+        [JS_DTYPE_INT16] = REF_INT_ROW(i16, u16),
+        [JS_DTYPE_UINT16] = REF_INT_ROW(u16, u16),
+        [JS_DTYPE_INT32] = REF_INT_ROW(i32, u32),
+        [JS_DTYPE_UINT32] = REF_INT_ROW(u32, u32),
+        [JS_DTYPE_INT64] = REF_INT_ROW(i64, u64),
+        [JS_DTYPE_UINT64] = REF_INT_ROW(u64, u64),
+        [JS_DTYPE_BOOL] = {
+            [JS_REDOP_SUM] = bool_kernel_bor, [JS_REDOP_PROD] = bool_kernel_band,
+            [JS_REDOP_MIN] = bool_kernel_band, [JS_REDOP_MAX] = bool_kernel_bor,
+            REF_BITS(bool),
+        },
+        [JS_DTYPE_COMPLEX64] = REF_COMPLEX_ROW(c64),
+        [JS_DTYPE_COMPLEX128] = REF_COMPLEX_ROW(c128),
     },
 };

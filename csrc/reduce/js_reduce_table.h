@@ -5,7 +5,9 @@
 #include "js_reduce.h"
 
 struct js_reduce_table {
-    js_reduce_fn kernels[JS_DTYPE_COUNT][JS_REDOP_COUNT]; /* NULL: not compiled for this machine */
+    /* NULL where there is no special kernel: the reference serves. In the reference: the operation
+     * is not defined. The first is not NULL if the table was compiled for this machine at all. */
+    js_reduce_fn kernels[JS_DTYPE_COUNT][JS_REDOP_COUNT];
 };
 
 extern const struct js_reduce_table js_reduce_ref_table;

@@ -16,6 +16,8 @@ from jetstream.errors import ConfigurationError
 
 __all__ = ["BenchConfig", "check_output_path", "parse_dtypes", "parse_ops"]
 
+#: A premultiplied sum is a sum with a pass over the array before it: there is nothing to see.
+_OPS = [redop.label for redop in RedOp if redop is not RedOp.PREMUL_SUM]
 #: Names that nccl-tests uses for the same types.
 _ALIASES = {"double": "float64", "float": "float32", "half": "float16", "int": "int32"}
 
@@ -44,7 +46,7 @@ class BenchConfig:
         """Checks every field; the message names the option at fault."""
         _check_names("kind", self.kinds, KINDS)
         _check_names("-d", self.dtypes, [dtype.label for dtype in DType])
-        _check_names("-o", self.ops, [redop.label for redop in RedOp])
+        _check_names("-o", self.ops, _OPS)
         _check_names("--launch", (self.launch,), ("python", "c"))
         _check_names("--bind", (self.bind,), ("core", "none"))
         if self.algorithm is not None:
@@ -59,15 +61,20 @@ class BenchConfig:
         messages = [kind for kind in self.kinds if kind not in COLLECTIVES]
         if messages and self.ranks < 2:
             raise ConfigurationError(f"{messages[0]} needs at least 2 ranks (-n 2)")
+        if any(kind in REDUCING for kind in self.kinds) and not any(map(self._ops_of, self.dtypes)):
+            raise ConfigurationError(f"-o: no type of -d has any of {', '.join(self.ops)}")
         if self.launch == "c":
             _check_names("--launch c", self.kinds, LAUNCHED_FROM_C)
 
     def cases(self) -> list[Case]:
-        """Lists the rows of the table in order; sizes that round to the same row appear once."""
+        """Lists the rows of the table in order; sizes that round to the same row appear once.
+
+        Reductions that are not defined for an element type are left out.
+        """
         cases: dict[tuple[object, ...], Case] = {}
         for kind in self.kinds:
             for dtype in self.dtypes:
-                for redop in self.ops if kind in REDUCING else ("none",):
+                for redop in self._ops_of(dtype) if kind in REDUCING else ("none",):
                     for size_bytes in self.sizes_bytes:
                         root = self.root if kind == "broadcast" else -1
                         case = Case(kind, self.ranks, size_bytes, dtype, redop, root)
@@ -76,6 +83,10 @@ class BenchConfig:
                         key = (kind, case.dtype, case.redop, case.size_bytes)
                         cases.setdefault(key, case)
         return list(cases.values())
+
+    def _ops_of(self, dtype: str) -> tuple[str, ...]:
+        defined = [redop.label for redop in DType[dtype.upper()].redops]
+        return tuple(op for op in self.ops if op in defined)
 
     def check_memory(self, free_bytes: int) -> None:
         """Raises ConfigurationError when the largest size cannot fit into `free_bytes`."""
@@ -111,12 +122,10 @@ def parse_dtypes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_ops(names: Iterable[str]) -> tuple[str, ...]:
-    """Expands ``all`` to the five reductions."""
+    """Expands ``all`` to every reduction that needs no more than its name."""
     expanded: dict[str, None] = {}
     for name in names:
-        expanded.update(
-            dict.fromkeys([redop.label for redop in RedOp] if name == "all" else [name])
-        )
+        expanded.update(dict.fromkeys(_OPS if name == "all" else [name]))
     return tuple(expanded)
 
 

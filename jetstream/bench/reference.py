@@ -30,8 +30,11 @@ _COMBINE: dict[str, Callable[[Array, Array], Array]] = {
     "min": np.minimum,
     "max": np.maximum,
     "avg": np.add,
+    "band": np.bitwise_and,
+    "bor": np.bitwise_or,
+    "bxor": np.bitwise_xor,
 }
-_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_BITS = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)} | {16: np.dtype("u8,u8")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,17 @@ def table(rank: int, dtype: np.dtype[Any], redop: str) -> Array:
     """Returns the PERIOD elements that rank `rank` repeats as its input; read-only.
 
     Floats are spread over (-4, 4), near 1 for prod so that nothing overflows; integers over the
-    whole range of the type, odd for prod so that no bit is lost.
+    whole range of the type, odd for prod so that no bit is lost. Complex numbers have two such
+    floats as their parts, a bit smaller for prod.
     """
     random = np.random.Generator(np.random.PCG64([rank, 20]))
-    if dtype.kind in "iu":
+    if dtype.kind == "b":
+        values = random.integers(0, 2, PERIOD, np.uint8).astype(dtype)
+    elif dtype.kind == "c":
+        low, high = (0.6, 0.8) if redop == "prod" else (-4.0, 4.0)
+        parts = random.uniform(low, high, 2 * PERIOD)
+        values = parts.astype(dtype.type(0).real.dtype).view(dtype)
+    elif dtype.kind in "iu":
         limits = np.iinfo(dtype)
         values = random.integers(limits.min, limits.max, PERIOD, dtype, endpoint=True)
         values = values | dtype.type(1) if redop == "prod" else values
@@ -73,21 +83,33 @@ def source(rank: int, dtype: np.dtype[Any], redop: str, count: int) -> Array:
 def fold(world: int, dtype: np.dtype[Any], redop: str) -> Array:
     """Returns the PERIOD elements of the reduction of all ranks' tables, in rank order.
 
-    16-bit floats accumulate in float32 and are rounded once; other floats fold in their own type;
-    integers wrap, except that their average is exact and truncated towards zero.
+    Floats of 16 and 8 bits accumulate in float32 and are rounded once; others fold in their own
+    type; integers wrap, except that their average is exact and truncated towards zero.
     """
     tables = [table(rank, dtype, redop) for rank in range(world)]
     if redop == "avg" and dtype.kind in "iu":
         totals = [sum(column) for column in zip(*(t.tolist() for t in tables), strict=True)]
         averages = [abs(total) // world * (1 if total >= 0 else -1) for total in totals]
         return np.array(averages, dtype)
-    wide = np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+    wide = np.dtype(np.float32) if dtype.itemsize <= 2 and dtype.kind not in "iub" else dtype
+    combine = _multiply if dtype.kind == "c" and redop == "prod" else _COMBINE[redop]
     result = tables[0].astype(wide)
     for values in tables[1:]:
-        result = _COMBINE[redop](result, values.astype(wide))
+        result = combine(result, values.astype(wide))
     if redop == "avg":
-        result = result / wide.type(world)
+        if dtype.kind == "c":  # NumPy would divide by a complex number
+            result = (result.view(result.real.dtype) / result.real.dtype.type(world)).view(dtype)
+        else:
+            result = result / wide.type(world)
     return np.asarray(result.astype(dtype))
+
+
+def _multiply(left: Array, right: Array) -> Array:
+    """Complex numbers, each operation rounded: NumPy may fuse them."""
+    result = np.empty_like(left)
+    result.real = left.real * right.real - left.imag * right.imag
+    result.imag = left.real * right.imag + left.imag * right.real
+    return result
 
 
 def count_wrong(result: Array, parts: Sequence[Part], shift: int) -> int:

@@ -69,11 +69,11 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument("-i", "--step", metavar="SIZE", help="add this instead of a factor")
     sizes.add_argument(
         "-d", "--dtype", default="float32", metavar="TYPE[,TYPE...]",
-        help="float64 float32 float16 bfloat16 int32 int64 uint8, or all (float32)",
+        help="as in NumPy and ml_dtypes: bfloat16, int8, complex64, ...; or all (float32)",
     )  # fmt: skip
     sizes.add_argument(
         "-o", "--op", default="sum", metavar="OP[,OP...]",
-        help="sum prod min max avg, or all (sum)",
+        help="sum prod min max avg band bor bxor, or all where defined (sum)",
     )  # fmt: skip
     sizes.add_argument("-r", "--root", type=int, default=0, help="root of broadcast (0)")
     sizes.add_argument(

@@ -17,7 +17,7 @@ struct js_test_specials {
 
 /* In each floating type: zeros, smallest and largest subnormal, smallest normal, one and its
  * neighbours, halves of the last place, largest finite, infinities, quiet and signalling NaNs of
- * both signs with and without payload. */
+ * both signs with and without payload. Complex numbers are drawn by parts and have none. */
 /* clang-format off */
 static const struct js_test_specials js_test_specials[JS_DTYPE_COUNT] = {
     [JS_DTYPE_FLOAT64] = {
@@ -59,6 +59,35 @@ static const struct js_test_specials js_test_specials[JS_DTYPE_COUNT] = {
     [JS_DTYPE_UINT8] = {
         8,
         { 0x00, 0x01, 0x02, 0x7f, 0x80, 0x81, 0xfe, 0xff } },
+    [JS_DTYPE_INT8] = {
+        8,
+        { 0x00, 0x01, 0x02, 0x7f, 0x80, 0x81, 0xfe, 0xff } },
+    [JS_DTYPE_INT16] = {
+        10,
+        { 0x0000, 0x0001, 0xffff, 0x8000, 0x8001, 0x7fff, 0x7ffe, 0x0100, 0xff00, 0xfffd } },
+    [JS_DTYPE_UINT16] = {
+        10,
+        { 0x0000, 0x0001, 0xffff, 0x8000, 0x8001, 0x7fff, 0x7ffe, 0x0100, 0xff00, 0xfffd } },
+    [JS_DTYPE_UINT32] = {
+        10,
+        { 0x00000000, 0x00000001, 0xffffffff, 0x80000000, 0x80000001, 0x7fffffff, 0x7ffffffe,
+          0x00010000, 0xffff0000, 0xfffffffd } },
+    [JS_DTYPE_UINT64] = {
+        12,
+        { 0x0000000000000000, 0x0000000000000001, 0xffffffffffffffff, 0x8000000000000000,
+          0x8000000000000001, 0x7fffffffffffffff, 0x7ffffffffffffffe, 0x0000000100000000,
+          0xffffffff00000000, 0x00000000ffffffff, 0x0000000080000000, 0xfffffffffffffffd } },
+    [JS_DTYPE_BOOL] = { /* any byte but zero is true */
+        6,
+        { 0x00, 0x01, 0x02, 0x80, 0x10, 0xff } },
+    [JS_DTYPE_FLOAT8_E4M3FN] = {
+        26,
+        { 0x00, 0x80, 0x01, 0x81, 0x02, 0x07, 0x87, 0x08, 0x88, 0x38, 0xb8, 0x39, 0x37, 0x18, 0x98,
+          0x20, 0x3c, 0x58, 0x59, 0x7e, 0xfe, 0x78, 0x77, 0x76, 0x7f, 0xff } },
+    [JS_DTYPE_FLOAT8_E5M2] = {
+        29,
+        { 0x00, 0x80, 0x01, 0x81, 0x02, 0x03, 0x83, 0x04, 0x84, 0x3c, 0xbc, 0x3d, 0x3b, 0x30, 0xb0,
+          0x2c, 0x3e, 0x48, 0x49, 0x7b, 0xfb, 0x78, 0x77, 0x7c, 0xfc, 0x7e, 0xfe, 0x7d, 0xff } },
 };
 /* clang-format on */
 
@@ -81,13 +110,12 @@ static inline uint64_t js_test_tame(uint32_t dtype, uint64_t bits)
         uint32_t fraction_bits;
         uint64_t bias;
     } floats[] = {
-        [JS_DTYPE_FLOAT64] = { 8, 52, 1023 },
-        [JS_DTYPE_FLOAT32] = { 4, 23, 127 },
-        [JS_DTYPE_FLOAT16] = { 2, 10, 15 },
-        [JS_DTYPE_BFLOAT16] = { 2, 7, 127 },
+        [JS_DTYPE_FLOAT64] = { 8, 52, 1023 },   [JS_DTYPE_FLOAT32] = { 4, 23, 127 },
+        [JS_DTYPE_FLOAT16] = { 2, 10, 15 },     [JS_DTYPE_BFLOAT16] = { 2, 7, 127 },
+        [JS_DTYPE_FLOAT8_E4M3FN] = { 1, 3, 7 }, [JS_DTYPE_FLOAT8_E5M2] = { 1, 2, 15 },
     };
 
-    if (dtype > JS_DTYPE_BFLOAT16) {
+    if (dtype >= sizeof(floats) / sizeof(floats[0]) || floats[dtype].bytes == 0) {
         return bits;
     }
     uint64_t sign = (bits >> 63) << (floats[dtype].bytes * 8 - 1);
@@ -124,6 +152,25 @@ static inline void js_test_put(uint32_t dtype, void *array, size_t index, uint64
     uint32_t bytes = js_dtype_bytes(dtype);
 
     memcpy((uint8_t *)array + index * bytes, &bits, bytes);
+}
+
+/* The type of the parts of a complex number; any other type is its own only part. */
+static inline uint32_t js_test_part(uint32_t dtype)
+{
+    return dtype == JS_DTYPE_COMPLEX64    ? JS_DTYPE_FLOAT32
+           : dtype == JS_DTYPE_COMPLEX128 ? JS_DTYPE_FLOAT64
+                                          : dtype;
+}
+
+/* Element `index` of an array becomes a random one, as js_test_element makes them. */
+static inline void js_test_draw(uint32_t dtype, void *array, size_t index, uint64_t *state)
+{
+    uint32_t part = js_test_part(dtype);
+    uint32_t parts = part == dtype ? 1 : 2;
+
+    for (uint32_t i = 0; i < parts; i++) {
+        js_test_put(part, array, index * parts + i, js_test_element(part, state));
+    }
 }
 
 #endif

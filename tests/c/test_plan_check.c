@@ -131,6 +131,8 @@ static void test_header_fields(void)
     REFUSED(head->call.dtype = JS_DTYPE_COUNT);
     REFUSED(head->call.dtype = 255);
     REFUSED(head->call.redop = JS_REDOP_COUNT);
+    REFUSED(head->call.redop = JS_REDOP_BAND);
+    REFUSED(head->call.dtype = JS_DTYPE_COMPLEX128; head->call.redop = JS_REDOP_MAX);
     REFUSED(head->call.chunk_bytes = 0);
     REFUSED(head->call.chunk_bytes = 96);
     REFUSED(head->call.chunk_bytes = JS_PLAN_CHUNK_BYTES_MAX + 64);

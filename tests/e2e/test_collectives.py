@@ -17,18 +17,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jetstream.communicator import Communicator
-from jetstream.dtypes import DType, RedOp
+from jetstream.dtypes import DType
 from jetstream.testing.plugin import Pools
 from jetstream.testing.reference import fold, same_bits
 
-OPS = tuple(op.label for op in RedOp)
+OPS = ("sum", "prod", "min", "max", "avg")
 DTYPES = tuple(dtype.label for dtype in DType)
+#: Types that the ordinary run tries with every world and size; others it tries with some.
+COMMON = ("float64", "float32", "float16", "bfloat16", "int32", "int64", "uint8")
 WORLDS = range(1, 9)
 LARGE = (1 << 20) + 3
 #: Collectives with a large array that the ordinary run tries; --full-matrix tries all.
-LARGE_SAMPLE = (("float32", "sum"), ("bfloat16", "avg"), ("int64", "max"), ("uint8", "prod"))
+LARGE_SAMPLE = (
+    *(("float32", "sum"), ("bfloat16", "avg"), ("int64", "max"), ("uint8", "prod")),
+    ("float8_e4m3fn", "premul_sum"),
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def ops_of(dtype: str) -> tuple[str, ...]:
+    return tuple(op.label for op in DType[dtype.upper()].redops)
 
 
 def inputs(world: int, dtype: str, op: str, count: int) -> list[Array]:
@@ -37,14 +46,33 @@ def inputs(world: int, dtype: str, op: str, count: int) -> list[Array]:
     arrays = []
     for rank in range(world):
         rng = np.random.default_rng([rank, count, kind.num])
-        if kind.kind in "iu":
+        if kind.kind == "b":
+            arrays.append(rng.random(count) < (rank + 1) / (world + 1))
+        elif kind.kind in "iu":
             limits = np.iinfo(kind)
             arrays.append(rng.integers(limits.min, limits.max, count, kind, endpoint=True))
         elif op == "prod":
-            arrays.append(np.exp2(rng.uniform(-1, 1, count)).astype(kind))
+            size, turn = np.exp2(rng.uniform(-1, 1, count)), np.exp(1j * rng.uniform(0, 7, count))
+            arrays.append((size * turn if kind.kind == "c" else size).astype(kind))
+        elif kind.kind == "c":
+            arrays.append((rng.standard_normal((count, 2)) @ [1, 1j] * 100).astype(kind))
         else:
             arrays.append((rng.standard_normal(count) * 100).astype(kind))
     return arrays
+
+
+def scales_of(world: int, dtype: str, op: str) -> list[Any] | None:
+    """The factor of each rank in a premultiplied sum; None for any other operation."""
+    kind = DType[dtype.upper()].numpy.kind
+    if op != "premul_sum":
+        return None
+    step: complex = 3 if kind in "iu" else 0.3 + 0.1j if kind == "c" else -0.3
+    return [(rank + 1) * step for rank in range(world)]
+
+
+def factor_of(comm: Communicator, dtype: str, op: str) -> dict[str, Any]:
+    scales = scales_of(comm.size, dtype, op)
+    return {} if scales is None else {"scale": scales[comm.rank]}
 
 
 def small_counts(dtype: str, full: bool) -> tuple[int, ...]:
@@ -72,14 +100,14 @@ def run_all_reduce(
     comm: Communicator, dtype: str, op: str, count: int, ways: list[dict[str, Any]]
 ) -> None:
     arrays = inputs(comm.size, dtype, op, count)
-    expected = fold(arrays, op)
-    mine = arrays[comm.rank]
+    expected = fold(arrays, op, scales=scales_of(comm.size, dtype, op))
+    mine, factor = arrays[comm.rank], factor_of(comm, dtype, op)
     for options in ways:
         x = mine.copy()
-        assert comm.all_reduce(x, op, **options) is x
+        assert comm.all_reduce(x, op, **options, **factor) is x
         check(x, expected, "all_reduce", dtype, op, count, options)
     out = np.empty_like(mine)
-    assert comm.all_reduce(mine, op, out=out) is out
+    assert comm.all_reduce(mine, op, out=out, **factor) is out
     check(out, expected, "all_reduce", dtype, op, count, "out of place")
     check(mine, inputs(comm.size, dtype, op, count)[comm.rank], "the input has changed")
 
@@ -87,9 +115,10 @@ def run_all_reduce(
 def run_reduce_scatter(comm: Communicator, dtype: str, op: str, count: int, full: bool) -> None:
     arrays = inputs(comm.size, dtype, op, comm.size * count)
     mine = slice(comm.rank * count, (comm.rank + 1) * count)
-    expected = fold([array[mine] for array in arrays], op)
+    expected = fold([a[mine] for a in arrays], op, scales=scales_of(comm.size, dtype, op))
+    factor = factor_of(comm, dtype, op)
     for chunk_bytes in (None, 192) if full else (None,):
-        got = comm.reduce_scatter(arrays[comm.rank], op, chunk_bytes=chunk_bytes)
+        got = comm.reduce_scatter(arrays[comm.rank], op, chunk_bytes=chunk_bytes, **factor)
         check(got, expected, "reduce_scatter", dtype, op, count, chunk_bytes)
 
 
@@ -123,26 +152,39 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     full = bool(metafunc.config.getoption("--full-matrix"))
     if "full" in metafunc.fixturenames:
         metafunc.parametrize("full", [full], ids=["full" if full else "short"])
+    if "type_case" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "type_case",
+            [(w, d) for w in WORLDS for d in DTYPES if full or d in COMMON or w in (2, 5)],
+            ids=str,
+        )
     if "large_case" in metafunc.fixturenames:
         worlds: Sequence[int] = WORLDS if full else (2, 3)
-        cases = [(dtype, op) for dtype in DTYPES for op in OPS] if full else LARGE_SAMPLE
+        every = [(dtype, op) for dtype in DTYPES for op in ops_of(dtype)]
+        cases = every if full else LARGE_SAMPLE
         metafunc.parametrize(
             "large_case", [(world, *case) for world in worlds for case in cases], ids=str
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("world", WORLDS)
-def test_reductions(rank_pools: Pools, world: int, dtype: str, full: bool) -> None:
-    counts = small_counts(dtype, full)
-    rank_pools(world).run(run_reductions, dtype, OPS, counts, full, timeout_s=300)
+def test_reductions(rank_pools: Pools, type_case: tuple[int, str], full: bool) -> None:
+    world, dtype = type_case
+    pool, counts, ops = rank_pools(world), small_counts(dtype, full), ops_of(dtype)
+    if full:
+        pool.run(run_reductions, dtype, ops, counts, full, timeout_s=300)
+        return
+    thorough = tuple(op for op in ops if dtype in COMMON and op in OPS)
+    pool.run(run_reductions, dtype, thorough, counts, full, timeout_s=300)
+    rest = tuple(op for op in ops if op not in thorough)
+    pool.run(run_reductions, dtype, rest, (counts[2], 333), full, timeout_s=300)
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_movements(rank_pools: Pools, world: int, full: bool) -> None:
     pool = rank_pools(world)
     for dtype in DTYPES:
-        pool.run(run_movements, dtype, small_counts(dtype, full), full, timeout_s=300)
+        counts = small_counts(dtype, full) if full or dtype in COMMON else (7 * world,)
+        pool.run(run_movements, dtype, counts, full, timeout_s=300)
 
 
 def test_large(rank_pools: Pools, large_case: tuple[int, str, str], full: bool) -> None:
@@ -227,7 +269,7 @@ def test_shapes(rank_pools: Pools, world: int) -> None:
 
 def run_special_values(comm: Communicator) -> None:
     specials = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 3.0], np.float32)
-    for dtype in ("float64", "float32", "float16", "bfloat16"):
+    for dtype in ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
         arrays = [np.roll(specials, r).astype(DType[dtype.upper()].numpy) for r in range(comm.size)]
         for op in OPS:
             for algo in ("one_shot", "two_shot"):
@@ -246,7 +288,7 @@ STEPS = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(("all_reduce", "all_gather", "reduce_scatter", "broadcast")),
         "dtype": st.sampled_from(DTYPES),
-        "op": st.sampled_from(OPS),
+        "op": st.integers(0, 99),
         "shape": SHAPES,
         "axis": st.integers(0, 3),
         "root": st.integers(0, 2),
@@ -258,7 +300,9 @@ STEPS = st.fixed_dictionaries(
 
 
 def run_step(comm: Communicator, step: dict[str, Any]) -> None:
-    kind, op, shape = step["kind"], step["op"], tuple(step["shape"])
+    kind, shape, ops = step["kind"], tuple(step["shape"]), ops_of(step["dtype"])
+    op = ops[step["op"] % len(ops)]
+    factor, scales = factor_of(comm, step["dtype"], op), scales_of(comm.size, step["dtype"], op)
     axis = step["axis"] % max(len(shape), 1)
     if kind == "reduce_scatter":
         shape = shape or (1,)
@@ -267,16 +311,14 @@ def run_step(comm: Communicator, step: dict[str, Any]) -> None:
     arrays = [a.reshape(shape) for a in inputs(comm.size, step["dtype"], op, count)]
     mine, chunk = arrays[comm.rank], {"chunk_bytes": step["chunk_bytes"]}
     if kind == "all_reduce":
-        got, expected = (
-            comm.all_reduce(mine.copy(), op, algo=step["algo"], **chunk),
-            fold(arrays, op),
-        )
+        got = comm.all_reduce(mine.copy(), op, algo=step["algo"], **chunk, **factor)
+        expected = fold(arrays, op, scales=scales)
     elif kind == "all_gather":
         got = comm.all_gather(mine, axis=axis, **chunk)
         expected = np.concatenate(arrays, axis) if shape else np.stack(arrays)
     elif kind == "reduce_scatter":
-        got = comm.reduce_scatter(mine, op, axis=axis, **chunk)
-        expected = np.split(fold(arrays, op), comm.size, axis)[comm.rank]
+        got = comm.reduce_scatter(mine, op, axis=axis, **chunk, **factor)
+        expected = np.split(fold(arrays, op, scales=scales), comm.size, axis)[comm.rank]
     else:
         root = step["root"] % comm.size
         got, expected = comm.broadcast(mine.copy(), root, **chunk), arrays[root]

@@ -98,6 +98,7 @@ static void fuzz_make(js_test_plan *plan, uint64_t *random)
     uint64_t kind = js_fuzz_random(random) % 6;
     call.dtype = (uint8_t)(js_fuzz_random(random) % JS_DTYPE_COUNT);
     call.redop = (uint8_t)(js_fuzz_random(random) % JS_REDOP_COUNT);
+    call.redop = js_dtype_has(call.dtype, call.redop) ? call.redop : JS_REDOP_SUM;
     call.count = js_fuzz_random(random) % 300;
     if (kind < 4) {
         builders[kind](plan, 0, &call);

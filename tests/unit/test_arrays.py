@@ -105,7 +105,7 @@ def test_scalars_have_no_memory_to_write_to() -> None:
         share(np.float32(1), name="x")
 
 
-@pytest.mark.parametrize("dtype", [object, bool, "U3", ">f8", np.complex128, np.uint16])
+@pytest.mark.parametrize("dtype", [object, "U3", ">f8", np.longdouble, "M8[s]"])
 def test_foreign_types_are_refused(dtype: Any) -> None:
     with pytest.raises(ArgumentError, match="not supported; convert to one of float64"):
         share(np.zeros(3, dtype))

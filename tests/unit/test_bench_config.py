@@ -9,6 +9,7 @@ import pytest
 
 from jetstream.bench.config import BenchConfig, check_output_path, parse_dtypes, parse_ops
 from jetstream.bench.kinds import Case
+from jetstream.dtypes import DType
 from jetstream.errors import ConfigurationError
 
 
@@ -20,7 +21,9 @@ def config_of(**changes: Any) -> BenchConfig:
     ("changes", "words"),
     [
         ({"kinds": ("all_redcue",)}, "'all_redcue' is not one of all_reduce"),
-        ({"dtypes": ("complex64",)}, "-d: 'complex64' is not one of float64"),
+        ({"dtypes": ("complex32",)}, "-d: 'complex32' is not one of float64"),
+        ({"dtypes": ("bool", "float32"), "ops": ("premul_sum",)}, "-o: 'premul_sum' is not one of"),
+        ({"dtypes": ("float16", "float32"), "ops": ("band",)}, "-o: no type of -d has any of band"),
         ({"ops": ("xor",)}, "-o: 'xor'"),
         ({"ranks": 0}, "-n must be from 1"),
         ({"ranks": 257}, "-n"),
@@ -55,8 +58,15 @@ def test_names_of_types_and_reductions() -> None:
         "float16",
         "bfloat16",
     )
-    assert len(parse_dtypes(["all"])) == 7
-    assert parse_ops(["all", "sum"]) == ("sum", "prod", "min", "max", "avg")
+    assert parse_dtypes(["all"]) == tuple(dtype.label for dtype in DType)
+    names = ("sum", "prod", "min", "max", "avg", "band", "bor", "bxor")
+    assert parse_ops(["all", "sum"]) == names
+
+
+def test_undefined_reductions_are_left_out() -> None:
+    config = config_of(dtypes=("bool", "int8", "complex64"), ops=("avg", "max"), sizes_bytes=(64,))
+    cases = [(case.dtype, case.redop) for case in config.cases()]
+    assert cases == [("bool", "max"), ("int8", "avg"), ("int8", "max"), ("complex64", "avg")]
 
 
 def test_sizes_follow_nccl_tests() -> None:

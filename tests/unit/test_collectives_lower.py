@@ -129,6 +129,8 @@ def test_send_fields() -> None:
 def calls(draw: st.DrawFn) -> Call:
     kind, algorithm = draw(st.sampled_from(list(ALGORITHMS)))
     world = draw(st.integers(1, 256))
+    dtype = draw(st.sampled_from(DType))
+    redops = [op for op in dtype.redops if kind not in PREFIXES or op is not RedOp.AVG]
     counts: tuple[int, ...] = ()
     count = 0 if kind is Kind.BARRIER else draw(st.integers(0, 2**40))
     if kind in COUNTED and world > 1 and draw(st.booleans()):
@@ -137,8 +139,8 @@ def calls(draw: st.DrawFn) -> Call:
         count = sum(counts)
     return Call(
         kind=kind,
-        redop=draw(st.sampled_from([RedOp.MAX, RedOp.SUM] if kind in PREFIXES else list(RedOp))),
-        dtype=draw(st.sampled_from(DType)),
+        redop=draw(st.sampled_from(redops)),
+        dtype=dtype,
         count=count,
         counts=counts,
         root=draw(st.integers(0, world - 1)) if kind in ROOTED else 0,

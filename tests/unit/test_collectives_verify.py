@@ -109,10 +109,11 @@ def calls(draw: st.DrawFn) -> Call:
     world = draw(st.integers(1, 9))
     chunk_bytes = CHUNK_BYTES * draw(st.integers(1, 3))
     dtype = draw(st.sampled_from(DType))
+    redops = [op for op in dtype.redops if kind not in PREFIXES or op is not RedOp.AVG]
     largest = 4 * chunk_bytes * (world if algorithm is Algorithm.TWO_SHOT else 1)
     return Call(
         kind=kind,
-        redop=draw(st.sampled_from(REDOPS if kind in PREFIXES else list(RedOp))),
+        redop=draw(st.sampled_from(redops)),
         dtype=dtype,
         count=0 if kind is Kind.BARRIER else draw(st.integers(0, largest // dtype.itemsize)),
         root=draw(st.integers(0, world - 1)) if kind in ROOTED else 0,

@@ -45,7 +45,17 @@ enum js_dtype {
     JS_DTYPE_INT32 = 4,
     JS_DTYPE_INT64 = 5,
     JS_DTYPE_UINT8 = 6,
-    JS_DTYPE_COUNT = 7,
+    JS_DTYPE_INT8 = 7,
+    JS_DTYPE_INT16 = 8,
+    JS_DTYPE_UINT16 = 9,
+    JS_DTYPE_UINT32 = 10,
+    JS_DTYPE_UINT64 = 11,
+    JS_DTYPE_BOOL = 12,
+    JS_DTYPE_FLOAT8_E4M3FN = 13,
+    JS_DTYPE_FLOAT8_E5M2 = 14,
+    JS_DTYPE_COMPLEX64 = 15,
+    JS_DTYPE_COMPLEX128 = 16,
+    JS_DTYPE_COUNT = 17,
 };
 
 enum js_redop {
@@ -54,7 +64,11 @@ enum js_redop {
     JS_REDOP_MIN = 2,
     JS_REDOP_MAX = 3,
     JS_REDOP_AVG = 4,
-    JS_REDOP_COUNT = 5,
+    JS_REDOP_BAND = 5,
+    JS_REDOP_BOR = 6,
+    JS_REDOP_BXOR = 7,
+    JS_REDOP_PREMUL_SUM = 8, /* sum of what js_scale has made of each contribution */
+    JS_REDOP_COUNT = 9,
 };
 
 enum js_kind {
@@ -217,6 +231,9 @@ JS_API int32_t js_isa_force(uint32_t isa);           /* before the first communi
 JS_API uint32_t js_dtype_size_bytes(uint32_t dtype); /* 0: unknown */
 /* target[i] = sources[0][i] op sources[1][i] op ..., with the kernel of one instruction set. */
 JS_API int32_t js_fold(const js_fold_request *request);
+/* target[i] = source[i] * *scale, as the product of two elements; in place or apart. */
+JS_API int32_t js_scale(uint32_t dtype, void *target, const void *source, uint64_t count,
+                        const void *scale);
 
 /* --- segment --------------------------------------------------------------------------- */
 /* Creates the memfd, maps it and lays it out. */
