@@ -32,8 +32,8 @@ def run_undefined(comm: Communicator) -> None:
             if op in dtype.redops:
                 continue
             match = f"op {op.label} is not defined for {dtype.label}, which has sum, prod"
-            for call in (comm.all_reduce, comm.reduce_scatter, comm.scan):
-                refuses(comm, match, partial(call, x, op.label))
+            for call in (comm.all_reduce, comm.reduce_scatter, comm.reduce):
+                refuses(comm, match, partial(call, x, op=op.label))
         assert (x == np.ones(1, dtype.numpy)).all()
 
 
