@@ -12,6 +12,7 @@ from jetstream.collectives.compile import build_plan, compile_plan
 from jetstream.collectives.disassemble import disassemble
 from jetstream.collectives.parts import Splits
 from jetstream.collectives.select import choose
+from jetstream.collectives.template import compile_splits
 from jetstream.collectives.verify import verify_call, verify_plans
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "build_plan",
     "choose",
     "compile_plan",
+    "compile_splits",
     "disassemble",
     "verify_call",
     "verify_plans",

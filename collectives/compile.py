@@ -10,7 +10,7 @@ from jetstream.collectives.lower import encode_plan
 from jetstream.collectives.parts import SPLIT_MAX, Splits
 from jetstream.errors import PlanError
 
-__all__ = ["build_plan", "compile_plan"]
+__all__ = ["build_plan", "check_splits", "compile_plan"]
 
 
 def build_plan(call: Call, rank: int, splits: Splits | None = None) -> RankPlan:
@@ -24,7 +24,7 @@ def build_plan(call: Call, rank: int, splits: Splits | None = None) -> RankPlan:
     algorithm = ALGORITHMS.get((call.kind, call.algorithm))
     if algorithm is None:
         raise PlanError(f"{call.describe()} has no algorithm {call.algorithm.label}")
-    _check_splits(call, rank, splits)
+    check_splits(call, rank, splits)
     builder = PlanBuilder(call, rank, splits)
     algorithm(builder)
     return builder.build()
@@ -38,7 +38,8 @@ def compile_plan(call: Call, rank: int, splits: Splits | None = None) -> bytes:
     return encode_plan(build_plan(call, rank, splits))
 
 
-def _check_splits(call: Call, rank: int, splits: Splits | None) -> None:
+def check_splits(call: Call, rank: int, splits: Splits | None) -> None:
+    """Raise PlanError if the splits of a rank do not fit the call."""
     if call.has_splits != (splits is not None):
         raise PlanError(f"{call.describe()}: splits are needed for a call that has them, only")
     if splits is None:

@@ -29,13 +29,26 @@ from jetstream.collectives.parts import PARTS_SPLITS, Splits, is_packed, unpack_
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import PlanError
 
-__all__ = ["decode_plan", "encode_plan"]
+__all__ = [
+    "HEADER_BUFFERS",
+    "HEADER_BYTES",
+    "OP_BYTES",
+    "OP_RANGE",
+    "SOURCE_BYTES",
+    "SOURCE_OFFSET",
+    "decode_plan",
+    "encode_plan",
+]
 
 _MAGIC = 0x4E4C504A
 _VERSION = 1
 _HEADER = struct.Struct("<IHHII BBBBIQIIQ QQQIIIIQ")
 _OP = struct.Struct(f"<BBBBHHIIQQ {AFTER_MAX}H {AFTER_MAX}B IQ")
 _SOURCE = struct.Struct("<BBHIQ")
+#: Sizes of the parts of a plan, and where in them lie the sizes of INPUT and OUTPUT, the target's
+#: offset and the size of an operation, the offset of a source.
+HEADER_BYTES, OP_BYTES, SOURCE_BYTES = _HEADER.size, _OP.size, _SOURCE.size
+HEADER_BUFFERS, OP_RANGE, SOURCE_OFFSET = 48, 16, 8
 
 # js_op.def
 _SEND, _REDUCE, _COPY = 1, 2, 3

@@ -115,7 +115,9 @@ def forbid_overlap(source: Array, target: Array, *, same: tuple[Array, Array]) -
 
     Then the two arrays of ``same``, a part of each, are one. Raises ArgumentError.
     """
-    if np.may_share_memory(source, target) and same[0].ctypes.data != same[1].ctypes.data:
+    if same[0] is same[1] or not np.may_share_memory(source, target):
+        return
+    if same[0].ctypes.data != same[1].ctypes.data:
         raise ArgumentError(
             "input and output overlap: pass separate arrays, or the same memory for an operation "
             "in place"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -453,4 +454,4 @@ class CollectiveCalls:
 
 def _row_elements(array: Array, axis: int) -> int:
     """Elements of one row along ``axis``."""
-    return int(np.prod(array.shape[:axis] + array.shape[axis + 1 :], dtype=int))
+    return math.prod(array.shape[:axis]) * math.prod(array.shape[axis + 1 :])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from jetstream._core.native import ffi, lib
-from jetstream.collectives import Call, Splits, choose, compile_plan
+from jetstream.collectives import Call, Splits, choose, compile_plan, compile_splits
 from jetstream.collectives.select import algorithms_of
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import ArgumentError
@@ -118,7 +118,10 @@ class PlanCache:
         Only the last of these are kept, apart from the plans with equal parts, so that calls whose
         parts change every time push out nothing but each other.
         """
-        code = compile_plan(call, self._rank, splits)
+        if splits is None:
+            code = compile_plan(call, self._rank)
+        else:
+            code = compile_splits(call, self._rank, splits)
         while len(self._unequal) >= UNEQUAL_PLANS_MAX:
             oldest, plan_id = next(iter(self._unequal.items()))
             if lib.js_comm_unload_plan(self._handle, plan_id) != lib.JS_OK:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from jetstream.communicator import Communicator
 from jetstream.dtypes import DType
+from jetstream.plans import UNEQUAL_PLANS_MAX
 from jetstream.testing.plugin import Pools
 from jetstream.testing.reference import fold, same_bits
 
@@ -318,6 +319,37 @@ def run_records(comm: Communicator) -> None:
         assert record.nbytes > 0, "also where a rank has no output"
 
 
+def run_ever_new_splits(comm: Communicator) -> None:
+    """Plans of splits that never come again push out each other, and no plan of another call."""
+    size, rank = comm.size, comm.rank
+
+    def exchange(turn: int, **options: Any) -> Any:
+        sent = [turn + r for r in range(size)]
+        received = [turn + rank] * size
+        x = np.repeat(np.arange(size) + 10 * rank, sent)
+        options |= {"input_splits": sent, "output_splits": received}
+        return comm.all_to_all(x, **options), np.repeat(rank + 10 * np.arange(size), received)
+
+    x = np.ones(5)
+    comm.all_reduce(x)
+    for turn in range(3 * UNEQUAL_PLANS_MAX):
+        check(*exchange(turn), "turn", turn)
+        if turn % 16 == 0:
+            counts = [turn + 1, *range(1, size)]
+            assert comm.all_gather(x[:1].repeat(counts[rank]), counts=counts).size == sum(counts)
+    plans = comm.counters()["plans"]
+    comm.all_reduce(x)
+    check(*exchange(3 * UNEQUAL_PLANS_MAX - 1), "the last one again")
+    assert comm.counters()["plans"] == plans, "both were still loaded"
+    check(*exchange(0), "the first one again")
+    assert comm.counters()["plans"] == plans + 1, "it had been pushed out"
+    # More at once than are kept: none of those in flight is taken away.
+    running = [exchange(turn, async_op=True) for turn in range(2 * UNEQUAL_PLANS_MAX)]
+    for work, expected in running:
+        check(work.wait(), expected, "in flight")
+    check(*exchange(5), "afterwards")
+
+
 # --- tests -------------------------------------------------------------------------------------
 
 
@@ -362,7 +394,7 @@ def test_large(rank_pools: Pools, world: int, full: bool) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_shapes(rank_pools: Pools, world: int) -> None:
-    for run in (run_axes, run_other_shapes, run_async, run_records):
+    for run in (run_axes, run_other_shapes, run_async, run_records, run_ever_new_splits):
         rank_pools(world).run(run)
 
 

@@ -17,6 +17,7 @@ from jetstream.collectives.compile import build_plan, compile_plan
 from jetstream.collectives.disassemble import disassemble
 from jetstream.collectives.ir import After, AfterMode, Buffer, Copy, FromPeer, Range, RankPlan
 from jetstream.collectives.parts import Splits
+from jetstream.collectives.template import compile_splits
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import PlanError
 
@@ -170,6 +171,31 @@ def test_round_trip_with_splits() -> None:
     assert lower.decode_plan(data, splits=splits) == build_plan(call, 0, splits)
     assert struct.unpack_from("<Q", data, 40) == (3 << 62,)
     assert disassemble(data).startswith("all_to_all(int64, splits): direct")
+
+
+@given(data=st.data(), world=st.integers(1, 9), dtype=st.sampled_from(DType))
+@settings(max_examples=60, deadline=None, database=None)
+def test_splits_filled_in_are_splits_compiled(
+    data: st.DataObject, world: int, dtype: DType
+) -> None:
+    call = Call(
+        Kind.ALL_TO_ALL, RedOp.SUM, dtype, 0, 0, world, Algorithm.DIRECT, 128, has_splits=True
+    )
+    rank = data.draw(st.integers(0, world - 1))
+    sizes = st.lists(st.integers(0, 2**32 - 1), min_size=world, max_size=world)
+    sent, received = data.draw(sizes), data.draw(sizes)
+    received[rank] = sent[rank]
+    splits = Splits(tuple(sent), tuple(received))
+    assert compile_splits(call, rank, splits) == compile_plan(call, rank, splits)
+
+
+def test_splits_that_do_not_fit_are_not_filled_in() -> None:
+    call = Call(
+        Kind.ALL_TO_ALL, RedOp.SUM, DType.INT64, 0, 0, 2, Algorithm.DIRECT, 64, has_splits=True
+    )
+    for sent, received in (((1, 2, 3), (1, 2)), ((1, -1), (1, 2)), ((1, 2), (2, 2))):
+        with pytest.raises(PlanError):
+            compile_splits(call, 0, Splits(sent, received))
 
 
 def test_counts_that_are_only_hashed() -> None:
