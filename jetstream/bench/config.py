@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jetstream.bench.kinds import COLLECTIVES, KINDS, LAUNCHED_FROM_C, REDUCING, Case
+from jetstream.bench.kinds import (
+    COLLECTIVES,
+    KINDS,
+    LAUNCHED_FROM_C,
+    PREFIXES,
+    REDUCING,
+    ROOTED,
+    Case,
+)
 from jetstream.bench.sizes import format_size
 from jetstream.config import RANKS_MAX, load_config
 from jetstream.dtypes import DType, RedOp
@@ -61,8 +69,10 @@ class BenchConfig:
         messages = [kind for kind in self.kinds if kind not in COLLECTIVES]
         if messages and self.ranks < 2:
             raise ConfigurationError(f"{messages[0]} needs at least 2 ranks (-n 2)")
-        if any(kind in REDUCING for kind in self.kinds) and not any(map(self._ops_of, self.dtypes)):
-            raise ConfigurationError(f"-o: no type of -d has any of {', '.join(self.ops)}")
+        for kind in self.kinds:
+            if kind in REDUCING and not any(self._ops_of(dtype, kind) for dtype in self.dtypes):
+                ops = ", ".join(self.ops)
+                raise ConfigurationError(f"-o: no type of -d has any of {ops} for {kind}")
         if self.launch == "c":
             _check_names("--launch c", self.kinds, LAUNCHED_FROM_C)
 
@@ -74,9 +84,9 @@ class BenchConfig:
         cases: dict[tuple[object, ...], Case] = {}
         for kind in self.kinds:
             for dtype in self.dtypes:
-                for redop in self._ops_of(dtype) if kind in REDUCING else ("none",):
+                for redop in self._ops_of(dtype, kind) if kind in REDUCING else ("none",):
                     for size_bytes in self.sizes_bytes:
-                        root = self.root if kind == "broadcast" else -1
+                        root = self.root if kind in ROOTED else -1
                         case = Case(kind, self.ranks, size_bytes, dtype, redop, root)
                         if kind == "barrier":
                             case = Case(kind, self.ranks)
@@ -84,9 +94,10 @@ class BenchConfig:
                         cases.setdefault(key, case)
         return list(cases.values())
 
-    def _ops_of(self, dtype: str) -> tuple[str, ...]:
+    def _ops_of(self, dtype: str, kind: str) -> tuple[str, ...]:
+        undefined = ("avg",) if kind in PREFIXES else ()
         defined = [redop.label for redop in DType[dtype.upper()].redops]
-        return tuple(op for op in self.ops if op in defined)
+        return tuple(op for op in self.ops if op in defined and op not in undefined)
 
     def check_memory(self, free_bytes: int) -> None:
         """Raises ConfigurationError when the largest size cannot fit into `free_bytes`."""

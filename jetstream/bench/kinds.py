@@ -1,6 +1,6 @@
 """The kinds of operation that bench measures: geometry, bandwidth factor, and the call itself.
 
-Sizes follow nccl-tests: for all_gather the whole output, for reduce_scatter the whole input.
+Sizes follow nccl-tests: of collectives with parts they are those of all parts together.
 """
 
 from __future__ import annotations
@@ -19,18 +19,36 @@ from jetstream.dtypes import DType
 if TYPE_CHECKING:
     from jetstream.communicator import Communicator
 
-__all__ = ["COLLECTIVES", "KINDS", "LAUNCHED_FROM_C", "REDUCING", "Case", "Operation", "build"]
+__all__ = [
+    "COLLECTIVES",
+    "KINDS",
+    "LAUNCHED_FROM_C",
+    "PREFIXES",
+    "REDUCING",
+    "ROOTED",
+    "Case",
+    "Operation",
+    "build",
+]
 
 Array = NDArray[Any]
 
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "barrier")
+COLLECTIVES = (
+    *("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "barrier"),
+    *("reduce", "gather", "scatter", "scan", "exscan"),
+)
 KINDS = (*COLLECTIVES, "sendrecv", "pingpong")
 #: Kinds that combine elements, so that ``-o`` applies.
-REDUCING = ("all_reduce", "reduce_scatter")
+REDUCING = ("all_reduce", "reduce_scatter", "reduce", "scan", "exscan")
+#: Of these, the ones that know no average.
+PREFIXES = ("scan", "exscan")
+#: Kinds with a root.
+ROOTED = ("broadcast", "reduce", "gather", "scatter")
 #: Kinds that Communicator.time_launches can repeat.
 LAUNCHED_FROM_C = ("all_reduce", "barrier")
 
-_SHARDED = ("all_gather", "reduce_scatter")
+_SHARDED = ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter")
+_IN_PLACE = ("all_reduce", "broadcast", "reduce", "scan", "exscan")
 _SAME_EVERYWHERE = ("all_reduce", "all_gather", "broadcast")
 
 
@@ -52,7 +70,7 @@ class Case:
 
     @property
     def count(self) -> int:
-        """Elements as nccl-tests counts them: per rank for all_gather and reduce_scatter."""
+        """Elements as nccl-tests counts them: of one part where there are parts."""
         if self.kind == "barrier":
             return 0
         shards = self.world if self.kind in _SHARDED else 1
@@ -94,16 +112,28 @@ def build(comm: Communicator, case: Case) -> Operation:
         empty = np.empty(0, np.uint8)
         return Operation(comm.barrier, empty, (empty,) * SHIFTS, empty, ())
     dtype = np.dtype(DType[case.dtype.upper()].numpy)
-    input_count = case.count * (comm.size if case.kind == "reduce_scatter" else 1)
-    output_count = case.count * (comm.size if case.kind == "all_gather" else 1)
+    input_count, output_count = (case.count * parts for parts in _parts_of(comm, case))
     values = source(comm.rank, dtype, case.redop, input_count)
     windows = tuple(values[shift : shift + input_count] for shift in range(SHIFTS))
     target = windows[0].copy()
-    in_place = case.kind in ("all_reduce", "broadcast")
-    result = target if in_place else np.zeros(output_count, dtype)
+    result = target if case.kind in _IN_PLACE else np.zeros(output_count, dtype)
     call, divisor = _bind(comm, case, target, result)
     parts = _expected(comm, case, dtype)
     return Operation(call, target, windows, result, parts, divisor)
+
+
+def _parts_of(comm: Communicator, case: Case) -> tuple[int, int]:
+    """How many times ``count`` input and output of this rank hold."""
+    whole, is_root = comm.size, comm.rank == case.root
+    if case.kind in ("reduce_scatter", "all_to_all"):
+        return whole, whole if case.kind == "all_to_all" else 1
+    if case.kind == "all_gather":
+        return 1, whole
+    if case.kind == "gather":
+        return 1, whole if is_root else 0
+    if case.kind == "scatter":
+        return whole if is_root else 1, 1
+    return 1, 1
 
 
 def _bind(
@@ -116,8 +146,18 @@ def _bind(
         return partial(comm.all_gather, target, out=result), 1
     if case.kind == "reduce_scatter":
         return partial(comm.reduce_scatter, target, case.redop, out=result), 1
+    if case.kind == "all_to_all":
+        return partial(comm.all_to_all, target, out=result), 1
     if case.kind == "broadcast":
         return partial(comm.broadcast, target, case.root), 1
+    if case.kind == "reduce":
+        return partial(comm.reduce, target, case.root, case.redop), 1
+    if case.kind in ("gather", "scatter"):
+        call = comm.gather if case.kind == "gather" else comm.scatter
+        return partial(call, target, case.root, out=result), 1
+    if case.kind in PREFIXES:
+        prefix = comm.scan if case.kind == "scan" else comm.exscan
+        return partial(prefix, target, case.redop), 1
     if case.kind == "sendrecv":
         return partial(_exchange, comm, target, result), 1
     peer = comm.rank ^ 1
@@ -147,11 +187,19 @@ def _pong(comm: Communicator, result: Array, peer: int) -> None:
 def _expected(comm: Communicator, case: Case, dtype: np.dtype[Any]) -> tuple[Part, ...]:
     """Returns the parts of the result on this rank at shift 0."""
     world, rank, count = comm.size, comm.rank, case.count
+    if case.kind in ("reduce", "gather") and rank != case.root:
+        return ()
     if case.kind in REDUCING:
         start = rank * count if case.kind == "reduce_scatter" else 0
-        return (Part(0, count, fold(world, dtype, case.redop), start),)
-    if case.kind == "all_gather":
-        return tuple(Part(r * count, count, table(r, dtype, "none"), 0) for r in range(world))
+        folded = {"scan": rank + 1, "exscan": rank}.get(case.kind, world)
+        # Below rank 0 there is none: its array stays as it is.
+        right = fold(folded, dtype, case.redop) if folded else table(rank, dtype, case.redop)
+        return (Part(0, count, right, start),)
+    if case.kind in ("all_gather", "gather", "all_to_all"):
+        start = rank * count if case.kind == "all_to_all" else 0
+        return tuple(Part(r * count, count, table(r, dtype, "none"), start) for r in range(world))
+    if case.kind == "scatter":
+        return (Part(0, count, table(case.root, dtype, "none"), rank * count),)
     if case.kind == "pingpong" and rank ^ 1 >= world:
         return ()
     sender = {"broadcast": case.root, "sendrecv": (rank - 1) % world, "pingpong": rank & ~1}

@@ -36,8 +36,8 @@ _READING = (
     "that waits for a thousand of them in a row nearly always meets one p99.9.</p>",
     "<p><b>algbw</b> is size divided by mean time. <b>busbw</b> multiplies it so that it can be "
     "compared with the hardware's bandwidth, whatever the number of ranks n: 2(n-1)/n for "
-    "all_reduce, (n-1)/n for all_gather and reduce_scatter, 1 otherwise, as nccl-tests has it. "
-    "The size of all_gather is its whole output, that of reduce_scatter its whole input.</p>",
+    "all_reduce, (n-1)/n where there are parts, 1 otherwise, as nccl-tests has it. "
+    "The size of a collective with parts is that of all parts together.</p>",
     "<p><b>#wrong</b> counts elements whose bits differ from a reference computed in NumPy from "
     "the inputs of all ranks, at several iterations of each size.</p>",
 )

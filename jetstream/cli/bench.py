@@ -23,11 +23,13 @@ _BUDGET_S = 1.0
 _QUICK_BUDGET_S = 0.25
 
 _EPILOG = """\
-kinds: all_reduce all_gather reduce_scatter broadcast barrier,
+kinds: all_reduce all_gather reduce_scatter all_to_all broadcast barrier,
+       reduce gather scatter (to and from --root), scan exscan (over the ranks below),
        sendrecv (send to the next rank, receive from the one before),
        pingpong (half a round trip between pairs of ranks)
 
-Sizes are those of nccl-tests: of all_gather the whole output, of reduce_scatter the whole input.
+Sizes are those of nccl-tests: of all_gather and gather the whole output, of reduce_scatter,
+scatter and all_to_all the whole input.
 They may be written 8, 64K, 1.5M, 1G. Exit status: 0, 1 when data was wrong,
 2 for bad arguments, 3 when the library raised an error.
 
@@ -75,7 +77,9 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         "-o", "--op", default="sum", metavar="OP[,OP...]",
         help="sum prod min max avg band bor bxor, or all where defined (sum)",
     )  # fmt: skip
-    sizes.add_argument("-r", "--root", type=int, default=0, help="root of broadcast (0)")
+    sizes.add_argument(
+        "-r", "--root", type=int, default=0, help="of broadcast, reduce, gather, scatter (0)"
+    )
     sizes.add_argument(
         "--quick", action="store_true", help="few sizes, a quarter of a second for each"
     )

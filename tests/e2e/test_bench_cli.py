@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from jetstream.bench.kinds import COLLECTIVES
+
 pytest.importorskip("jetstream._native", reason="the data plane is not built")
 
 _TIME_LIMIT_S = 90
@@ -41,15 +43,15 @@ def rows_of(text: str) -> list[list[str]]:
 
 def test_table_json_and_page(tmp_path: Path) -> None:
     done = jetstream(
-        "bench", "all_reduce", "all_gather", "reduce_scatter", "broadcast", "barrier",
-        "-n", "2", *_SMALL, "--json", "out.json", "--html", "out.html", cwd=tmp_path,
+        "bench", *COLLECTIVES, "-n", "2", *_SMALL,
+        "--json", "out.json", "--html", "out.html", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     rows = rows_of(done.stdout)
-    assert len(rows) == 4 * 3 + 1
+    assert len(rows) == (len(COLLECTIVES) - 1) * 3 + 1
     assert {row[8] for row in rows} == {"0"}
-    assert done.stdout.count("# Out of bounds values : 0 OK") == 5
+    assert done.stdout.count("# Out of bounds values : 0 OK") == len(COLLECTIVES)
     assert "# In short" in done.stdout
     assert "\r" not in done.stdout
     document = json.loads((tmp_path / "out.json").read_text())

@@ -86,6 +86,11 @@ def test_sizes_follow_nccl_tests() -> None:
         ("all_gather", 4, 0.75),
         ("reduce_scatter", 2, 0.5),
         ("broadcast", 8, 1.0),
+        ("all_to_all", 4, 0.75),
+        ("gather", 4, 0.75),
+        ("scatter", 2, 0.5),
+        ("reduce", 8, 1.0),
+        ("scan", 8, 1.0),
         ("sendrecv", 8, 1.0),
         ("all_reduce", 1, 0.0),
     ],
@@ -105,7 +110,16 @@ def test_rows_appear_once() -> None:
     assert len(cases) == len(set(cases))
     by_kind = {kind: sum(case.kind == kind for case in cases) for kind in config.kinds}
     assert by_kind == {"all_reduce": 2 * 2 * 2, "all_gather": 2, "barrier": 1}
-    assert [case.root for case in config_of(kinds=("broadcast",), root=1).cases()] == [1, 1]
+    for kind in ("broadcast", "reduce", "gather", "scatter"):
+        assert [case.root for case in config_of(kinds=(kind,), root=1).cases()] == [1, 1]
+
+
+def test_prefixes_have_no_average() -> None:
+    config = config_of(kinds=("scan", "all_reduce"), ops=("sum", "avg"), sizes_bytes=(64,))
+    rows = [(case.kind, case.redop) for case in config.cases()]
+    assert rows == [("scan", "sum"), ("all_reduce", "sum"), ("all_reduce", "avg")]
+    with pytest.raises(ConfigurationError, match="-o: no type of -d has any of avg for exscan"):
+        config_of(kinds=("all_reduce", "exscan"), ops=("avg",))
 
 
 def test_sizes_that_cannot_fit_are_refused() -> None:

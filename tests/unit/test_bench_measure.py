@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jetstream.bench.config import BenchConfig, parse_ops
-from jetstream.bench.kinds import COLLECTIVES, KINDS, REDUCING, Case, build
+from jetstream.bench.kinds import COLLECTIVES, KINDS, REDUCING, ROOTED, Case, build
 from jetstream.bench.measure import ITERATIONS_MIN, Effort, Samples, gather_text, measure
 from jetstream.bench.worker import measure_all
 from jetstream.dtypes import DType
@@ -83,6 +83,38 @@ class ThreadComm:
         out[...] = self._fold(x, op)[first : first + out.size].astype(x.dtype)
         return self._finish("reduce_scatter", out)
 
+    def all_to_all(self, x: np.ndarray, *, out: np.ndarray) -> np.ndarray:
+        rows = [sent.reshape(self.size, -1)[self.rank] for sent in self._exchange(x)]
+        out[...] = np.concatenate(rows)
+        return self._finish("all_to_all", out)
+
+    def reduce(self, x: np.ndarray, root: int, op: str = "sum") -> np.ndarray | None:
+        folded = self._fold(x, op).astype(x.dtype)
+        if self.rank != root:
+            return None
+        x[...] = folded
+        return self._finish("reduce", x)
+
+    def gather(self, x: np.ndarray, root: int, *, out: np.ndarray) -> np.ndarray | None:
+        gathered = np.concatenate(self._exchange(x))
+        if self.rank != root:
+            return None
+        out[...] = gathered
+        return self._finish("gather", out)
+
+    def scatter(self, x: np.ndarray, root: int, *, out: np.ndarray) -> np.ndarray:
+        out[...] = self._exchange(x)[root].reshape(self.size, -1)[self.rank]
+        return self._finish("scatter", out)
+
+    def scan(self, x: np.ndarray, op: str = "sum") -> np.ndarray:
+        x[...] = reference.fold(self._exchange(x)[: self.rank + 1], op).astype(x.dtype)
+        return self._finish("scan", x)
+
+    def exscan(self, x: np.ndarray, op: str = "sum") -> np.ndarray:
+        below = self._exchange(x)[: self.rank]
+        x[...] = reference.fold(below, op).astype(x.dtype) if below else x
+        return self._finish("exscan", x)
+
     def broadcast(self, x: np.ndarray, root: int = 0) -> np.ndarray:
         x[...] = self._exchange(x)[root]
         return self._finish("broadcast", x)
@@ -143,7 +175,7 @@ def samples_of(case: Case, *, fault: Fault | None = None, **effort: Any) -> Samp
 
 def case_of(kind: str, world: int, size_bytes: int = 96, dtype: str = "float32") -> Case:
     redop = "sum" if kind in REDUCING else "none"
-    root = world - 1 if kind == "broadcast" else -1
+    root = world - 1 if kind in ROOTED else -1
     return Case(kind, world, size_bytes, dtype, redop, root)
 
 
@@ -192,7 +224,7 @@ def swap_halves(comm: ThreadComm, kind: str, result: np.ndarray) -> None:
         result[...] = np.roll(result, result.size // 2)
 
 
-@pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "reduce_scatter", "broadcast"])
+@pytest.mark.parametrize("kind", [kind for kind in COLLECTIVES if kind != "barrier"])
 @pytest.mark.parametrize(
     "fault", [flip_last_bit, answer_with_older(1), answer_with_older(2), swap_halves]
 )
@@ -202,7 +234,8 @@ def test_wrong_data_is_counted(kind: str, fault: Fault) -> None:
     assert samples.wrong > 0
     if fault is flip_last_bit:
         assert samples.wrong == samples.checks
-        assert samples.ranks_agree is (None if kind == "reduce_scatter" else False)
+        is_same = kind in ("all_reduce", "all_gather", "broadcast")
+        assert samples.ranks_agree is (False if is_same else None)
 
 
 def test_two_roundings_are_wrong() -> None:
