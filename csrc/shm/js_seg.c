@@ -97,8 +97,8 @@ static int32_t seg_map(int fd, uint64_t bytes, js_seg **out)
     seg->base = seg_map_aligned(fd, bytes);
     if (seg->base == NULL) {
         free(seg);
-        return JS_FAIL_SYS("mapping the segment of %llu bytes (JETSTREAM_HEAP_BYTES a rank are its "
-                           "symmetric heaps)",
+        return JS_FAIL_SYS("mapping the segment of %llu bytes, mostly for symmetric memory "
+                           "(JETSTREAM_HEAP_BYTES, of each rank)",
                            (unsigned long long)bytes);
     }
     seg->total_bytes = bytes;

@@ -86,6 +86,20 @@ class Soak:
         base = np.arange(start, start + count + self.comm.size) % 251
         return [base[r : r + count].astype(kind) for r in range(self.comm.size)]
 
+    def place(self, array: Array) -> Array:
+        """A copy in private or in symmetric memory, each rank as it likes."""
+        if self.own.random() < 0.5:
+            return array.copy()
+        copied = self.comm.empty(array.shape, array.dtype)
+        copied[:] = array
+        return copied
+
+    def room(self, like: Array, count: int | None = None) -> Array | None:
+        """An output of some kind for ``count`` elements, or None."""
+        if self.own.random() < 0.3:
+            return None
+        return self.place(np.zeros(like.size if count is None else count, like.dtype))
+
     def choose_op(self, arrays: list[Array]) -> str:
         """A reduction that the element type has and that needs no more than its name."""
         redops = dtype_of(arrays[0].dtype).redops
@@ -95,27 +109,29 @@ class Soak:
         arrays = self.arrays()
         op, algo = self.choose_op(arrays), self.plan.choice((None, "one_shot", "two_shot"))
         is_async = self.plan.random() < 0.3
-        x = arrays[self.comm.rank].copy()
-        result = self.comm.all_reduce(x, op, algo=algo, async_op=is_async)
+        x = self.place(arrays[self.comm.rank])
+        result = self.comm.all_reduce(x, op, out=self.room(x), algo=algo, async_op=is_async)
         got = result.wait() if is_async else result
         self.check(got, fold(arrays, op), "all_reduce", x.dtype, x.size, op, algo)
 
     def do_all_gather(self) -> None:
         arrays = self.arrays()
-        got = self.comm.all_gather(arrays[self.comm.rank])
+        mine = self.place(arrays[self.comm.rank])
+        got = self.comm.all_gather(mine, out=self.room(mine, mine.size * self.comm.size))
         self.check(got, np.concatenate(arrays), "all_gather", got.dtype, arrays[0].size)
 
     def do_reduce_scatter(self) -> None:
         arrays = self.arrays(self.comm.size)
         op = self.choose_op(arrays)
-        got = self.comm.reduce_scatter(arrays[self.comm.rank], op)
+        mine = self.place(arrays[self.comm.rank])
+        got = self.comm.reduce_scatter(mine, op, out=self.room(mine, mine.size // self.comm.size))
         expected = np.split(fold(arrays, op), self.comm.size)[self.comm.rank]
         self.check(got, expected, "reduce_scatter", got.dtype, arrays[0].size, op)
 
     def do_broadcast(self) -> None:
         arrays = self.arrays()
         root = self.plan.randrange(self.comm.size)
-        got = self.comm.broadcast(arrays[self.comm.rank].copy(), root)
+        got = self.comm.broadcast(self.place(arrays[self.comm.rank]), root)
         self.check(got, arrays[root], "broadcast", got.dtype, got.size, root)
 
     def do_barrier(self) -> None:
@@ -126,8 +142,8 @@ class Soak:
         tag, step = self.plan.randrange(5), self.plan.randrange(self.comm.size)
         target = (self.comm.rank + step) % self.comm.size
         source = (self.comm.rank - step) % self.comm.size
-        work = self.comm.isend(arrays[self.comm.rank], target, tag)
-        got = self.comm.recv(np.empty_like(arrays[source]), source, tag)
+        work = self.comm.isend(self.place(arrays[self.comm.rank]), target, tag)
+        got = self.comm.recv(self.place(np.zeros_like(arrays[source])), source, tag)
         work.wait()
         self.check(got, arrays[source], "ring", got.dtype, got.size, step)
 
@@ -158,6 +174,7 @@ class Soak:
 def run_round(comm: Communicator, seed: int, seconds: float) -> Tally:
     tally = Soak(comm, seed).run(seconds)
     gc.collect()
+    assert comm.heap.used_bytes == 0, comm.heap
     ctypes.CDLL(None).malloc_trim(0)  # what is free, but not yet given back, is no leak
     # Counted page by page: the sums in /proc/self/status are only about right.
     pages = Path("/proc/self/smaps_rollup").read_text()
