@@ -78,16 +78,28 @@ class PlanBuilder:
         return [(peer, lanes[i % len(lanes)]) for i, peer in enumerate(self.peers)]
 
     def send(
-        self, lane: int, source: Range, to: ToAll | ToPeer, *, after: Iterable[After] = ()
+        self,
+        lane: int,
+        source: Range,
+        to: ToAll | ToPeer,
+        *,
+        after: Iterable[After] = (),
+        back: Range | None = None,
     ) -> int:
-        """Append a SEND; returns its index."""
-        return self._append(Send(lane, source, to, tuple(after)))
+        """Append a SEND, one that lends if it has ``back``; returns its index."""
+        return self._append(Send(lane, source, to, tuple(after), back))
 
     def reduce(
-        self, lane: int, target: Range, sources: Iterable[Source], *, after: Iterable[After] = ()
+        self,
+        lane: int,
+        target: Range,
+        sources: Iterable[Source],
+        *,
+        after: Iterable[After] = (),
+        gives_back: bool = False,
     ) -> int:
         """Append a REDUCE; returns its index."""
-        return self._append(Reduce(lane, target, tuple(sources), tuple(after)))
+        return self._append(Reduce(lane, target, tuple(sources), tuple(after), gives_back))
 
     def copy(self, lane: int, target: Range, source: Source, *, after: Iterable[After] = ()) -> int:
         """Append a COPY; returns its index."""

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from jetstream.collectives.ir import FromAll, Op, Range, RankPlan, Send, Source, ToAll
+from jetstream.collectives.ir import (
+    FromAll,
+    FromLent,
+    FromPeer,
+    Op,
+    Range,
+    RankPlan,
+    Reduce,
+    Send,
+    Source,
+    ToAll,
+)
 from jetstream.collectives.lower import decode_plan
 
 __all__ = ["disassemble", "format_op", "format_plan"]
+
+
+_STREAMS: dict[type[Source], str] = {FromAll: "all", FromPeer: "peer", FromLent: "lent"}
 
 
 def disassemble(data: bytes) -> str:
@@ -32,8 +46,10 @@ def format_op(op: Op) -> str:
     if isinstance(op, Send):
         target = "all" if isinstance(op.to, ToAll) else f"peer {op.to.peer}"
         text = f"send   {sources} -> {target}"
+        text += f", back to {_format_source(op.back)}" if op.back is not None else ""
     else:
         text = f"{type(op).__name__.lower():<6} {_format_source(op.target)} <- {sources}"
+        text += ", given back" if isinstance(op, Reduce) and op.gives_back else ""
     edges = ", ".join(f"#{edge.op_index} {edge.mode.name.lower()}" for edge in op.after)
     return f"{text}  after {edges}" if edges else text
 
@@ -42,4 +58,4 @@ def _format_source(source: Source) -> str:
     if isinstance(source, Range):
         end = source.offset + source.bytes
         return f"{source.buffer.name.lower()}[{source.offset}:{end}]"
-    return f"{'all' if isinstance(source, FromAll) else 'peer'} {source.peer}"
+    return f"{_STREAMS[type(source)]} {source.peer}"

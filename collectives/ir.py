@@ -24,6 +24,7 @@ __all__ = [
     "Buffer",
     "Copy",
     "FromAll",
+    "FromLent",
     "FromPeer",
     "Op",
     "Range",
@@ -85,6 +86,13 @@ class FromPeer:
 
 
 @dataclass(frozen=True, slots=True)
+class FromLent:
+    """The oldest frame lent to ``peer`` and not yet taken back, once it is given back."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
 class ToAll:
     """This rank's stream to all other ranks."""
 
@@ -97,7 +105,7 @@ class ToPeer:
 
 
 Stream: TypeAlias = FromAll | FromPeer
-Source: TypeAlias = Range | FromAll | FromPeer
+Source: TypeAlias = Range | FromAll | FromPeer | FromLent
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +118,18 @@ class After:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Append ``source`` to a stream, one frame per chunk."""
+    """Append ``source`` to a stream, one frame per chunk.
+
+    With ``back`` the frames are lent: the peer's REDUCE writes its result over them, and a COPY
+    of this rank takes them back into ``back``. The link may let the peer work on ``back`` itself,
+    so from this operation to that COPY the range belongs to the two of them.
+    """
 
     lane: int
     source: Range
     to: ToAll | ToPeer
     after: tuple[After, ...] = ()
+    back: Range | None = None
 
     @property
     def bytes(self) -> int:
@@ -130,12 +144,16 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """Fold ``sources``, in the order listed and rounding once, into ``target``."""
+    """Fold ``sources``, in the order listed and rounding once, into ``target``.
+
+    With ``gives_back`` the result is also written over the frames consumed, which were lent.
+    """
 
     lane: int
     target: Range
     sources: tuple[Source, ...]
     after: tuple[After, ...] = ()
+    gives_back: bool = False
 
     @property
     def bytes(self) -> int:

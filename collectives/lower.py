@@ -15,6 +15,7 @@ from jetstream.collectives.ir import (
     Buffer,
     Copy,
     FromAll,
+    FromLent,
     FromPeer,
     Op,
     Range,
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 _MAGIC = 0x4E4C504A
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<IHHII BBBBIQIIQ QQQIIIIQ")
 _OP = struct.Struct(f"<BBBBHHIIQQ {AFTER_MAX}H {AFTER_MAX}B IQ")
 _SOURCE = struct.Struct("<BBHIQ")
@@ -54,7 +55,16 @@ HEADER_BUFFERS, OP_RANGE, SOURCE_OFFSET = 48, 16, 8
 _SEND, _REDUCE, _COPY = 1, 2, 3
 _OPCODES: dict[type[Op], int] = {Send: _SEND, Reduce: _REDUCE, Copy: _COPY}
 # enum js_plan_place
-_PLACE_BUFFER, _PLACE_ALL, _PLACE_PEER = 0, 1, 2
+_PLACE_BUFFER, _PLACE_ALL, _PLACE_PEER, _PLACE_LENT = 0, 1, 2, 3
+# js_plan.h
+_LEND = 1
+
+
+_PLACES: dict[type[Source], int] = {
+    FromAll: _PLACE_ALL,
+    FromPeer: _PLACE_PEER,
+    FromLent: _PLACE_LENT,
+}
 
 
 def encode_plan(plan: RankPlan) -> bytes:
@@ -124,12 +134,15 @@ def _encode_header(plan: RankPlan, source_count: int) -> bytes:
 
 
 def _encode_op(op: Op, source_first: int) -> bytes:
-    target, place, peer = Range(Buffer(0), 0, 0), 0, 0
+    target, place, peer, flags = Range(Buffer(0), 0, 0), 0, 0, 0
     if isinstance(op, Send):
         place = _PLACE_ALL if isinstance(op.to, ToAll) else _PLACE_PEER
         peer = 0 if isinstance(op.to, ToAll) else op.to.peer
+        if op.back is not None:
+            target, flags = op.back, _LEND
     else:
         target = op.target
+        flags = _LEND if isinstance(op, Reduce) and op.gives_back else 0
     unused = (0,) * (AFTER_MAX - len(op.after))
     return _OP.pack(
         *(_OPCODES[type(op)], target.buffer, place, len(op.after), op.lane, peer),
@@ -138,20 +151,20 @@ def _encode_op(op: Op, source_first: int) -> bytes:
         *unused,
         *(edge.mode for edge in op.after),
         *unused,
-        *(0, 0),
+        *(flags, 0),
     )
 
 
 def _encode_source(source: Source) -> bytes:
     if isinstance(source, Range):
         return _SOURCE.pack(_PLACE_BUFFER, source.buffer, 0, 0, source.offset)
-    place = _PLACE_ALL if isinstance(source, FromAll) else _PLACE_PEER
-    return _SOURCE.pack(place, 0, source.peer, 0, 0)
+    return _SOURCE.pack(_PLACES[type(source)], 0, source.peer, 0, 0)
 
 
 def _decode_op(fields: tuple[int, ...], sources: list[tuple[int, ...]]) -> Op:
     opcode, buffer, place, after_count, lane, peer, first, count, offset, size_bytes = fields[:10]
     indices, modes = fields[10 : 10 + AFTER_MAX], fields[10 + AFTER_MAX : 10 + 2 * AFTER_MAX]
+    lends = bool(fields[10 + 2 * AFTER_MAX] & _LEND)
     after = tuple(After(indices[i], AfterMode(modes[i])) for i in range(after_count))
     target = Range(Buffer(buffer), offset, size_bytes)
     found = tuple(_decode_source(sources[i], size_bytes) for i in range(first, first + count))
@@ -159,9 +172,9 @@ def _decode_op(fields: tuple[int, ...], sources: list[tuple[int, ...]]) -> Op:
         if place == _PLACE_ALL:
             return Send(lane, found[0], ToAll(), after)
         if place == _PLACE_PEER:
-            return Send(lane, found[0], ToPeer(peer), after)
+            return Send(lane, found[0], ToPeer(peer), after, target if lends else None)
     if opcode == _REDUCE:
-        return Reduce(lane, target, found, after)
+        return Reduce(lane, target, found, after, lends)
     if opcode == _COPY:
         return Copy(lane, target, found[0], after)
     raise ValueError(f"operation with opcode {opcode} and place {place}")
@@ -175,4 +188,6 @@ def _decode_source(fields: tuple[int, ...], size_bytes: int) -> Source:
         return FromAll(peer)
     if place == _PLACE_PEER:
         return FromPeer(peer)
+    if place == _PLACE_LENT:
+        return FromLent(peer)
     raise ValueError(f"source with place {place}")

@@ -6,6 +6,7 @@ from _cffi_backend import FFI
 class _Lib:
     JS_ABI_VERSION: Final = 1
     JS_ALGO_DIRECT: Final = 0
+    JS_ALGO_LEND: Final = 3
     JS_ALGO_ONE_SHOT: Final = 1
     JS_ALGO_TWO_SHOT: Final = 2
     JS_BUILD_ID_BYTES: Final = 40
@@ -95,6 +96,7 @@ class _Lib:
     JS_PEER_DEAD: Final = 3
     JS_PLACE_ALL: Final = 1
     JS_PLACE_BUFFER: Final = 0
+    JS_PLACE_LENT: Final = 3
     JS_PLACE_PEER: Final = 2
     JS_PLAN_AFTER_CHUNK: Final = 0
     JS_PLAN_AFTER_DONE: Final = 1
@@ -103,12 +105,13 @@ class _Lib:
     JS_PLAN_CHUNK_BYTES_MAX: Final = 32768
     JS_PLAN_INPUT: Final = 0
     JS_PLAN_LANES_MAX: Final = 256
+    JS_PLAN_LEND: Final = 1
     JS_PLAN_MAGIC: Final = 1313624138
     JS_PLAN_OPS_MAX: Final = 1024
     JS_PLAN_OUTPUT: Final = 1
     JS_PLAN_SCRATCH: Final = 2
     JS_PLAN_SOURCES_MAX: Final = 4096
-    JS_PLAN_VERSION: Final = 1
+    JS_PLAN_VERSION: Final = 2
     JS_RANKS_MAX: Final = 256
     JS_RECORD_SLOTS: Final = 4096
     JS_REDOP_AVG: Final = 4

@@ -23,7 +23,7 @@ __all__ = ["RANKS_MAX", "Config", "check_rendezvous", "configure_logging", "load
 RANKS_MAX = 256
 
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "barrier")
-ALGORITHMS = ("one_shot", "two_shot", "direct")
+ALGORITHMS = ("one_shot", "two_shot", "lend", "direct")
 ISAS = ("scalar", "avx2", "avx512")
 DEBUG_LEVELS = {"WARN": logging.WARNING, "INFO": logging.INFO, "TRACE": logging.DEBUG}
 

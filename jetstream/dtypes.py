@@ -105,6 +105,7 @@ class Algorithm(_Labelled):
     DIRECT = 0
     ONE_SHOT = 1
     TWO_SHOT = 2
+    LEND = 3
 
 
 _NUMPY: dict[DType, np.dtype[Any]] = {

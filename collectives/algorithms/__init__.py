@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jetstream.collectives.algorithms import direct, one_shot, prefix, two_shot
+from jetstream.collectives.algorithms import direct, lend, one_shot, prefix, two_shot
 from jetstream.collectives.builder import PlanBuilder
 from jetstream.dtypes import Algorithm, Kind
 
@@ -17,6 +17,7 @@ __all__ = ["ALGORITHMS"]
 ALGORITHMS: dict[tuple[Kind, Algorithm], Callable[[PlanBuilder], None]] = {
     (Kind.ALL_REDUCE, Algorithm.ONE_SHOT): one_shot.all_reduce,
     (Kind.ALL_REDUCE, Algorithm.TWO_SHOT): two_shot.all_reduce,
+    (Kind.ALL_REDUCE, Algorithm.LEND): lend.all_reduce,
     (Kind.ALL_GATHER, Algorithm.DIRECT): direct.all_gather,
     (Kind.REDUCE_SCATTER, Algorithm.DIRECT): direct.reduce_scatter,
     (Kind.BROADCAST, Algorithm.DIRECT): direct.broadcast,

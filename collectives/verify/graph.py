@@ -3,8 +3,9 @@
 A node is one step of one operation of one rank. It waits for
 - the previous step in its lane, and the steps its ``after`` edges name;
 - the frames it consumes: the k-th sent on a stream is the k-th that a receiver consumes;
+- the step that gives back the lent frame it takes: the k-th lent is the k-th taken back;
 - room, if it sends: here a stream holds ONE frame, so frame k+1 waits until every receiver has
-  consumed frame k.
+  consumed frame k, and, if that was lent, until it has been taken back.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from jetstream.collectives.ir import (
     AfterMode,
+    Copy,
     FromAll,
+    FromLent,
     FromPeer,
     Range,
     RankPlan,
+    Reduce,
     Send,
     Stream,
     ToAll,
@@ -79,6 +83,12 @@ class StepGraph:
     #: steps that append to a channel, and those that consume it, by receiver; in stream order
     sent: dict[Channel, list[int]] = field(default_factory=dict)
     taken: dict[tuple[Channel, int], list[int]] = field(default_factory=dict)
+    #: steps that take back what was lent on a channel, in stream order
+    taken_back: dict[Channel, list[int]] = field(default_factory=dict)
+    #: for a step that lends: the step that gives the frame back
+    giver: dict[int, int] = field(default_factory=dict)
+    #: for a step that takes back: the step that lent the frame
+    lender: dict[int, int] = field(default_factory=dict)
     #: an order in which every step comes after what it waits for
     order: list[int] = field(default_factory=list)
 
@@ -92,6 +102,8 @@ class StepGraph:
         yield from self.local[node]
         yield from self.frames[node].values()
         yield from self.room[node]
+        if node in self.lender:
+            yield self.giver[self.lender[node]]
 
 
 def build_graph(plans: Sequence[RankPlan]) -> StepGraph:
@@ -106,6 +118,7 @@ def build_graph(plans: Sequence[RankPlan]) -> StepGraph:
         _add_local_edges(graph, plan)
     _collect_streams(graph)
     _pair_frames(graph)
+    _pair_lent(graph)
     _run(graph)
     return graph
 
@@ -152,7 +165,10 @@ def _collect_streams(graph: StepGraph) -> None:
                 graph.sent.setdefault(Channel(plan.rank, receiver), []).extend(nodes)
                 continue
             for source in op.sources:
-                if not isinstance(source, Range):
+                if isinstance(source, FromLent):
+                    lent = Channel(plan.rank, source.peer)
+                    graph.taken_back.setdefault(lent, []).extend(nodes)
+                elif not isinstance(source, Range):
                     channel = _channel(source, plan.rank)
                     graph.taken.setdefault((channel, plan.rank), []).extend(nodes)
 
@@ -197,6 +213,57 @@ def _pair_channel(graph: StepGraph, channel: Channel, receiver: int, sent: list[
         graph.frames[taker][stream] = sender
         if frame + 1 < len(sent):
             graph.room[sent[frame + 1]].append(taker)
+
+
+def _pair_lent(graph: StepGraph) -> None:
+    """Pair what is lent on each channel with who gives it back and who takes it back."""
+    for channel, sent in graph.sent.items():
+        lent = [node for node in sent if _back_of(graph, node) is not None]
+        if lent and len(lent) < len(sent):
+            raise graph.error(lent[0], f"lends a frame of {channel}, which carries others too")
+        takers = graph.taken_back.get(channel, [])
+        if len(takers) < len(lent):
+            raise graph.error(lent[len(takers)], "lends a frame that is never taken back")
+        for position, (lender, taker) in enumerate(zip(lent, takers, strict=False)):
+            giver = graph.taken[channel, _receiver(channel)][position]
+            _pair_one_lent(graph, lender, giver, taker)
+        for previous, following in pairwise(zip(lent, takers, strict=False)):
+            graph.room[following[0]].append(previous[1])
+    for channel, takers in graph.taken_back.items():
+        lent_count = sum(_back_of(graph, node) is not None for node in graph.sent.get(channel, []))
+        if len(takers) > lent_count:
+            raise graph.error(takers[lent_count], "takes back a frame that is never lent")
+    for taker, frames in enumerate(graph.frames):
+        step = graph.steps[taker]
+        op = graph.plans[step.rank].ops[step.op_index]
+        for sender in frames.values() if isinstance(op, Reduce) and op.gives_back else ():
+            if _back_of(graph, sender) is None:
+                raise graph.error(taker, "gives back a frame that is not lent")
+
+
+def _back_of(graph: StepGraph, node: int) -> Range | None:
+    step = graph.steps[node]
+    op = graph.plans[step.rank].ops[step.op_index]
+    return op.back if isinstance(op, Send) else None
+
+
+def _receiver(channel: Channel) -> int:
+    assert channel.receiver is not None  # nothing is lent to all
+    return channel.receiver
+
+
+def _pair_one_lent(graph: StepGraph, lender: int, giver: int, taker: int) -> None:
+    step = graph.steps[giver]
+    op = graph.plans[step.rank].ops[step.op_index]
+    if not isinstance(op, Reduce) or not op.gives_back:
+        raise graph.error(giver, "consumes a lent frame and does not give it back")
+    made, wanted = graph.steps[lender], graph.steps[taker]
+    back, copy = _back_of(graph, lender), graph.plans[wanted.rank].ops[wanted.op_index]
+    assert back is not None and isinstance(copy, Copy)
+    if made.of(back) != wanted.of(copy.target):
+        raise graph.error(taker, "takes a frame back to another place than the one it was lent for")
+    graph.giver[lender] = giver
+    graph.lender[taker] = lender
 
 
 def _run(graph: StepGraph) -> None:

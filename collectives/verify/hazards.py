@@ -41,7 +41,7 @@ class _Access:
 def check_hazards(graph: StepGraph) -> None:
     """Check memory, streams and arrival; raises PlanError where the outcome depends on timing."""
     before = _happens_before(graph)
-    for nodes in (*graph.sent.values(), *graph.taken.values()):
+    for nodes in (*graph.sent.values(), *graph.taken.values(), *graph.taken_back.values()):
         _check_stream(graph, before, nodes)
     for plan in graph.plans:
         for layout in _layouts(plan):
@@ -63,6 +63,11 @@ def _happens_before(graph: StepGraph) -> list[int]:
             seen |= before[other] | 1 << other
         for other in graph.frames[node].values():
             seen |= before[other]
+            if other in graph.giver:  # nobody but the receiver touches what is lent
+                seen |= 1 << other
+        if node in graph.lender:
+            giver = graph.giver[graph.lender[node]]
+            seen |= before[giver] | 1 << giver
         before[node] = seen
     return before
 
@@ -104,7 +109,14 @@ def _accesses(graph: StepGraph, plan: RankPlan, layout: _Layout) -> Iterator[_Ac
             return
         op = plan.ops[step.op_index]
         reads = [step.of(source) for source in op.sources if isinstance(source, Range)]
-        writes = [] if isinstance(op, Send) else [step.of(op.target)]
+        if isinstance(op, Send):
+            writes = [] if op.back is None else [step.of(op.back)]
+        else:
+            writes = [step.of(op.target)]
+        if node in graph.giver:  # the peer may work in this rank's memory
+            low = layout.address(writes[0])
+            buffer, end = writes[0].buffer, low + writes[0].bytes
+            yield _Access(low, end, graph.giver[node], buffer, True)
         if isinstance(op, Copy) and [layout.address(r) for r in reads] == [
             layout.address(w) for w in writes
         ]:

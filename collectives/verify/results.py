@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from jetstream.collectives.calls import PREFIXES, REDUCING
-from jetstream.collectives.ir import Buffer, Range, RankPlan, Reduce, Send
+from jetstream.collectives.ir import Buffer, FromLent, Range, RankPlan, Reduce, Send
 from jetstream.collectives.verify.graph import StepGraph
 from jetstream.collectives.verify.structure import op_error, plan_error
 from jetstream.dtypes import Kind
@@ -119,6 +119,8 @@ def _run_step(
         if isinstance(source, Range):
             span = step.of(source)
             inputs.append(memory[span.buffer].read(span.offset, span.offset + span.bytes))
+        elif isinstance(source, FromLent):
+            inputs.append(frames[graph.lender[node]])
         else:
             inputs.append(frames[graph.frames[node][source]])
         for run in inputs[-1]:
@@ -129,6 +131,8 @@ def _run_step(
         return
     if isinstance(op, Reduce):
         runs = [_fold(graph, node, values) for values in _columns(inputs)]
+        for lender in graph.frames[node].values() if op.gives_back else ():
+            frames[lender] = runs
     else:
         runs = inputs[0]
     target = step.of(op.target)

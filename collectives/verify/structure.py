@@ -13,6 +13,9 @@ from jetstream.collectives.ir import (
     REDUCE_SOURCES_MAX,
     SOURCES_MAX,
     Buffer,
+    Copy,
+    FromLent,
+    FromPeer,
     Op,
     Range,
     RankPlan,
@@ -89,7 +92,11 @@ def _op_fault(plan: RankPlan, op_index: int, op: Op) -> str | None:
     if isinstance(op, Reduce) and op.bytes % plan.call.dtype.itemsize != 0:
         return f"{op.bytes} bytes are not whole elements of {plan.call.dtype.label}"
     if isinstance(op, Send):
-        return _destination_fault(plan, op) or _sources_fault(plan, op)
+        return (
+            _destination_fault(plan, op)
+            or _sources_fault(plan, op)
+            or (None if op.back is None else _back_fault(plan, op, op.back))
+        )
     if op.target.buffer is Buffer.INPUT:
         return "writes to INPUT"
     return _range_fault(plan, op.target) or _sources_fault(plan, op)
@@ -101,12 +108,27 @@ def _destination_fault(plan: RankPlan, op: Send) -> str | None:
     return _peer_fault(plan, op.to.peer)
 
 
+def _back_fault(plan: RankPlan, op: Send, back: Range) -> str | None:
+    if isinstance(op.to, ToAll):
+        return "lends a frame to all"
+    if back.buffer is Buffer.INPUT:
+        return "takes back into INPUT"
+    if back.bytes != op.bytes:
+        return f"lends {op.bytes} bytes and takes back {back.bytes}"
+    return _range_fault(plan, back)
+
+
 def _sources_fault(plan: RankPlan, op: Op) -> str | None:
     streams = [source for source in op.sources if not isinstance(source, Range)]
     if len(set(streams)) != len(streams):
         return "takes two frames of one stream in one step"
+    fault: str | None
     for source in op.sources:
-        if not isinstance(source, Range):
+        if isinstance(source, FromLent) and not isinstance(op, Copy):
+            fault = "takes a frame back, which only a copy can"
+        elif isinstance(op, Reduce) and op.gives_back and not isinstance(source, Range | FromPeer):
+            fault = "gives back a frame that was sent to all"
+        elif not isinstance(source, Range):
             fault = _peer_fault(plan, source.peer)
         elif source.bytes != op.bytes:
             fault = f"a source of {source.bytes} bytes for a target of {op.bytes}"

@@ -8,6 +8,10 @@
 
 /* Below this, reading the clock would cost more than what it measures. */
 #define EXEC_TIMED_BYTES 1024u
+/* How much of a ring the frames take that are lent: a few of the largest. */
+#define EXEC_LEND_WINDOW_BYTES (128u << 10)
+/* What is folded before it is written back: fits the first-level cache, several times. */
+#define EXEC_PIECE_BYTES 4096u
 
 void js_exec_start(js_exec *exec, js_exec_plan *plan, const void *input, void *output,
                    uint64_t sequence)
@@ -54,62 +58,142 @@ JS_INLINE bool exec_may_start(const js_exec_plan *plan, const js_exec_op *op)
     return true;
 }
 
-static bool exec_send(js_exec *exec, js_exec_op *op)
+/* What a step of a SEND publishes. */
+typedef struct exec_frame {
+    const uint8_t *from;
+    uint32_t bytes;
+    uint64_t route;
+    uint64_t body;
+} exec_frame;
+
+JS_INLINE exec_frame exec_frame_of(const js_exec *exec, const js_exec_op *op)
 {
-    const js_exec_plan *plan = exec->plan;
     const js_exec_source *source = op->sources;
-    uint32_t bytes = exec_step_bytes(plan, op);
-    uint64_t local = (uint64_t)op->step * plan->call.chunk_bytes;
-    const uint8_t *from = exec_address(exec, source->buffer, source->offset + local);
+    uint32_t bytes = exec_step_bytes(exec->plan, op);
+    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
     uint32_t flags = (op->step == 0 ? JS_FRAME_FLAG_SOM : 0u) |
                      (op->step + 1 == op->steps ? JS_FRAME_FLAG_EOM : 0u);
-    uint64_t route = js_frame_with_flags(op->tx->route, flags);
-    uint64_t body = js_frame_body(bytes, op->step, exec->imm ^ op->pair);
-    if (bytes <= JS_STREAM_INLINE_BYTES) {
-        if (!js_stream_has_slot(op->tx)) {
-            return false;
-        }
-        js_stream_publish_inline(op->tx, from, bytes, route, body);
-    } else {
-        uint8_t *to = js_stream_reserve(op->tx, bytes);
-        if (to == NULL) {
-            return false;
-        }
-        uint64_t start = bytes >= EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
-        memcpy(to, from, bytes);
-        js_stream_publish(op->tx, bytes, route, body);
-        exec->copy_ticks += start ? js_clock_ticks() - start : 0;
-    }
+    return (exec_frame){
+        .from = exec_address(exec, source->buffer, source->offset + local),
+        .bytes = bytes,
+        .route = js_frame_with_flags(op->tx->route, flags),
+        .body = js_frame_body(bytes, op->step, exec->imm ^ op->pair),
+    };
+}
+
+static void exec_count_sent(js_exec *exec, uint32_t bytes)
+{
     exec->published++;
     exec->bytes_sent += bytes;
     exec->bytes_done += bytes;
+}
+
+JS_INLINE void exec_copy_bytes(js_exec *exec, uint8_t *to, const uint8_t *from, uint32_t bytes)
+{
+    uint64_t start = bytes >= EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
+    memcpy(to, from, bytes);
+    exec->copy_ticks += start ? js_clock_ticks() - start : 0;
+}
+
+static bool exec_send(js_exec *exec, js_exec_op *op)
+{
+    js_stream_tx *tx = op->tx;
+    if (JS_UNLIKELY(tx->lent_count != 0 || !js_stream_set_window(tx, tx->payload_bytes))) {
+        return false; /* frames that were lent are still on their way */
+    }
+    exec_frame frame = exec_frame_of(exec, op);
+    if (frame.bytes <= JS_STREAM_INLINE_BYTES) {
+        if (!js_stream_has_slot(tx)) {
+            return false;
+        }
+        js_stream_publish_inline(tx, frame.from, frame.bytes, frame.route, frame.body);
+    } else {
+        uint8_t *to = js_stream_reserve(tx, frame.bytes);
+        if (to == NULL) {
+            return false;
+        }
+        exec_copy_bytes(exec, to, frame.from, frame.bytes);
+        js_stream_publish(tx, frame.bytes, frame.route, frame.body);
+    }
+    exec_count_sent(exec, frame.bytes);
+    return true;
+}
+
+/* Sends a frame that comes back rewritten. Where the result will be wanted in the segment, the
+ * frame is that place itself and nothing is copied in place; else it is a slot of the ring, of
+ * which a small part is used again and again so that it stays in the caches of both ranks. */
+static bool exec_lend(js_exec *exec, js_exec_op *op)
+{
+    js_stream_tx *tx = op->tx;
+    uint64_t window = js_min_u64(tx->payload_bytes, EXEC_LEND_WINDOW_BYTES);
+    if (!js_stream_set_window(tx, window) || !js_stream_has_slot(tx)) {
+        return false;
+    }
+    exec_frame frame = exec_frame_of(exec, op);
+    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
+    uint8_t *back = exec_address(exec, op->target_buffer, op->target_offset + local);
+    if (frame.bytes <= JS_STREAM_INLINE_BYTES) {
+        js_stream_lend(tx);
+        js_stream_publish_inline(tx, frame.from, frame.bytes, frame.route, frame.body);
+    } else if (js_stream_can_refer(tx, back, frame.bytes)) {
+        if (back != frame.from) {
+            exec_copy_bytes(exec, back, frame.from, frame.bytes);
+        }
+        js_stream_lend(tx);
+        js_stream_publish_ref(tx, back, frame.route, frame.body);
+    } else {
+        uint8_t *to = js_stream_reserve(tx, frame.bytes);
+        if (to == NULL) {
+            return false;
+        }
+        exec_copy_bytes(exec, to, frame.from, frame.bytes);
+        js_stream_lend(tx);
+        js_stream_publish(tx, frame.bytes, frame.route, frame.body);
+    }
+    exec_count_sent(exec, frame.bytes);
+    return true;
+}
+
+/* Takes the frame that a source awaits. False: it is not there, or it is a foreign one. */
+JS_INLINE bool exec_take_frame(js_exec *exec, const js_exec_op *op, js_exec_source *source,
+                               uint32_t bytes)
+{
+    uint64_t body = js_frame_body(bytes, op->step, exec->imm ^ op->pair);
+    js_stream_line *line = js_stream_peek(source->rx);
+    if (line == NULL) {
+        return false;
+    }
+    source->at = js_stream_payload(source->rx, line, bytes);
+    if (JS_UNLIKELY(line->body != body || source->at == NULL)) {
+        exec->foreign_peer = source->peer + 1u;
+        exec->foreign_imm = js_frame_imm(line->body);
+        exec->foreign_op = (uint32_t)(op - exec->plan->ops);
+        return false;
+    }
     return true;
 }
 
 /* Finds the sources of the present step. False: not all there, or a foreign frame. */
 JS_INLINE bool exec_gather(js_exec *exec, js_exec_op *op, uint32_t bytes)
 {
-    uint64_t body = js_frame_body(bytes, op->step, exec->imm ^ op->pair);
     uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
     bool heard = false;
     for (; op->ready < op->source_count; op->ready++) {
         js_exec_source *source = &op->sources[op->ready];
-        if (source->rx == NULL) {
+        bool is_there = true;
+        if (source->rx != NULL) {
+            is_there = exec_take_frame(exec, op, source, bytes);
+        } else if (source->tx != NULL) {
+            source->at = js_stream_given_back(source->tx, bytes);
+            is_there = source->at != NULL;
+        } else {
             source->at = exec_address(exec, source->buffer, source->offset + local);
             continue;
         }
-        const js_stream_line *line = js_stream_peek(source->rx);
-        if (line == NULL) {
+        if (!is_there) {
             if (heard && exec->first_ticks == 0) {
                 exec->first_ticks = js_clock_ticks();
             }
-            return false;
-        }
-        source->at = js_stream_payload(source->rx, line, bytes);
-        if (JS_UNLIKELY(line->body != body || source->at == NULL)) {
-            exec->foreign_peer = source->peer + 1u;
-            exec->foreign_imm = js_frame_imm(line->body);
-            exec->foreign_op = (uint32_t)(op - exec->plan->ops);
             return false;
         }
         exec->last_peer = source->peer;
@@ -129,26 +213,48 @@ static void exec_release(js_exec *exec, js_exec_op *op, uint32_t bytes)
             js_stream_release(op->sources[i].rx);
             exec->consumed++;
             exec->bytes_received += bytes;
+        } else if (op->sources[i].tx != NULL) {
+            js_stream_take_back(op->sources[i].tx);
+            exec->bytes_received += bytes;
         }
     }
     op->ready = 0;
     exec->bytes_done += bytes;
 }
 
-static bool exec_reduce(js_exec *exec, js_exec_op *op)
+/* Folds a step, and writes the result over the frames too if they are to be given back: piece by
+ * piece, while the lines that have just been read are at hand. */
+static void exec_fold(js_exec *exec, const js_exec_op *op, uint8_t *to, uint32_t bytes)
 {
     js_exec_plan *plan = exec->plan;
-    uint32_t bytes = exec_step_bytes(plan, op);
+    uint32_t piece = op->lends ? EXEC_PIECE_BYTES : bytes;
+    uint32_t done = 0;
+    do {
+        uint32_t part = bytes - done < piece ? bytes - done : piece;
+        for (uint32_t i = 0; i < op->source_count; i++) {
+            plan->pointers[i] = op->sources[i].at + done;
+        }
+        plan->fold(to + done, plan->pointers, op->source_count, part / plan->element_bytes,
+                   plan->divisor);
+        for (uint32_t i = 0; op->lends && i < op->source_count; i++) {
+            if (op->sources[i].rx != NULL) {
+                memcpy(op->sources[i].at + done, to + done, part);
+            }
+        }
+        done += part;
+    } while (done < bytes);
+}
+
+static bool exec_reduce(js_exec *exec, js_exec_op *op)
+{
+    uint32_t bytes = exec_step_bytes(exec->plan, op);
     if (!exec_gather(exec, op, bytes)) {
         return false;
     }
-    uint64_t local = (uint64_t)op->step * plan->call.chunk_bytes;
+    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
     uint8_t *to = exec_address(exec, op->target_buffer, op->target_offset + local);
-    for (uint32_t i = 0; i < op->source_count; i++) {
-        plan->pointers[i] = op->sources[i].at;
-    }
     uint64_t start = bytes >= EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
-    plan->fold(to, plan->pointers, op->source_count, bytes / plan->element_bytes, plan->divisor);
+    exec_fold(exec, op, to, bytes);
     exec->reduce_ticks += start ? js_clock_ticks() - start : 0;
     exec_release(exec, op, bytes);
     return true;
@@ -162,10 +268,8 @@ static bool exec_copy(js_exec *exec, js_exec_op *op)
     }
     uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
     uint8_t *to = exec_address(exec, op->target_buffer, op->target_offset + local);
-    if (bytes != 0 && to != op->sources[0].at) { /* equal: an in-place call */
-        uint64_t start = bytes >= EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
-        memcpy(to, op->sources[0].at, bytes);
-        exec->copy_ticks += start ? js_clock_ticks() - start : 0;
+    if (bytes != 0 && to != op->sources[0].at) { /* equal: an in-place call, or lent in place */
+        exec_copy_bytes(exec, to, op->sources[0].at, bytes);
     }
     exec_release(exec, op, bytes);
     return true;
@@ -179,7 +283,7 @@ JS_INLINE bool exec_run(js_exec *exec, js_exec_op *op)
     }
     switch (op->opcode) {
     case JS_OP_SEND:
-        return exec_send(exec, op);
+        return op->lends ? exec_lend(exec, op) : exec_send(exec, op);
     case JS_OP_REDUCE:
         return exec_reduce(exec, op);
     default:
@@ -252,7 +356,9 @@ void js_exec_find_missing(const js_exec *exec, uint32_t self, js_exec_missing *o
         }
         for (uint32_t s = op->ready; s < op->source_count; s++) {
             const js_exec_source *source = &op->sources[s];
-            if (source->rx != NULL && js_stream_peek(source->rx) == NULL) {
+            bool is_awaited = (source->rx != NULL && js_stream_peek(source->rx) == NULL) ||
+                              (source->tx != NULL && js_stream_given_back(source->tx, 0) == NULL);
+            if (is_awaited) {
                 exec_add_missing(out, source->peer, index);
             }
         }

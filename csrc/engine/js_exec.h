@@ -13,9 +13,10 @@
 #include <jetstream/js_api.h>
 
 typedef struct js_exec_source {
-    js_stream_rx *rx; /* NULL: local range */
-    uint64_t offset;
-    const uint8_t *at; /* where the bytes of the present step are */
+    js_stream_rx *rx; /* NULL: not a frame of a peer */
+    js_stream_tx *tx; /* frames of this rank that come back; NULL: not these either */
+    uint64_t offset;  /* local range */
+    uint8_t *at;      /* where the bytes of the present step are */
     uint16_t peer;
     uint8_t buffer;
 } js_exec_source;
@@ -35,6 +36,7 @@ typedef struct js_exec_op {
     uint8_t opcode;
     uint8_t target_buffer;
     uint8_t is_all; /* SEND: to all */
+    uint8_t lends;  /* SEND: lends its frames; REDUCE: gives back what it consumes */
     uint16_t peer;  /* SEND: to this one */
     uint32_t pair;  /* with splits: elements that the two ranks exchange, mixed into imm */
 } js_exec_op;

@@ -33,6 +33,7 @@ static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js
         .opcode = from->opcode,
         .target_buffer = from->target_buffer,
         .is_all = from->place == JS_PLACE_ALL,
+        .lends = (from->flags & JS_PLAN_LEND) != 0,
         .peer = from->peer,
     };
     if (from->opcode == JS_OP_SEND) {
@@ -50,6 +51,7 @@ static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js
         const js_plan_source *source = &view->sources[from->source_first + i];
         op->sources[i] = (js_exec_source){
             .rx = exec_source_stream(link, source),
+            .tx = source->place == JS_PLACE_LENT ? &link->peer_tx[source->peer] : NULL,
             .offset = source->offset,
             .peer = source->peer,
             .buffer = source->buffer,

@@ -453,7 +453,7 @@ static int32_t message_receive_frame(js_message *m, uint32_t rank)
 {
     js_message_peer *peer = &m->peers[rank];
     js_stream_rx *rx = &m->link->message_rx[rank];
-    const js_stream_line *line = js_stream_peek(rx);
+    js_stream_line *line = js_stream_peek(rx);
     if (line == NULL) {
         return 0;
     }

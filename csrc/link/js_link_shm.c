@@ -44,6 +44,15 @@ static int32_t link_allocate(js_link_shm *link, const js_area *area)
     return JS_OK;
 }
 
+/* A stream's layout with the segment in which its references point. */
+static js_stream_layout link_layout(const js_area *area, const js_stream_layout *layout)
+{
+    js_stream_layout result = *layout;
+    result.segment = area->base;
+    result.segment_bytes = area->segment_bytes;
+    return result;
+}
+
 int32_t js_link_shm_open(js_link_shm *link, const js_area *area, uint32_t rank)
 {
     *link = (js_link_shm){ 0 };
@@ -52,22 +61,23 @@ int32_t js_link_shm_open(js_link_shm *link, const js_area *area, uint32_t rank)
     uint64_t *ends = link->ends;
     uint64_t collective = js_frame_route(JS_FRAME_CHANNEL_COLLECTIVE, (uint16_t)rank, 0);
     uint64_t message = js_frame_route(JS_FRAME_CHANNEL_MESSAGE, (uint16_t)rank, 0);
-    js_stream_open_tx(&link->all_tx, js_area_all_stream(area, rank), &area->all_layout, ends,
-                      collective);
+    js_stream_layout all = link_layout(area, &area->all_layout);
+    js_stream_layout one = link_layout(area, &area->peer_layout);
+    js_stream_layout mail = link_layout(area, &area->message_layout);
+    js_stream_open_tx(&link->all_tx, js_area_all_stream(area, rank), &all, ends, collective);
     for (uint32_t peer = 0; peer < area->config.world; peer++) {
         ends += slots;
-        js_stream_open_tx(&link->peer_tx[peer], js_area_peer_stream(area, rank, peer),
-                          &area->peer_layout, ends, collective);
+        js_stream_open_tx(&link->peer_tx[peer], js_area_peer_stream(area, rank, peer), &one, ends,
+                          collective);
         ends += slots;
-        js_stream_open_tx(&link->message_tx[peer], js_area_message_stream(area, rank, peer),
-                          &area->message_layout, ends, message);
-        js_stream_open_rx(&link->peer_rx[peer], js_area_peer_stream(area, peer, rank),
-                          &area->peer_layout, 0);
-        js_stream_open_rx(&link->message_rx[peer], js_area_message_stream(area, peer, rank),
-                          &area->message_layout, 0);
+        js_stream_open_tx(&link->message_tx[peer], js_area_message_stream(area, rank, peer), &mail,
+                          ends, message);
+        js_stream_open_rx(&link->peer_rx[peer], js_area_peer_stream(area, peer, rank), &one, 0);
+        js_stream_open_rx(&link->message_rx[peer], js_area_message_stream(area, peer, rank), &mail,
+                          0);
         if (peer != rank) {
-            js_stream_open_rx(&link->all_rx[peer], js_area_all_stream(area, peer),
-                              &area->all_layout, js_area_reader(peer, rank));
+            js_stream_open_rx(&link->all_rx[peer], js_area_all_stream(area, peer), &all,
+                              js_area_reader(peer, rank));
         }
     }
     return JS_OK;

@@ -81,7 +81,8 @@ static bool plan_overlaps(const js_plan_op *op, const js_plan_source *source)
 {
     uint64_t low = js_min_u64(op->target_offset, source->offset);
     uint64_t distance = js_max_u64(op->target_offset, source->offset) - low;
-    return op->opcode != JS_OP_SEND && op->target_buffer == source->buffer && distance != 0 &&
+    bool has_target = op->opcode != JS_OP_SEND || (op->flags & JS_PLAN_LEND) != 0;
+    return has_target && op->target_buffer == source->buffer && distance != 0 &&
            distance < op->bytes;
 }
 
@@ -106,6 +107,16 @@ static int32_t plan_check_source(const js_plan_view *view, uint32_t index, const
             return JS_FAIL(JS_ERR_PLAN, "operation %u cannot take its source from rank %u", index,
                            source->peer);
         }
+        if ((op->flags & JS_PLAN_LEND) != 0 && source->place != JS_PLACE_PEER) {
+            return JS_FAIL(JS_ERR_PLAN, "operation %u cannot give back a frame sent to all", index);
+        }
+        return JS_OK;
+    case JS_PLACE_LENT:
+        if (op->opcode != JS_OP_COPY || source->peer >= header->call.world ||
+            source->peer == header->rank) {
+            return JS_FAIL(JS_ERR_PLAN, "operation %u cannot take a frame back from rank %u", index,
+                           source->peer);
+        }
         return JS_OK;
     default:
         return JS_FAIL(JS_ERR_PLAN, "operation %u has an unknown source %u", index, source->place);
@@ -114,15 +125,21 @@ static int32_t plan_check_source(const js_plan_view *view, uint32_t index, const
 
 static int32_t plan_check_target(const js_plan_header *header, uint32_t index, const js_plan_op *op)
 {
-    if (op->opcode != JS_OP_SEND) {
+    bool lends = (op->flags & JS_PLAN_LEND) != 0;
+    if ((op->flags & ~JS_PLAN_LEND) != 0 || (lends && op->opcode == JS_OP_COPY)) {
+        return JS_FAIL(JS_ERR_PLAN, "operation %u has the flags %#x", index, op->flags);
+    }
+    if (op->opcode != JS_OP_SEND || lends) {
         if (op->target_buffer == JS_PLAN_INPUT ||
             !plan_range_fits(header, op->target_buffer, op->target_offset, op->bytes)) {
             return JS_FAIL(JS_ERR_PLAN, "operation %u writes outside of buffer %u", index,
                            op->target_buffer);
         }
+    }
+    if (op->opcode != JS_OP_SEND) {
         return JS_OK;
     }
-    bool to_all = op->place == JS_PLACE_ALL && header->call.world > 1;
+    bool to_all = op->place == JS_PLACE_ALL && header->call.world > 1 && !lends;
     bool to_peer =
         op->place == JS_PLACE_PEER && op->peer < header->call.world && op->peer != header->rank;
     if (!to_all && !to_peer) {

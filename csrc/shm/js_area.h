@@ -38,7 +38,8 @@ typedef struct js_area_queue {
 #define JS_AREA_COUNTER_SLOTS 32u
 
 typedef struct js_area {
-    uint8_t *base; /* of the segment */
+    uint8_t *base;          /* of the segment */
+    uint64_t segment_bytes; /* that are mapped at base */
     js_seg_config config;
     uint64_t control_offset;
     uint64_t boards_offset;

@@ -112,6 +112,7 @@ static int32_t seg_map(int fd, uint64_t bytes, js_seg **out)
 static void seg_set_up(js_seg *seg, const js_seg_config *config)
 {
     js_area_init(&seg->world_area, seg->base, config, seg_area_offset(config));
+    seg->world_area.segment_bytes = seg->total_bytes;
     seg->heaps_offset = seg_heaps_offset(config);
     uint8_t *heaps = seg->base + seg->heaps_offset;
     uint64_t heaps_bytes = config->world * config->heap_bytes;

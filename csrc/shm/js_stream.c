@@ -50,6 +50,9 @@ void js_stream_open_tx(js_stream_tx *tx, void *memory, const js_stream_layout *l
         .psn = layout->sequence_start,
         .room_until = layout->sequence_start + layout->slots,
         .payload_bytes = layout->payload_bytes,
+        .window_bytes = layout->payload_bytes,
+        .segment = layout->segment,
+        .segment_bytes = layout->segment_bytes,
         .ends = ends,
         .route = route,
     };
@@ -68,6 +71,8 @@ void js_stream_open_rx(js_stream_rx *rx, void *memory, const js_stream_layout *l
         .sequence_start = layout->sequence_start,
         .psn = layout->sequence_start,
         .payload_bytes = layout->payload_bytes,
+        .segment = layout->segment,
+        .segment_bytes = layout->segment_bytes,
     };
 }
 
@@ -92,6 +97,9 @@ void js_stream_refresh(js_stream_tx *tx)
         uint32_t behind = stream_behind(tx, i);
         most = behind > most ? behind : most;
     }
+    /* What is lent is not free before it has been taken back. */
+    uint32_t held = tx->lent_count != 0 ? tx->psn - tx->lent_first : 0;
+    most = held > most ? held : most;
     /* A reader cannot be more than a ring behind; a word that says so blocks the stream. The end
      * before a whole ring has been overwritten: then nothing becomes free, bytes neither. */
     most = most > tx->mask + 1 ? tx->mask + 1 : most;
@@ -99,4 +107,17 @@ void js_stream_refresh(js_stream_tx *tx)
     if (most <= tx->mask) {
         tx->tail = most == 0 ? tx->head : tx->ends[(tx->psn - most - 1) & tx->mask];
     }
+}
+
+bool js_stream_change_window(js_stream_tx *tx, uint64_t bytes)
+{
+    JS_ASSERT(js_is_pow2(bytes) && bytes <= tx->payload_bytes);
+    js_stream_refresh(tx);
+    if (tx->room_until - tx->psn <= tx->mask) {
+        return false;
+    }
+    tx->head = js_round_up(tx->head, tx->payload_bytes);
+    tx->tail = tx->head;
+    tx->window_bytes = bytes;
+    return true;
 }

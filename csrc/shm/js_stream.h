@@ -11,6 +11,13 @@
  * the producer reads the readers' words (acquire) only when it has run out of room. Numbers wrap
  * at 2^32.
  *
+ * The payload of a frame can also lie elsewhere in the segment and be published by reference: the
+ * line then gives its offset in the segment. And a frame for a single reader can be lent: between
+ * its publication and its release the payload belongs to the reader, which may write to it; then
+ * it belongs to the producer again, which takes it back before the memory is used anew. A line of
+ * memory that the other side has just read and written is cheaper to have back than one of which
+ * it keeps a copy.
+ *
  * A line is valid for a reader only while it holds the number the reader expects, so lines are
  * never cleared. Zeroed memory is a fresh stream, because numbering does not begin at zero:
  * a stream that nobody uses never costs a page. */
@@ -21,6 +28,9 @@
 #include "js_base.h"
 
 #define JS_STREAM_INLINE_BYTES 40u
+/* Bit of the route word: payload.offset counts from the start of the segment. It is the frame's
+ * flag JS_FRAME_FLAG_REF. */
+#define JS_STREAM_BY_REF (1ull << 23)
 
 typedef struct js_stream_line {
     uint64_t route;
@@ -28,7 +38,7 @@ typedef struct js_stream_line {
     uint64_t body;
     union {
         uint8_t bytes[JS_STREAM_INLINE_BYTES];
-        uint64_t offset; /* of the payload in the ring of bytes */
+        uint64_t offset; /* of the payload, in the ring of bytes or in the segment */
     } payload;
 } JS_ALIGNED(JS_CACHE_LINE) js_stream_line;
 
@@ -46,6 +56,8 @@ typedef struct js_stream_layout {
     uint32_t slots;          /* power of two */
     uint64_t payload_bytes;  /* power of two, at least twice the largest frame */
     uint32_t sequence_start; /* number of the first frame; js_stream_start_fits */
+    uint8_t *segment;        /* that references count from; NULL: there are none */
+    uint64_t segment_bytes;
 } js_stream_layout;
 
 /* The producer's private side. */
@@ -58,7 +70,12 @@ typedef struct js_stream_tx {
     uint32_t sequence_start;
     uint32_t psn;        /* number of the next frame */
     uint32_t room_until; /* frames below this number fit, as far as this side knows */
+    uint32_t lent_first; /* number of the oldest frame that is lent and not taken back */
+    uint32_t lent_count; /* frames from that one on; all later ones are lent too */
     uint64_t payload_bytes;
+    uint64_t window_bytes; /* part of the ring in use: a power of two */
+    uint8_t *segment;
+    uint64_t segment_bytes;
     uint64_t head;  /* free-running byte positions: end of the last frame, */
     uint64_t start; /* where the reserved frame begins, */
     uint64_t tail;  /* oldest byte that a reader may still need */
@@ -68,13 +85,15 @@ typedef struct js_stream_tx {
 
 /* A reader's private side. */
 typedef struct js_stream_rx {
-    const js_stream_line *lines;
-    const uint8_t *payload;
+    js_stream_line *lines; /* written to only where a frame in the line itself is lent */
+    uint8_t *payload;
     js_stream_reader *self;
     uint32_t mask;
     uint32_t sequence_start;
     uint32_t psn; /* number expected next */
     uint64_t payload_bytes;
+    uint8_t *segment;
+    uint64_t segment_bytes;
 } js_stream_rx;
 
 /* Bytes that a stream takes in the segment, a multiple of a page. */
@@ -89,8 +108,17 @@ void js_stream_open_rx(js_stream_rx *rx, void *memory, const js_stream_layout *l
                        uint32_t reader);
 /* Reads the readers' words and updates what is free. */
 void js_stream_refresh(js_stream_tx *tx);
+/* Changes the part of the ring that is used. False: not all frames are consumed yet. */
+bool js_stream_change_window(js_stream_tx *tx, uint64_t bytes);
 /* Index of the reader that is furthest behind. */
 uint32_t js_stream_slowest(const js_stream_tx *tx);
+
+/* Uses only the first `bytes` of the ring, a power of two, from now on. False: not all frames are
+ * consumed yet, and nothing has changed. */
+JS_INLINE bool js_stream_set_window(js_stream_tx *tx, uint64_t bytes)
+{
+    return JS_LIKELY(tx->window_bytes == bytes) || js_stream_change_window(tx, bytes);
+}
 
 /* Room for a frame of `bytes`? Returns where its payload goes, or NULL. Payload of up to
  * JS_STREAM_INLINE_BYTES does not need this: js_stream_has_slot, then js_stream_publish_inline. */
@@ -108,16 +136,16 @@ JS_INLINE uint8_t *js_stream_reserve(js_stream_tx *tx, uint32_t bytes)
     if (!js_stream_has_slot(tx)) {
         return NULL;
     }
-    uint64_t at = tx->head & (tx->payload_bytes - 1);
+    uint64_t at = tx->head & (tx->window_bytes - 1);
     /* Frames are contiguous: one that would cross the end of the ring starts at its beginning. */
-    tx->start = at + bytes <= tx->payload_bytes ? tx->head : tx->head + (tx->payload_bytes - at);
-    if (JS_UNLIKELY(tx->start + bytes - tx->tail > tx->payload_bytes)) {
+    tx->start = at + bytes <= tx->window_bytes ? tx->head : tx->head + (tx->window_bytes - at);
+    if (JS_UNLIKELY(tx->start + bytes - tx->tail > tx->window_bytes)) {
         js_stream_refresh(tx);
-        if (tx->start + bytes - tx->tail > tx->payload_bytes) {
+        if (tx->start + bytes - tx->tail > tx->window_bytes) {
             return NULL;
         }
     }
-    return tx->payload + (tx->start & (tx->payload_bytes - 1));
+    return tx->payload + (tx->start & (tx->window_bytes - 1));
 }
 
 JS_INLINE void js_stream_commit(js_stream_tx *tx, js_stream_line *line)
@@ -134,8 +162,57 @@ JS_INLINE void js_stream_publish(js_stream_tx *tx, uint32_t bytes, uint64_t rout
     tx->head = js_round_up(tx->start + bytes, JS_CACHE_LINE);
     line->route = route;
     line->body = body;
-    line->payload.offset = tx->start & (tx->payload_bytes - 1);
+    line->payload.offset = tx->start & (tx->window_bytes - 1);
     js_stream_commit(tx, line);
+}
+
+/* Can these bytes be published by reference? */
+JS_INLINE bool js_stream_can_refer(const js_stream_tx *tx, const void *payload, uint64_t bytes)
+{
+    uint64_t offset = (uint64_t)((uintptr_t)payload - (uintptr_t)tx->segment);
+    return offset < tx->segment_bytes && bytes <= tx->segment_bytes - offset;
+}
+
+/* Publishes a frame whose payload stays where it is in the segment. The caller has asked
+ * js_stream_has_slot, and leaves the bytes alone until the readers have released the frame. */
+JS_INLINE void js_stream_publish_ref(js_stream_tx *tx, const void *payload, uint64_t route,
+                                     uint64_t body)
+{
+    js_stream_line *line = &tx->lines[tx->psn & tx->mask];
+    line->route = route | JS_STREAM_BY_REF;
+    line->body = body;
+    line->payload.offset = (uint64_t)((const uint8_t *)payload - tx->segment);
+    js_stream_commit(tx, line);
+}
+
+/* The frame that is published next is lent. */
+JS_INLINE void js_stream_lend(js_stream_tx *tx)
+{
+    if (tx->lent_count++ == 0) {
+        tx->lent_first = tx->psn;
+    }
+}
+
+/* Payload of the oldest lent frame, of `bytes` bytes, once the reader has given it back; else
+ * NULL. It stays valid until js_stream_take_back. */
+JS_INLINE uint8_t *js_stream_given_back(const js_stream_tx *tx, uint32_t bytes)
+{
+    uint32_t done = js_load_acq_u32(&tx->readers[0].consumed);
+    if (tx->lent_count == 0 || (int32_t)(done - (tx->lent_first - tx->sequence_start)) <= 0) {
+        return NULL;
+    }
+    js_stream_line *line = &tx->lines[tx->lent_first & tx->mask];
+    if (bytes <= JS_STREAM_INLINE_BYTES) {
+        return line->payload.bytes;
+    }
+    bool is_ref = (line->route & JS_STREAM_BY_REF) != 0;
+    return (is_ref ? tx->segment : tx->payload) + line->payload.offset;
+}
+
+JS_INLINE void js_stream_take_back(js_stream_tx *tx)
+{
+    tx->lent_first++;
+    tx->lent_count--;
 }
 
 /* Publishes a frame of at most JS_STREAM_INLINE_BYTES in one line. The caller has asked
@@ -153,25 +230,27 @@ JS_INLINE void js_stream_publish_inline(js_stream_tx *tx, const void *source, ui
 }
 
 /* The next frame, or NULL when it has not been published yet. It stays valid until released. */
-JS_INLINE const js_stream_line *js_stream_peek(const js_stream_rx *rx)
+JS_INLINE js_stream_line *js_stream_peek(const js_stream_rx *rx)
 {
-    const js_stream_line *line = &rx->lines[rx->psn & rx->mask];
+    js_stream_line *line = &rx->lines[rx->psn & rx->mask];
     uint64_t order = js_load_acq_u64(&line->order);
     return (uint32_t)order == rx->psn ? line : NULL;
 }
 
-/* Payload of a peeked frame; NULL if the line points outside of the ring. */
-JS_INLINE const uint8_t *js_stream_payload(const js_stream_rx *rx, const js_stream_line *line,
-                                           uint32_t bytes)
+/* Payload of a peeked frame; NULL if the line points outside of the ring or the segment. Only
+ * that of a lent frame may be written to. */
+JS_INLINE uint8_t *js_stream_payload(const js_stream_rx *rx, js_stream_line *line, uint32_t bytes)
 {
     if (bytes <= JS_STREAM_INLINE_BYTES) {
         return line->payload.bytes;
     }
+    bool is_ref = (line->route & JS_STREAM_BY_REF) != 0;
+    uint64_t room_bytes = is_ref ? rx->segment_bytes : rx->payload_bytes;
     uint64_t offset = line->payload.offset;
-    if (JS_UNLIKELY(offset > rx->payload_bytes || bytes > rx->payload_bytes - offset)) {
+    if (JS_UNLIKELY(offset > room_bytes || bytes > room_bytes - offset)) {
         return NULL;
     }
-    return rx->payload + offset;
+    return (is_ref ? rx->segment : rx->payload) + offset;
 }
 
 /* Frees the peeked frame for the producer. */

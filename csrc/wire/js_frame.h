@@ -26,6 +26,7 @@
 
 #define JS_FRAME_FLAG_SOM 0x01u /* first frame of a message */
 #define JS_FRAME_FLAG_EOM 0x02u /* last frame of a message */
+#define JS_FRAME_FLAG_REF 0x80u /* shared memory only: the payload is elsewhere in the segment */
 
 /* Virtual channels: what kind of traffic a frame belongs to. */
 #define JS_FRAME_CHANNEL_COLLECTIVE 0u

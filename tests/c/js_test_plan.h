@@ -165,6 +165,50 @@ static inline void js_test_plan_two_shot(js_test_plan *plan, uint32_t rank, cons
     js_test_plan_pack(plan);
 }
 
+/* Every rank lends its shards, and folds its own over what it was lent. */
+static inline void js_test_plan_lend(js_test_plan *plan, uint32_t rank, const js_call *call)
+{
+    uint16_t lane = 0;
+    js_test_plan_begin(plan, rank, call);
+    plan->header.input_bytes = js_test_call_bytes(call);
+    plan->header.output_bytes = js_test_call_bytes(call);
+    for (uint32_t i = 0; i < call->world; i++) {
+        js_plan_op send = { .opcode = JS_OP_SEND, .place = JS_PLACE_PEER, .peer = (uint16_t)i };
+        send.flags = JS_PLAN_LEND;
+        send.target_buffer = JS_PLAN_OUTPUT;
+        send.target_offset = js_test_shard(call, i);
+        send.bytes = js_test_shard(call, i + 1) - send.target_offset;
+        if (i != rank) {
+            send.lane = lane++;
+            js_test_plan_op(plan, &send);
+            js_test_plan_local(plan, JS_PLAN_INPUT, send.target_offset);
+        }
+    }
+    js_plan_op reduce = { .opcode = JS_OP_REDUCE, .target_buffer = JS_PLAN_OUTPUT, .lane = lane++ };
+    reduce.flags = JS_PLAN_LEND;
+    reduce.target_offset = js_test_shard(call, rank);
+    reduce.bytes = js_test_shard(call, rank + 1) - reduce.target_offset;
+    js_test_plan_op(plan, &reduce);
+    for (uint32_t i = 0; i < call->world; i++) {
+        if (i == rank) {
+            js_test_plan_local(plan, JS_PLAN_INPUT, reduce.target_offset);
+        } else {
+            js_test_plan_from(plan, JS_PLACE_PEER, i);
+        }
+    }
+    for (uint32_t i = 0; i < call->world; i++) {
+        js_plan_op copy = { .opcode = JS_OP_COPY, .target_buffer = JS_PLAN_OUTPUT };
+        if (i != rank) {
+            copy.lane = lane++;
+            copy.target_offset = js_test_shard(call, i);
+            copy.bytes = js_test_shard(call, i + 1) - copy.target_offset;
+            js_test_plan_op(plan, &copy);
+            js_test_plan_from(plan, JS_PLACE_LENT, i);
+        }
+    }
+    js_test_plan_pack(plan);
+}
+
 /* Every rank's input, one after the other, on all ranks. */
 static inline void js_test_plan_all_gather(js_test_plan *plan, uint32_t rank, const js_call *call)
 {

@@ -16,13 +16,27 @@ typedef struct exec_world {
     js_exec_plan *plans[RANKS_MAX];
     js_exec execs[RANKS_MAX];
     js_exec_outcome outcomes[RANKS_MAX];
-    uint64_t input[RANKS_MAX][BYTES_MAX / 8];
-    uint64_t output[RANKS_MAX][BYTES_MAX / 8];
+    uint64_t *input[RANKS_MAX]; /* of BYTES_MAX */
+    uint64_t *output[RANKS_MAX];
+    uint64_t memory[2 * RANKS_MAX][BYTES_MAX / 8];
 } exec_world;
 
 typedef void (*exec_builder)(js_test_plan *plan, uint32_t rank, const js_call *call);
 
 static exec_world w;
+
+/* Where the arrays are: in the ranks' own memory, or in a part of the segment that no plan uses. */
+static void exec_place(bool inputs_in_segment, bool outputs_in_segment)
+{
+    const js_area *area = &w.seg->world_area;
+    for (uint32_t i = 0; i < w.world; i++) {
+        uint8_t *shared = js_area_message_stream(area, i, i);
+        JS_TEST_REQUIRE(js_stream_bytes(&area->message_layout) >= 2 * BYTES_MAX);
+        w.input[i] = inputs_in_segment ? (uint64_t *)(void *)shared : w.memory[2 * i];
+        w.output[i] =
+            outputs_in_segment ? (uint64_t *)(void *)(shared + BYTES_MAX) : w.memory[2 * i + 1];
+    }
+}
 
 static void exec_open(uint32_t world, uint32_t sequence_start)
 {
@@ -34,6 +48,7 @@ static void exec_open(uint32_t world, uint32_t sequence_start)
         JS_TEST_REQUIRE(js_link_shm_open(&w.links[i], &w.seg->world_area, i) == JS_OK);
         js_link_shm_prefault(&w.seg->world_area, i);
     }
+    exec_place(false, false);
 }
 
 static void exec_unload(void)
@@ -104,7 +119,7 @@ static void exec_fill(uint32_t count)
         for (uint32_t i = 0; i < count; i++) {
             values[i] = (int32_t)(i * 7 + rank * 1000);
         }
-        memset(w.output[rank], 0xee, sizeof(w.output[rank]));
+        memset(w.output[rank], 0xee, BYTES_MAX);
     }
 }
 
@@ -170,6 +185,72 @@ static void test_two_shot(void)
 {
     exec_sweep(2, js_test_plan_two_shot);
     exec_sweep(3, js_test_plan_two_shot);
+}
+
+static void test_lend(void)
+{
+    exec_sweep(1, js_test_plan_lend);
+    exec_sweep(2, js_test_plan_lend);
+    exec_sweep(3, js_test_plan_lend);
+}
+
+/* Ranks whose arrays lie in the segment and one whose result does not. */
+static void lend_by_reference(bool inputs, bool outputs, bool in_place)
+{
+    js_call call = exec_call(3, 9001, 4096);
+    exec_open(3, 0);
+    exec_load(js_test_plan_lend, &call);
+    exec_place(inputs, outputs);
+    w.output[1] = w.memory[3];
+    for (uint64_t sequence = 1; sequence < 10; sequence++) {
+        exec_fill(9001);
+        for (uint32_t i = 0; i < 3; i++) {
+            exec_start(i, in_place, sequence);
+        }
+        exec_run(1 + (uint32_t)sequence % 3);
+        exec_check_sum(9001, in_place);
+        JS_TEST_EQ_U64(w.links[1].peer_tx[0].lent_count, 0);
+    }
+    exec_close();
+}
+
+static void test_lend_by_reference(void)
+{
+    for (uint32_t i = 0; i < 8; i++) {
+        lend_by_reference((i & 1) != 0, (i & 2) != 0, (i & 4) != 0);
+    }
+}
+
+/* A plan that lends and one that does not share the streams, in every order. */
+static void test_lend_between_others(void)
+{
+    static js_test_plan plan;
+    js_call call = exec_call(2, 9001, 4096);
+    js_exec_plan *loaded[2][2];
+    exec_open(2, 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        for (uint32_t kind = 0; kind < 2; kind++) {
+            (kind == 0 ? js_test_plan_lend : js_test_plan_two_shot)(&plan, i, &call);
+            JS_TEST_REQUIRE(js_exec_load(&w.links[i], plan.packed, plan.size_bytes, i, 2,
+                                         &loaded[kind][i]) == JS_OK);
+        }
+    }
+    for (uint64_t sequence = 1; sequence < 64; sequence++) {
+        uint32_t kind = (0x3a5c96u >> (sequence % 23)) & 1;
+        exec_fill(9001);
+        for (uint32_t i = 0; i < 2; i++) {
+            w.plans[i] = loaded[kind][i];
+            exec_start(i, false, sequence);
+        }
+        exec_run(1 + (uint32_t)sequence % 3);
+        exec_check_sum(9001, false);
+    }
+    for (uint32_t i = 0; i < 2; i++) {
+        w.plans[i] = NULL;
+        js_exec_unload(loaded[0][i]);
+        js_exec_unload(loaded[1][i]);
+    }
+    exec_close();
 }
 
 static void test_all_gather_and_broadcast(void)
@@ -407,8 +488,9 @@ static void test_no_buffers(void)
     exec_close();
 }
 
-JS_TEST_MAIN(JS_TEST(test_one_shot), JS_TEST(test_two_shot), JS_TEST(test_all_gather_and_broadcast),
-             JS_TEST(test_progress_is_chunk_by_chunk), JS_TEST(test_missing),
-             JS_TEST(test_missing_reader), JS_TEST(test_foreign_frames),
+JS_TEST_MAIN(JS_TEST(test_one_shot), JS_TEST(test_two_shot), JS_TEST(test_lend),
+             JS_TEST(test_lend_by_reference), JS_TEST(test_lend_between_others),
+             JS_TEST(test_all_gather_and_broadcast), JS_TEST(test_progress_is_chunk_by_chunk),
+             JS_TEST(test_missing), JS_TEST(test_missing_reader), JS_TEST(test_foreign_frames),
              JS_TEST(test_forged_frames), JS_TEST(test_back_to_back),
              JS_TEST(test_avg_divides_once), JS_TEST(test_no_buffers))

@@ -81,7 +81,8 @@ static void test_algorithms_pass(void)
     static js_test_plan plan;
     void (*const builders[])(js_test_plan *, uint32_t,
                              const js_call *) = { js_test_plan_one_shot, js_test_plan_two_shot,
-                                                  js_test_plan_all_gather, js_test_plan_broadcast };
+                                                  js_test_plan_lend, js_test_plan_all_gather,
+                                                  js_test_plan_broadcast };
     for (uint32_t world = 1; world <= 8; world++) {
         js_call call = check_call;
         call.world = world;
@@ -90,7 +91,8 @@ static void test_algorithms_pass(void)
             for (uint32_t rank = 0; rank < world; rank++) {
                 js_plan_view view;
                 builders[i](&plan, rank, &call);
-                if (world == 1 && builders[i] != js_test_plan_one_shot) {
+                if (world == 1 && builders[i] != js_test_plan_one_shot &&
+                    builders[i] != js_test_plan_lend) {
                     continue; /* these send to all, and there is nobody */
                 }
                 int32_t got = js_plan_check(plan.packed, plan.size_bytes, rank, world, &view);
@@ -214,6 +216,39 @@ static void test_targets_and_sources(void)
     REFUSED(sources[2].peer = WORLD);
     REFUSED(sources[5].peer = 0);
     REFUSED(sources[5].place = 255);
+}
+
+static void test_lending(void)
+{
+    REFUSED(ops[0].flags = 2);
+    REFUSED(ops[0].flags = JS_PLAN_LEND); /* to all */
+    REFUSED(ops[1].flags = JS_PLAN_LEND); /* consumes what was sent to all */
+    REFUSED(ops[4].flags = JS_PLAN_LEND); /* a copy */
+    js_call call = check_call;
+    for (uint32_t change = 0; change < 5; change++) {
+        js_test_plan_lend(&plan, 0, &call);
+        js_plan_source *lent =
+            (js_plan_source *)(void *)(plan.packed + plan.size_bytes - sizeof(js_plan_source));
+        JS_TEST_EQ_U64(lent->place, JS_PLACE_LENT);
+        JS_TEST_EQ_I64(check_packed(&plan), JS_OK);
+        switch (change) {
+        case 0:
+            ops[0].target_buffer = JS_PLAN_INPUT;
+            break;
+        case 1:
+            ops[0].target_offset = UINT64_MAX - 3;
+            break;
+        case 2:
+            lent->peer = 0;
+            break;
+        case 3:
+            lent->peer = WORLD;
+            break;
+        default:
+            ops[0].source_first = (uint32_t)(plan.header.source_count - 1); /* sends what is lent */
+        }
+        JS_TEST_EQ_I64(check_packed(&plan), JS_ERR_PLAN);
+    }
 }
 
 /* In place is fine; shifted is not: neither memcpy nor a kernel allows it. */
@@ -343,5 +378,5 @@ static void test_fingerprint(void)
 JS_TEST_MAIN(JS_TEST(test_sound_plan_passes), JS_TEST(test_algorithms_pass),
              JS_TEST(test_header_fields), JS_TEST(test_sizes_that_wrap),
              JS_TEST(test_operation_fields), JS_TEST(test_targets_and_sources),
-             JS_TEST(test_overlap), JS_TEST(test_alignment), JS_TEST(test_any_byte_changed),
-             JS_TEST(test_fingerprint))
+             JS_TEST(test_lending), JS_TEST(test_overlap), JS_TEST(test_alignment),
+             JS_TEST(test_any_byte_changed), JS_TEST(test_fingerprint))

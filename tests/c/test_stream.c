@@ -63,7 +63,7 @@ static bool stream_put(stream_test *t, uint32_t bytes, uint8_t fill)
 /* Takes the next frame of a reader and checks it; false when there is none. */
 static bool stream_take(stream_test *t, uint32_t reader, uint32_t bytes, uint8_t fill)
 {
-    const js_stream_line *line = js_stream_peek(&t->rx[reader]);
+    js_stream_line *line = js_stream_peek(&t->rx[reader]);
     if (line == NULL) {
         return false;
     }
@@ -122,6 +122,98 @@ static void test_order_and_wrap(void)
         JS_TEST_EQ_U64(t.tx.readers[1].consumed, 1000);
         stream_close(&t);
     }
+}
+
+/* Lends a frame of `bytes`; the reader adds one to each; it comes back. */
+static void stream_lend(stream_test *t, uint32_t bytes, uint8_t fill)
+{
+    JS_TEST_CHECK(js_stream_given_back(&t->tx, bytes) == NULL); /* nothing is lent */
+    js_stream_lend(&t->tx);
+    JS_TEST_CHECK(stream_put(t, bytes, fill));
+    JS_TEST_CHECK(js_stream_given_back(&t->tx, bytes) == NULL); /* not consumed */
+    js_stream_line *line = js_stream_peek(&t->rx[0]);
+    JS_TEST_REQUIRE(line != NULL);
+    uint8_t *at = js_stream_payload(&t->rx[0], line, bytes);
+    JS_TEST_REQUIRE(at != NULL);
+    memset(at, fill + 1, bytes);
+    js_stream_release(&t->rx[0]);
+    const uint8_t *back = js_stream_given_back(&t->tx, bytes);
+    JS_TEST_REQUIRE(back != NULL);
+    for (uint32_t i = 0; i < bytes; i++) {
+        JS_TEST_EQ_U64(back[i], fill + 1u);
+    }
+    js_stream_take_back(&t->tx);
+}
+
+static void test_lending(void)
+{
+    static const uint32_t sizes[] = { 0, 1, 40, 41, 200, 256 };
+    stream_test t;
+    stream_open(&t, 1, UINT32_MAX - 20);
+    for (uint32_t i = 0; i < 100; i++) {
+        stream_lend(&t, sizes[i % JS_ARRAY_LEN(sizes)], (uint8_t)i);
+    }
+    stream_close(&t);
+    /* Given back but not taken back: neither its line nor its bytes are free. */
+    stream_open(&t, 1, SLOTS);
+    for (uint8_t i = 0; i < 2; i++) {
+        js_stream_lend(&t.tx);
+        JS_TEST_CHECK(stream_put(&t, 256, i));
+        JS_TEST_CHECK(stream_take(&t, 0, 256, i));
+    }
+    JS_TEST_CHECK(!stream_put(&t, 64, 9));
+    JS_TEST_CHECK(js_stream_given_back(&t.tx, 256) != NULL);
+    js_stream_take_back(&t.tx);
+    JS_TEST_CHECK(stream_put(&t, 64, 9));
+    stream_close(&t);
+}
+
+static void test_window(void)
+{
+    stream_test t;
+    stream_open(&t, 1, SLOTS);
+    JS_TEST_CHECK(stream_put(&t, 100, 1));
+    JS_TEST_CHECK(!js_stream_set_window(&t.tx, 128)); /* a frame is under way */
+    JS_TEST_CHECK(js_stream_set_window(&t.tx, RING_BYTES));
+    JS_TEST_CHECK(stream_take(&t, 0, 100, 1));
+    JS_TEST_CHECK(js_stream_set_window(&t.tx, 128));
+    for (uint8_t i = 0; i < 20; i++) {
+        uint8_t *to = js_stream_reserve(&t.tx, 100);
+        JS_TEST_CHECK(to == t.tx.payload); /* always the same bytes */
+        JS_TEST_CHECK(stream_put(&t, 100, i));
+        JS_TEST_CHECK(js_stream_reserve(&t.tx, 100) == NULL);
+        JS_TEST_CHECK(stream_take(&t, 0, 100, i));
+    }
+    JS_TEST_CHECK(js_stream_set_window(&t.tx, RING_BYTES));
+    JS_TEST_CHECK(stream_put(&t, 256, 3) && stream_put(&t, 256, 4) && !stream_put(&t, 64, 5));
+    JS_TEST_CHECK(stream_take(&t, 0, 256, 3) && stream_take(&t, 0, 256, 4));
+    stream_close(&t);
+}
+
+/* A payload somewhere else in the segment; one that would end outside of it is refused. */
+static void test_reference(void)
+{
+    static uint8_t segment[1024];
+    stream_test t;
+    stream_open(&t, 1, SLOTS);
+    t.tx.segment = t.rx[0].segment = segment;
+    t.tx.segment_bytes = t.rx[0].segment_bytes = sizeof(segment);
+    JS_TEST_CHECK(js_stream_can_refer(&t.tx, segment, 1024));
+    JS_TEST_CHECK(js_stream_can_refer(&t.tx, segment + 1023, 1));
+    JS_TEST_CHECK(!js_stream_can_refer(&t.tx, segment + 1, 1024));
+    JS_TEST_CHECK(!js_stream_can_refer(&t.tx, segment + 1024, 1));
+    JS_TEST_CHECK(!js_stream_can_refer(&t.tx, t.memory, 1));
+    JS_TEST_CHECK(js_stream_has_slot(&t.tx));
+    js_stream_publish_ref(&t.tx, segment + 100, t.tx.route, js_frame_body(300, 0, 0));
+    js_stream_line *line = js_stream_peek(&t.rx[0]);
+    JS_TEST_REQUIRE(line != NULL);
+    JS_TEST_EQ_U64(js_frame_flags(line->route), JS_FRAME_FLAG_REF);
+    JS_TEST_CHECK(js_stream_payload(&t.rx[0], line, 300) == segment + 100);
+    JS_TEST_CHECK(js_stream_payload(&t.rx[0], line, 924) == segment + 100);
+    JS_TEST_CHECK(js_stream_payload(&t.rx[0], line, 925) == NULL);
+    line->payload.offset = UINT64_MAX - 10;
+    JS_TEST_CHECK(js_stream_payload(&t.rx[0], line, 300) == NULL);
+    stream_close(&t);
 }
 
 static void test_full_of_slots(void)
@@ -305,6 +397,7 @@ static void test_against_a_list(void)
 }
 
 JS_TEST_MAIN(JS_TEST(test_layout), JS_TEST(test_start), JS_TEST(test_order_and_wrap),
+             JS_TEST(test_lending), JS_TEST(test_window), JS_TEST(test_reference),
              JS_TEST(test_full_of_slots), JS_TEST(test_full_of_bytes),
              JS_TEST(test_skip_to_the_beginning), JS_TEST(test_slowest_reader_holds),
              JS_TEST(test_corrupt_reader_word_blocks),

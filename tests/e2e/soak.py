@@ -107,7 +107,8 @@ class Soak:
 
     def do_all_reduce(self) -> None:
         arrays = self.arrays()
-        op, algo = self.choose_op(arrays), self.plan.choice((None, "one_shot", "two_shot"))
+        op = self.choose_op(arrays)
+        algo = self.plan.choice((None, "one_shot", "two_shot", "lend"))
         is_async = self.plan.random() < 0.3
         x = self.place(arrays[self.comm.rank])
         result = self.comm.all_reduce(x, op, out=self.room(x), algo=algo, async_op=is_async)

@@ -60,7 +60,7 @@ def test_table_json_and_page(tmp_path: Path) -> None:
     assert document["complete"] is True
     assert len(document["rows"]) == len(rows)
     assert all(row["iterations"] == 50 and row["checks"] == 5 for row in document["rows"])
-    assert document["rows"][0]["algorithm"] in ("one_shot", "two_shot")
+    assert document["rows"][0]["algorithm"] in ("one_shot", "two_shot", "lend")
     assert len({rank["pid"] for rank in document["ranks"]}) == 2
     assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
 
@@ -85,7 +85,7 @@ def test_messages_odd_world_types_and_reductions(tmp_path: Path) -> None:
     assert "oversubscribed" in done.stdout or len(os.sched_getaffinity(0)) >= 3
 
 
-@pytest.mark.parametrize("algorithm", ["one_shot", "two_shot"])
+@pytest.mark.parametrize("algorithm", ["one_shot", "two_shot", "lend"])
 def test_forced_algorithm(tmp_path: Path, algorithm: str) -> None:
     done = jetstream(
         "bench", "all_reduce", "-n", "2", *_SMALL, "--algo", f"all_reduce:{algorithm}",

@@ -86,7 +86,7 @@ def all_reduce_variants(turn: int, count: int, full: bool) -> list[dict[str, Any
     """Ways to ask for one and the same result: all of them, or one after the other."""
     small, large = (4096, 32768) if count >= LARGE else (64, 512)
     sizes = (None, small, large, 192)
-    ways = [{"algo": a, "chunk_bytes": c} for c in sizes for a in ("two_shot", "one_shot")]
+    ways = [{"algo": a, "chunk_bytes": c} for c in sizes for a in ("lend", "two_shot", "one_shot")]
     return ways if full else [ways[turn % 5]]
 
 
@@ -272,7 +272,7 @@ def run_special_values(comm: Communicator) -> None:
     for dtype in ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
         arrays = [np.roll(specials, r).astype(DType[dtype.upper()].numpy) for r in range(comm.size)]
         for op in OPS:
-            for algo in ("one_shot", "two_shot"):
+            for algo in ("one_shot", "two_shot", "lend"):
                 got = comm.all_reduce(arrays[comm.rank].copy(), op, algo=algo)
                 check(got, fold(arrays, op), "special", dtype, op, algo)
 
@@ -292,7 +292,7 @@ STEPS = st.fixed_dictionaries(
         "shape": SHAPES,
         "axis": st.integers(0, 3),
         "root": st.integers(0, 2),
-        "algo": st.sampled_from((None, "one_shot", "two_shot")),
+        "algo": st.sampled_from((None, "one_shot", "two_shot", "lend")),
         "chunk_bytes": st.sampled_from((None, 64, 192, 8192)),
         "seed": st.integers(0, 2**16),
     }

@@ -1,5 +1,6 @@
 /* js_stream under all interleavings: one producer, one or two readers, the smallest rings, numbers
- * and bytes that wrap. Every reader must see every frame once, in order and whole. */
+ * and bytes that wrap. Every reader must see every frame once, in order and whole; and what is
+ * lent must come back as the reader has rewritten it. */
 #include "js_frame.h"
 #include "js_model.h"
 #include "js_stream.h"
@@ -17,6 +18,8 @@ typedef enum stream_bug {
     BUG_RELEASE_EARLY, /* the reader frees a frame, then reads it */
     BUG_IGNORE_READER, /* the producer looks at the first reader alone */
     BUG_IGNORE_BYTES,  /* the producer looks for lines, not for bytes */
+    BUG_TAKE_EARLY,    /* the producer takes a lent frame back before it is given back */
+    BUG_REUSE_LENT,    /* the producer forgets that what is given back is not taken back yet */
 } stream_bug;
 
 /* What a case explores; the same for all its schedules. */
@@ -26,6 +29,7 @@ static struct {
     uint32_t frames;
     uint32_t start;
     const uint32_t *sizes;
+    bool lends;
     stream_bug bug;
 } setting;
 
@@ -34,6 +38,7 @@ static struct {
     js_stream_tx tx;
     js_stream_rx rx[READERS_MAX];
     uint64_t taken[READERS_MAX];
+    uint32_t taken_back;
 } side;
 
 static uint8_t memory[MEMORY_BYTES] __attribute__((aligned(4096)));
@@ -69,9 +74,48 @@ static void producer_fill(uint8_t *to, uint32_t bytes, uint32_t i)
     memset(to + bytes / 2, (int)(i + 1), bytes - bytes / 2);
 }
 
+/* What the reader of a lent frame writes over it. */
+static uint8_t answer(uint32_t i)
+{
+    return (uint8_t)(0x80u + i);
+}
+
+/* Takes one lent frame back if it is there. */
+static bool producer_take_back(void)
+{
+    uint32_t i = side.taken_back;
+    uint32_t bytes = frame_bytes(i);
+    js_stream_tx *tx = &side.tx;
+    if (tx->lent_count == 0) {
+        return false;
+    }
+    uint8_t *at = js_stream_given_back(tx, bytes);
+    if (setting.bug == BUG_TAKE_EARLY && at == NULL) {
+        js_stream_line *line = &tx->lines[tx->lent_first & tx->mask];
+        bool is_inline = bytes <= JS_STREAM_INLINE_BYTES;
+        at = is_inline ? line->payload.bytes : tx->payload + line->payload.offset;
+    }
+    if (at == NULL) {
+        return false;
+    }
+    js_model_point();
+    for (uint32_t k = 0; k < bytes; k++) {
+        JS_MODEL_CHECK(at[k] == answer(i));
+    }
+    js_stream_take_back(tx);
+    side.taken_back++;
+    return true;
+}
+
 static bool producer_reserve(uint32_t bytes, uint8_t **out)
 {
     *out = NULL;
+    if (setting.bug == BUG_REUSE_LENT && side.tx.lent_count != 0) {
+        uint32_t lent = side.tx.lent_count;
+        side.tx.lent_count = 0;
+        js_stream_refresh(&side.tx);
+        side.tx.lent_count = lent;
+    }
     if (bytes <= JS_STREAM_INLINE_BYTES) {
         return js_stream_has_slot(&side.tx);
     }
@@ -90,8 +134,13 @@ static void body_producer(void)
         uint8_t *to;
         js_model_poll();
         while (!producer_reserve(bytes, &to)) {
-            js_model_wait();
+            if (!producer_take_back()) {
+                js_model_wait();
+            }
             js_model_poll();
+        }
+        if (setting.lends) {
+            js_stream_lend(&side.tx);
         }
         js_model_note("publishes frame", i);
         if (bytes <= JS_STREAM_INLINE_BYTES) {
@@ -104,6 +153,12 @@ static void body_producer(void)
         } else {
             producer_fill(to, bytes, i);
             js_stream_publish(&side.tx, bytes, side.tx.route, body);
+        }
+    }
+    while (setting.lends && side.taken_back < setting.frames) {
+        js_model_poll();
+        if (!producer_take_back()) {
+            js_model_wait();
         }
     }
 }
@@ -122,14 +177,14 @@ static void body_reader(uint32_t reader)
 {
     js_stream_rx *rx = &side.rx[reader];
     for (uint32_t i = 0; i < setting.frames; i++) {
-        const js_stream_line *line;
+        js_stream_line *line;
         js_model_poll();
         while ((line = js_stream_peek(rx)) == NULL) {
             js_model_wait();
             js_model_poll();
         }
         js_model_note("reads frame", i);
-        const uint8_t *payload = js_stream_payload(rx, line, frame_bytes(i));
+        uint8_t *payload = js_stream_payload(rx, line, frame_bytes(i));
         JS_MODEL_CHECK(payload != NULL);
         if (setting.bug == BUG_RELEASE_EARLY) {
             js_stream_release(rx);
@@ -137,6 +192,9 @@ static void body_reader(uint32_t reader)
         reader_check(line, payload, i);
         js_model_point(); /* it stays whole for as long as it is not released */
         reader_check(line, payload, i);
+        if (setting.lends) {
+            memset(payload, answer(i), frame_bytes(i));
+        }
         if (setting.bug != BUG_RELEASE_EARLY) {
             js_stream_release(rx);
         }
@@ -196,6 +254,7 @@ typedef struct stream_case {
     const uint32_t *sizes;
     bool merge;
     stream_bug bug;
+    bool lends;
 } stream_case;
 
 static void stream_explore(const stream_case *c, js_model_report *report)
@@ -205,6 +264,7 @@ static void stream_explore(const stream_case *c, js_model_report *report)
     setting.frames = c->frames;
     setting.sizes = c->sizes;
     setting.bug = c->bug;
+    setting.lends = c->lends;
     setting.start = 0u - c->slots; /* numbers wrap after the first lap */
     explore(c->name, c->merge, report);
 }
@@ -212,16 +272,19 @@ static void stream_explore(const stream_case *c, js_model_report *report)
 static void test_all_interleavings(void)
 {
     static const stream_case cases[] = {
-        { "1 reader, 2 lines, inline", 1, 2, 4, sizes_inline, false, BUG_NONE },
-        { "1 reader, 2 lines, payload", 1, 2, 3, sizes_payload, false, BUG_NONE },
-        { "1 reader, 2 lines, inline", 1, 2, 8, sizes_inline, true, BUG_NONE },
-        { "1 reader, 2 lines, mixed", 1, 2, 8, sizes_mixed, true, BUG_NONE },
-        { "1 reader, 4 lines, payload", 1, 4, 8, sizes_payload, true, BUG_NONE },
-        { "2 readers, 2 lines, inline", 2, 2, 8, sizes_inline, true, BUG_NONE },
-        { "2 readers, 2 lines, mixed", 2, 2, 8, sizes_mixed, true, BUG_NONE },
-        { "2 readers, 4 lines, payload", 2, 4, 8, sizes_payload, true, BUG_NONE },
-        { "2 readers, 4 lines, mixed", 2, 4, 8, sizes_mixed, true, BUG_NONE },
-        { "3 readers, 2 lines, mixed", 3, 2, 5, sizes_mixed, true, BUG_NONE },
+        { "1 reader, 2 lines, inline", 1, 2, 4, sizes_inline, false, BUG_NONE, false },
+        { "1 reader, 2 lines, payload", 1, 2, 3, sizes_payload, false, BUG_NONE, false },
+        { "1 reader, 2 lines, inline", 1, 2, 8, sizes_inline, true, BUG_NONE, false },
+        { "1 reader, 2 lines, mixed", 1, 2, 8, sizes_mixed, true, BUG_NONE, false },
+        { "1 reader, 4 lines, payload", 1, 4, 8, sizes_payload, true, BUG_NONE, false },
+        { "2 readers, 2 lines, inline", 2, 2, 8, sizes_inline, true, BUG_NONE, false },
+        { "2 readers, 2 lines, mixed", 2, 2, 8, sizes_mixed, true, BUG_NONE, false },
+        { "2 readers, 4 lines, payload", 2, 4, 8, sizes_payload, true, BUG_NONE, false },
+        { "2 readers, 4 lines, mixed", 2, 4, 8, sizes_mixed, true, BUG_NONE, false },
+        { "3 readers, 2 lines, mixed", 3, 2, 5, sizes_mixed, true, BUG_NONE, false },
+        { "lent, 2 lines, inline", 1, 2, 6, sizes_inline, true, BUG_NONE, true },
+        { "lent, 2 lines, payload", 1, 2, 6, sizes_payload, true, BUG_NONE, true },
+        { "lent, 4 lines, mixed", 1, 4, 8, sizes_mixed, true, BUG_NONE, true },
     };
     static js_model_report report;
     for (size_t i = 0; i < JS_ARRAY_LEN(cases); i++) {
@@ -234,10 +297,13 @@ static void test_all_interleavings(void)
 static void test_seeded_bugs_are_found(void)
 {
     static const stream_case cases[] = {
-        { "bug: published early", 1, 4, 5, sizes_payload, true, BUG_PUBLISH_EARLY },
-        { "bug: released early", 1, 2, 5, sizes_inline, true, BUG_RELEASE_EARLY },
-        { "bug: a reader ignored", 2, 2, 5, sizes_inline, true, BUG_IGNORE_READER },
-        { "bug: bytes ignored", 1, 4, 5, sizes_payload, true, BUG_IGNORE_BYTES },
+        { "bug: published early", 1, 4, 5, sizes_payload, true, BUG_PUBLISH_EARLY, false },
+        { "bug: released early", 1, 2, 5, sizes_inline, true, BUG_RELEASE_EARLY, false },
+        { "bug: a reader ignored", 2, 2, 5, sizes_inline, true, BUG_IGNORE_READER, false },
+        { "bug: bytes ignored", 1, 4, 5, sizes_payload, true, BUG_IGNORE_BYTES, false },
+        { "bug: answered late", 1, 4, 5, sizes_payload, true, BUG_RELEASE_EARLY, true },
+        { "bug: taken back early", 1, 2, 5, sizes_inline, true, BUG_TAKE_EARLY, true },
+        { "bug: lent memory used anew", 1, 4, 5, sizes_payload, true, BUG_REUSE_LENT, true },
     };
     static js_model_report report;
     for (size_t i = 0; i < JS_ARRAY_LEN(cases); i++) {

@@ -106,7 +106,7 @@ static void *reader_main(void *argument)
     bool is_last = false;
     js_stream_open_rx(&rx, run->memory, &run->layout, self->index);
     while (!is_last) {
-        const js_stream_line *line = js_stream_peek(&rx);
+        js_stream_line *line = js_stream_peek(&rx);
         if (line == NULL) {
             run_pause(&idle);
             continue;

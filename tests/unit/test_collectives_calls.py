@@ -180,7 +180,7 @@ def test_every_choice_can_be_compiled(kind: Kind, world: int) -> None:
 def test_all_reduce_changes_algorithm_at_the_threshold() -> None:
     for world, limit in ONE_SHOT_BYTES_MAX:
         assert choose(Kind.ALL_REDUCE, limit, world)[0] is Algorithm.ONE_SHOT
-        assert choose(Kind.ALL_REDUCE, limit + 1, world)[0] is Algorithm.TWO_SHOT
+        assert choose(Kind.ALL_REDUCE, limit + 1, world)[0] is Algorithm.LEND
 
 
 def test_reduce_changes_algorithm_in_large_worlds() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,12 +19,15 @@ from jetstream.collectives.compile import build_plan
 from jetstream.collectives.ir import (
     AfterMode,
     FromAll,
+    FromLent,
+    FromPeer,
     Op,
     Range,
     RankPlan,
     Reduce,
     Send,
     ToAll,
+    ToPeer,
     step_bytes,
     step_count,
 )
@@ -111,9 +114,18 @@ class Interpreter:
         self.ranks = ranks
         self.room = room
         self.frames: Frames = {}
+        self.given_back: Frames = {}
+        self.lent: Counter[tuple[int, int]] = (
+            Counter()
+        )  # frames not taken back, by sender, receiver
 
     def stream(self, sender: int, receiver: int, to_all: bool) -> deque[Array]:
         return self.frames.setdefault((sender, receiver, to_all), deque())
+
+    def source(self, rank: int, source: FromAll | FromPeer | FromLent) -> deque[Array]:
+        if isinstance(source, FromLent):
+            return self.given_back.setdefault((rank, source.peer, False), deque())
+        return self.stream(source.peer, rank, isinstance(source, FromAll))
 
     def run(self, rng: random.Random) -> None:
         """Takes random steps until nothing is left; fails when nothing can go on."""
@@ -124,6 +136,7 @@ class Interpreter:
             rng.shuffle(heads)
             assert any(self.try_step(rank, index) for rank, index in heads), "deadlock"
         assert not any(self.frames.values()), "frames left over"
+        assert not any(self.lent.values()), "frames not taken back"
 
     def try_step(self, rank: Rank, index: int) -> bool:
         op = rank.plan.ops[index]
@@ -142,17 +155,17 @@ class Interpreter:
             streams = [self.stream(own, receiver, to_all) for receiver in receivers]
             if any(len(stream) >= self.room for stream in streams):
                 return False
+            if op.back is not None:
+                return self.lend(rank, index, op, streams[0])
             for stream in streams:
                 stream.append(rank.part(op.source, index).copy())
             return True
-        streams = [
-            self.stream(source.peer, own, isinstance(source, FromAll))
-            for source in op.sources
-            if not isinstance(source, Range)
-        ]
+        sources = [source for source in op.sources if not isinstance(source, Range)]
+        streams = [self.source(own, source) for source in sources]
         if not all(streams):
             return False
-        frames = iter([stream.popleft() for stream in streams])
+        taken = [stream.popleft() for stream in streams]
+        frames = iter(taken)
         parts = [
             rank.part(source, index) if isinstance(source, Range) else next(frames)
             for source in op.sources
@@ -162,8 +175,30 @@ class Interpreter:
         if isinstance(op, Reduce):
             elements = [np.frombuffer(part.tobytes(), call.dtype.numpy) for part in parts]
             target[:] = fold(elements, call.redop, rank.plan.divisor).view(np.uint8)
+            for source, frame in zip(sources, taken, strict=True) if op.gives_back else ():
+                frame[:] = target
+                lender = self.given_back.setdefault((source.peer, own, False), deque())
+                lender.append(frame)
         else:
             target[:] = parts[0].copy()
+        for source in sources:
+            if isinstance(source, FromLent):
+                self.lent[own, source.peer] -= 1
+        return True
+
+    def lend(self, rank: Rank, index: int, op: Send, stream: deque[Array]) -> bool:
+        """Sends a copy, or in every other rank the memory that the result is wanted in."""
+        assert isinstance(op.to, ToPeer)
+        assert op.back is not None
+        pair = rank.plan.rank, op.to.peer
+        if self.lent[pair] >= self.room:
+            return False
+        self.lent[pair] += 1
+        frame = rank.part(op.source, index).copy()
+        if rank.plan.rank % 2 == 0:
+            rank.part(op.back, index)[:] = frame
+            frame = rank.part(op.back, index)
+        stream.append(frame)
         return True
 
 

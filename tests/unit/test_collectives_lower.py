@@ -34,6 +34,9 @@ GOLDEN_CALLS = {
     "all_reduce_two_shot": Call(
         Kind.ALL_REDUCE, RedOp.AVG, DType.BFLOAT16, 1001, 0, 3, Algorithm.TWO_SHOT, 256
     ),
+    "all_reduce_lend": Call(
+        Kind.ALL_REDUCE, RedOp.SUM, DType.FLOAT32, 100, 0, 3, Algorithm.LEND, 128
+    ),
     "all_reduce_two_shot_tiny": Call(
         Kind.ALL_REDUCE, RedOp.SUM, DType.FLOAT64, 1, 0, 3, Algorithm.TWO_SHOT, 64
     ),
@@ -80,7 +83,7 @@ def test_header_fields() -> None:
     call = GOLDEN_CALLS["all_reduce_two_shot"]
     data = compile_plan(call, 2)
     magic, version, header_bytes, total_bytes, rank = struct.unpack_from("<4sHHII", data, 0)
-    assert (magic, version, header_bytes, total_bytes, rank) == (b"JPLN", 1, 96, len(data), 2)
+    assert (magic, version, header_bytes, total_bytes, rank) == (b"JPLN", 2, 96, len(data), 2)
     kind_redop_dtype_algo = struct.unpack_from("<4B", data, 16)
     assert kind_redop_dtype_algo == (1, 4, 3, 2)
     assert struct.unpack_from("<IQIIQ", data, 20) == (256, 1001, 0, 3, 0)
@@ -229,13 +232,13 @@ def test_damaged_bytes_are_a_plan_or_an_error(call: Call, data: st.DataObject) -
     ("offset", "value", "text"),
     [
         (0, 0, "not a plan"),
-        (4, 2, "not a plan of version 1"),
+        (4, 1, "not a plan of version 2"),
         (8, 1, "the header says"),
         (16, 99, "99 is not a valid Kind"),
         (96, 9, "opcode 9"),
         (98, 7, "place 7"),
         (99, 9, "not a valid plan"),
-        (96 + 56 * 6, 3, "place 3"),
+        (96 + 56 * 6, 4, "place 4"),
     ],
 )
 def test_errors_say_what_is_wrong(offset: int, value: int, text: str) -> None:
@@ -267,6 +270,8 @@ def test_numbers_are_those_of_the_data_plane() -> None:
     assert opcodes == [lib.JS_OP_SEND, lib.JS_OP_REDUCE, lib.JS_OP_COPY]
     places = [compile_plan(GOLDEN_CALLS[name], 0)[98] for name in ("barrier", "reduce_scatter")]
     assert places == [lib.JS_PLACE_ALL, lib.JS_PLACE_PEER]
+    lend = compile_plan(GOLDEN_CALLS["all_reduce_lend"], 0)
+    assert (lend[-16], lend[96 + 44]) == (lib.JS_PLACE_LENT, lib.JS_PLAN_LEND)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def test_missing_rendezvous() -> None:
         ("JETSTREAM_TIMEOUT", "nan", "above 0"),
         ("JETSTREAM_TIMEOUT", "inf", "at most 1000000"),
         ("JETSTREAM_INIT_TIMEOUT", "-3", "above 0"),
-        ("JETSTREAM_ALGO", "ring", "one_shot, two_shot, direct"),
+        ("JETSTREAM_ALGO", "ring", "one_shot, two_shot, lend, direct"),
         ("JETSTREAM_ALGO", "allreduce:", "one_shot"),
         ("JETSTREAM_ALGO", ":one_shot", "one_shot"),
         ("JETSTREAM_ALGO", "gather:one_shot", "all_gather"),

@@ -83,7 +83,12 @@ def test_undefined_reductions_are_refused(dtype: DType, redop: RedOp, defined: s
 
 def test_labels() -> None:
     assert Kind.REDUCE_SCATTER.label == "reduce_scatter"
-    assert [algorithm.label for algorithm in Algorithm] == ["direct", "one_shot", "two_shot"]
+    assert [algorithm.label for algorithm in Algorithm] == [
+        "direct",
+        "one_shot",
+        "two_shot",
+        "lend",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ enum js_algo {
     JS_ALGO_DIRECT = 0,
     JS_ALGO_ONE_SHOT = 1,
     JS_ALGO_TWO_SHOT = 2,
+    JS_ALGO_LEND = 3,
 };
 
 enum js_isa {

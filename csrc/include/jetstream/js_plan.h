@@ -8,7 +8,9 @@
  *   JS_PLAN_AFTER_DONE   A has finished.
  * Buffers are relocatable: INPUT and OUTPUT come with the launch, SCRATCH belongs to the engine.
  * Streams carry frames in order: the k-th frame that a rank sends on a channel is the k-th that
- * every receiver of the channel consumes. */
+ * every receiver of the channel consumes. A SEND to one peer may lend its frames: the REDUCE that
+ * consumes them writes its result over their payload and gives them back, and a COPY of place
+ * LENT takes them back, in the order in which they were sent. */
 #ifndef JS_PLAN_H
 #define JS_PLAN_H
 
@@ -16,7 +18,7 @@
 
 /* cdef: begin */
 #define JS_PLAN_MAGIC 0x4e4c504au /* "JPLN" */
-#define JS_PLAN_VERSION 1
+#define JS_PLAN_VERSION 2
 #define JS_PLAN_AFTER_MAX 4
 #define JS_PLAN_LANES_MAX 256
 #define JS_PLAN_OPS_MAX 1024
@@ -25,6 +27,9 @@
 #define JS_PLAN_CHUNK_ALIGN 64
 #define JS_PLAN_AFTER_CHUNK 0
 #define JS_PLAN_AFTER_DONE 1
+/* Flags of an operation. SEND to PEER: lend the frames; what comes back is copied to the target,
+ * by a COPY of its own. REDUCE: write the result over the frames consumed, all of place PEER. */
+#define JS_PLAN_LEND 1u
 
 enum js_plan_buffer {
     JS_PLAN_INPUT = 0,
@@ -37,6 +42,7 @@ enum js_plan_place {
     JS_PLACE_BUFFER = 0, /* local range: buffer, offset */
     JS_PLACE_ALL = 1,    /* the channel from `peer` (or from this rank) to all other ranks */
     JS_PLACE_PEER = 2,   /* the channel between this rank and `peer` alone */
+    JS_PLACE_LENT = 3,   /* COPY: the oldest frame lent to `peer`, once it is given back */
 };
 
 /* The two highest bits of js_call.parts say what the rest is. */
@@ -76,7 +82,7 @@ typedef struct js_plan_header {
     uint64_t reserved;
 } js_plan_header;
 
-/* 56 bytes. target is used by REDUCE and COPY; place and peer by SEND. */
+/* 56 bytes. target is used by REDUCE, COPY and a SEND that lends; place and peer by SEND. */
 typedef struct js_plan_op {
     uint8_t opcode; /* js_op.def */
     uint8_t target_buffer;
@@ -90,7 +96,7 @@ typedef struct js_plan_op {
     uint64_t bytes;
     uint16_t after_op[JS_PLAN_AFTER_MAX];
     uint8_t after_mode[JS_PLAN_AFTER_MAX];
-    uint32_t reserved32;
+    uint32_t flags; /* JS_PLAN_LEND */
     uint64_t reserved64;
 } js_plan_op;
 
