@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ WORDS_PER_RANK = 16  # 128 B: no two ranks write into one cache line, or into ad
 VALUE_WORD, ECHO_WORD = 2, 3  # words 0 and 1 hold arrivals
 ECHOES = 200  # exchanges of one line in a probe
 START_MARGIN_NS = 1000  # from the later arrival to the common start
-SIZE_BUDGET_S = 0.6  # slow contestants do fewer iterations
 RUN_LIMIT_S = 120  # SIGALRM ends a run that hangs
+PATTERN = 29  # elements repeat after so many: sums over 8 ranks are exact in bfloat16
 
 Latencies = npt.NDArray[np.uint64]
+Array = npt.NDArray[Any]
+Operation = tuple[Callable[..., object], tuple[Any, ...]]  # a call and its operands
 
 
 class Meeting:
@@ -51,6 +54,7 @@ class Meeting:
         self._latencies = flat.reshape(size, SAMPLES_MAX)
         self._latencies[rank] = 0  # faults the pages in
         self._others = [other for other in range(size) if other != rank]
+        self._is_crowded = size > (os.cpu_count() or 1)  # a spinner keeps another rank waiting
         self._meetings = 0
         self._echoes = 0
         self._start_ns = 0
@@ -70,7 +74,8 @@ class Meeting:
         for other in self._others:
             index = other * WORDS_PER_RANK + slot
             while (arrival_ns := words[index]) <= self._start_ns:
-                pass
+                if self._is_crowded:
+                    os.sched_yield()
             last_ns = max(last_ns, arrival_ns)
         self._start_ns = start_ns = last_ns + START_MARGIN_NS
         while time.perf_counter_ns() < start_ns:
@@ -87,6 +92,8 @@ class Meeting:
         peer = ECHO_WORD + (WORDS_PER_RANK if self.rank == 0 else 0)
         times_ns = []
         self.meet()
+        if self.rank > 1 or self._is_crowded:
+            return 0.0
         for echo in range(self._echoes + 1, self._echoes + ECHOES + 1):
             begin_ns = clock()
             if self.rank == 0:
@@ -118,14 +125,33 @@ class Meeting:
         return result
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a collective, its size in bytes, how often at most."""
+
+    collective: str
+    size_bytes: int
+    iterations: int
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """From `COLLECTIVE:BYTES:ITERATIONS`."""
+        name, size_bytes, iterations = text.split(":")
+        return cls(name, int(size_bytes), int(iterations))
+
+
 def parse_arguments(description: str | None) -> argparse.Namespace:
-    """Read `--shared FILE [--launched] BYTES:ITERATIONS...`; also bounds the run time."""
+    """Read the command line of a contestant; also bounds the run time."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--shared", required=True, help="a fresh empty file that all ranks map")
-    parser.add_argument("--launched", action="store_true", help="jetstream only: launch from C")
-    parser.add_argument("sizes", nargs="+", metavar="BYTES:ITERATIONS")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--ranks", type=int, default=2, help="where the program starts them")
+    parser.add_argument("--budget", type=float, default=0.6, help="seconds for one case at most")
+    parser.add_argument("--library", help="peer_torch.py: gloo, vllm or deepspeed")
+    parser.add_argument("--memory", help="jetstream: private or symmetric", default="private")
+    parser.add_argument("--launched", action="store_true", help="jetstream: launch from C")
+    parser.add_argument("cases", nargs="+", metavar="COLLECTIVE:BYTES:ITERATIONS", type=Case.parse)
     arguments = parser.parse_args()
-    arguments.sizes = [tuple(map(int, size.split(":"))) for size in arguments.sizes]
     signal.alarm(RUN_LIMIT_S)
     return arguments
 
@@ -136,90 +162,163 @@ def pin(rank: int) -> None:
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
 
 
-def _fill(x: npt.NDArray[np.float32], iteration: int, rank: int) -> None:
-    x.fill(iteration % 8 + rank)
+class Elements:
+    """Arrays of one dtype. bfloat16 is held as the upper halves of float32, in uint16."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self.storage = np.dtype(np.float32 if dtype == "float32" else np.uint16)
+
+    def encode(self, values: Any) -> Array:
+        """Small integers as elements."""
+        floats = np.asarray(values, np.float32)
+        if self.dtype == "float32":
+            return floats
+        return (floats.view(np.uint32) >> 16).astype(np.uint16)
+
+    def decode(self, array: Array) -> Array:
+        """Elements as float32."""
+        if self.dtype == "float32":
+            return array
+        return (array.astype(np.uint32) << 16).view(np.float32)
 
 
-def _expected(iteration: int, size: int) -> int:
-    return size * (iteration % 8) + size * (size - 1) // 2
+def expected(collective: str, inputs: Array, rank: int) -> Array:
+    """What `collective` gives `rank`; inputs: shape (ranks, elements), the ranks' inputs."""
+    size = len(inputs)
+    if collective == "all_reduce":
+        return inputs.sum(axis=0)
+    if collective == "reduce_scatter":
+        return inputs.sum(axis=0).reshape(size, -1)[rank]
+    if collective == "all_gather":
+        return inputs.reshape(-1)
+    if collective == "all_to_all":
+        return inputs.reshape(size, size, -1)[:, rank].reshape(-1)
+    return inputs[0]  # broadcast; sendrecv: rank 0 gets its own message back
 
 
-def _time_calls(
-    meeting: Meeting,
-    x: npt.NDArray[np.float32],
-    operation: Callable[..., object],
-    operands: tuple[Any, ...],
-    iterations: int,
-) -> Latencies:
-    """Latency of `iterations` calls, ns. Only the call itself is inside the timed window."""
-    clock = time.perf_counter_ns
-    meet = meeting.meet
-    rank, size = meeting.rank, meeting.size
-    latency_ns = np.zeros(iterations, np.uint64)
-    for iteration in range(iterations):
-        _fill(x, iteration, rank)
-        meet()
-        begin_ns = clock()
-        operation(*operands)
-        end_ns = clock()
-        latency_ns[iteration] = end_ns - begin_ns
-        if x[-1] != _expected(iteration, size):
-            raise SystemExit(f"wrong result in iteration {iteration}: {x[-1]}")
-    return latency_ns
+class Bench:
+    """One contestant's cases, measured one after another.
 
-
-def _verify(
-    meeting: Meeting,
-    x: npt.NDArray[np.float32],
-    operation: Callable[..., object],
-    operands: tuple[Any, ...],
-) -> None:
-    """One operation on data that differs at each index; every element is checked."""
-    pattern = np.arange(x.size, dtype=np.int64) % 1021
-    x[:] = pattern + meeting.rank
-    operation(*operands)
-    if not np.array_equal(x, meeting.size * pattern + _expected(0, meeting.size)):
-        raise SystemExit(f"wrong result at {x.nbytes} B")
-
-
-def report(
-    meeting: Meeting, size_bytes: int, iterations: int, measure: Callable[[int], Latencies]
-) -> None:
-    """Warm up, call `measure(iterations)` between two probes, and print a JSON line on rank 0.
-
-    Percentiles (nearest rank) are of the slower rank of each iteration.
+    `bind(collective, x, out)` returns a call and its operands, such that `call(*operands)` reads x
+    and returns when `out` holds the result. `out` is `x` for all_reduce and broadcast. `new(n,
+    dtype)` makes an array of n elements; they are x and out.
     """
-    warmup = max(2, min(50, iterations // 50))
-    begin_ns = time.perf_counter_ns()
-    measure(warmup)
-    each_ns = meeting.largest((time.perf_counter_ns() - begin_ns) // warmup)
-    iterations = min(iterations, max(3, int(SIZE_BUDGET_S * 1e9) // max(1, each_ns)))
-    before_us = meeting.line_us()
-    latency_ns = measure(iterations)
-    after_us = meeting.line_us()
-    ordered = np.sort(meeting.slower_rank(latency_ns))
-    record: dict[str, object] = {"bytes": size_bytes}
-    for key, per_mille in (("p50_us", 500), ("p99_us", 990), ("p999_us", 999)):
-        record[key] = int(ordered[iterations * per_mille // 1000]) / 1000
-    record |= {"iters": iterations, "line_us": [before_us, after_us]}
-    if meeting.rank == 0:
-        print(json.dumps(record), flush=True)
+
+    def __init__(
+        self,
+        meeting: Meeting,
+        arguments: argparse.Namespace,
+        bind: Callable[[str, Array, Array], Operation],
+        new: Callable[[int, Any], Array] = np.zeros,
+    ) -> None:
+        self.meeting = meeting
+        self.arguments = arguments
+        self.elements = Elements(arguments.dtype)
+        self._bind = bind
+        self._new = new
+
+    def run(self) -> None:
+        """Measure all cases."""
+        gc.disable()
+        for case in self.arguments.cases:
+            x, out = self._arrays(case)
+            operation = self._bind(case.collective, x, out)
+            self._verify(case, x, out, operation)
+            self.report(case, partial(self._time_calls, case, x, out, operation))
+            del x, out, operation
+            gc.collect()
+
+    def _arrays(self, case: Case) -> tuple[Array, Array]:
+        size = self.meeting.size
+        count = max(1, case.size_bytes // self.elements.storage.itemsize)
+        if case.collective in ("reduce_scatter", "all_to_all"):
+            count = max(size, count // size * size)
+        factor = {"all_gather": size, "reduce_scatter": 1 / size}.get(case.collective, 1)
+        x = self._new(count, self.elements.storage)
+        if case.collective in ("all_reduce", "broadcast", "barrier"):
+            return x, x
+        return x, self._new(int(count * factor), self.elements.storage)
+
+    def _verify(self, case: Case, x: Array, out: Array, operation: Operation) -> None:
+        """One operation on data that differs at each index; every element is checked."""
+        call, operands = operation
+        rank = self.meeting.rank
+        pattern = np.arange(x.size) % PATTERN
+        inputs = np.stack([pattern + other for other in range(self.meeting.size)])
+        x[:] = self.elements.encode(inputs[rank])
+        self.meeting.meet()
+        call(*operands)
+        if case.collective != "barrier" and rank < self._involved(case):
+            want = expected(case.collective, inputs, rank)
+            if not np.array_equal(self.elements.decode(out), want):
+                raise SystemExit(f"wrong result of {case.collective} at {case.size_bytes} B")
+
+    def _involved(self, case: Case) -> int:
+        return 2 if case.collective == "sendrecv" else self.meeting.size
+
+    def _time_calls(
+        self, case: Case, x: Array, out: Array, operation: Operation, iterations: int
+    ) -> Latencies:
+        """Latency of `iterations` calls, ns. Only the call itself is inside the timed window."""
+        call, operands = operation
+        clock, meet, rank = time.perf_counter_ns, self.meeting.meet, self.meeting.rank
+        values = [np.full((self.meeting.size, 1), float(i)) for i in range(8)]
+        ranks = np.arange(self.meeting.size).reshape(-1, 1)
+        whole = [np.repeat(value + ranks, self.meeting.size, axis=1) for value in values]
+        is_checked = case.collective != "barrier" and rank < self._involved(case)
+        fills = [self.elements.encode([i + rank])[0] for i in range(8)]
+        wants = [self.elements.encode(expected(case.collective, w, rank))[-1] for w in whole]
+        divisor = 2 if case.collective == "sendrecv" else 1  # half a round trip
+        latency_ns = np.zeros(iterations, np.uint64)
+        for iteration in range(iterations):
+            x.fill(fills[iteration % 8])
+            meet()
+            begin_ns = clock()
+            call(*operands)
+            end_ns = clock()
+            latency_ns[iteration] = (end_ns - begin_ns) // divisor
+            if is_checked and out[-1] != wants[iteration % 8]:
+                raise SystemExit(f"wrong result of {case.collective} in iteration {iteration}")
+        return latency_ns
+
+    def report(self, case: Case, measure: Callable[[int], Latencies]) -> None:
+        """Warm up, call `measure(iterations)` between two probes, print a JSON line on rank 0.
+
+        Percentiles (nearest rank) are of the slower rank of each iteration.
+        """
+        meeting = self.meeting
+        warmup = max(2, min(50, case.iterations // 50))
+        begin_ns = time.perf_counter_ns()
+        measure(warmup)
+        each_ns = meeting.largest((time.perf_counter_ns() - begin_ns) // warmup)
+        affordable = max(3, int(self.arguments.budget * 1e9) // max(1, each_ns))
+        iterations = min(case.iterations, affordable)
+        before_us = meeting.line_us()
+        latency_ns = measure(iterations)
+        after_us = meeting.line_us()
+        ordered = np.sort(meeting.slower_rank(latency_ns))
+        record: dict[str, object] = {"collective": case.collective, "bytes": case.size_bytes}
+        for key, per_mille in (("p50_us", 500), ("p99_us", 990), ("p999_us", 999)):
+            record[key] = int(ordered[iterations * per_mille // 1000]) / 1000
+        record |= {"iters": iterations, "line_us": [before_us, after_us]}
+        if meeting.rank == 0:
+            print(json.dumps(record), flush=True)
 
 
-def run(
-    meeting: Meeting,
-    sizes: list[tuple[int, int]],
-    bind: Callable[[npt.NDArray[np.float32]], tuple[Callable[..., object], tuple[Any, ...]]],
-) -> None:
-    """Measure one contestant at all sizes.
+def echo(send: Callable[[Any], object], receive: Callable[[Any], object], is_first: bool) -> Any:
+    """A round trip as an operation on (message, room): the first rank gets its message back."""
 
-    `bind(x)` returns the operation and its operands, such that `operation(*operands)` sums `x`
-    (float32, private memory) over all ranks in place and returns when `x` holds the result.
-    """
-    gc.disable()
-    for size_bytes, iterations in sizes:
-        x = np.zeros(size_bytes // 4, np.float32)
-        measure = partial(_time_calls, meeting, x, *bind(x))
-        _verify(meeting, x, *bind(x))
-        report(meeting, size_bytes, iterations, measure)
-        gc.collect()
+    def lead(x: Any, out: Any) -> None:
+        send(x)
+        receive(out)
+
+    def follow(_x: Any, out: Any) -> None:
+        receive(out)
+        send(out)
+
+    return lead if is_first else follow
+
+
+def idle(*_operands: Any) -> None:
+    """What ranks do that take no part."""

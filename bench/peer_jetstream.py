@@ -1,46 +1,79 @@
-"""jetstream: `python -m jetstream run -n 2 --bind core peer_jetstream.py --shared FILE SIZES`.
+"""jetstream: `python -m jetstream run -n 2 peer_jetstream.py --shared FILE CASES`.
 
-With `--launched`, the same plan is launched from C, back to back, as a device would do it.
+With `--memory symmetric` the arrays come from `comm.empty`. With `--launched`, the same plan is
+launched from C, back to back, as a device would do it.
 """
 
 from __future__ import annotations
 
+import argparse
 from functools import partial
 from typing import Any
 
 import loop
+import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 import jetstream
 
 
-def run_launched(comm: Any, meeting: loop.Meeting, sizes: list[tuple[int, int]]) -> None:
+def run_launched(comm: Any, bench: loop.Bench, arguments: argparse.Namespace) -> None:
     """Measure launches from C. Values double in each one; the first few are checked exactly."""
-    for size_bytes, iterations in sizes:
-        pattern = np.arange(size_bytes // 4, dtype=np.int64) % 1021
+    for case in arguments.cases:
+        pattern = np.arange(max(1, case.size_bytes // 4), dtype=np.int64) % loop.PATTERN
         x = (pattern + comm.rank).astype(np.float32)
         checked = 3
-        comm.time_launches("all_reduce", x, checked)
+        comm.time_launches(case.collective, x, checked)
         total = comm.size * pattern + comm.size * (comm.size - 1) // 2
-        if not np.array_equal(x, total * comm.size ** (checked - 1)):
-            raise SystemExit(f"wrong result at {size_bytes} B")
-        loop.report(meeting, size_bytes, iterations, partial(comm.time_launches, "all_reduce", x))
+        if case.collective != "barrier" and not np.array_equal(
+            x, total * comm.size ** (checked - 1)
+        ):
+            raise SystemExit(f"wrong result at {case.size_bytes} B")
+        bench.report(case, partial(comm.time_launches, case.collective, x))
+
+
+def bind(comm: Any, dtype: str, collective: str, x: loop.Array, out: loop.Array) -> loop.Operation:
+    """The call as a user writes it."""
+    if dtype == "bfloat16":
+        x, out = x.view(ml_dtypes.bfloat16), out.view(ml_dtypes.bfloat16)
+    if collective in ("all_gather", "reduce_scatter", "all_to_all"):
+        call = getattr(comm, collective)
+        return (lambda x, out: call(x, out=out)), (x, out)
+    if collective == "barrier":
+        return comm.barrier, ()
+    if collective == "sendrecv":
+        peer = 1 - comm.rank
+        if peer < 0:
+            return loop.idle, ()
+        first = comm.rank == 0
+        return loop.echo(lambda x: comm.send(x, peer), lambda y: comm.recv(y, peer), first), (
+            x,
+            out,
+        )
+    return getattr(comm, collective), (x,)
+
+
+def new_symmetric(comm: Any, count: int, dtype: Any) -> loop.Array:
+    """An array in memory that all ranks share."""
+    element = np.dtype(dtype)
+    array: loop.Array = comm.zeros(count * element.itemsize, "uint8").view(element)
+    return array
 
 
 def main() -> None:
-    """Measure in-place all_reduce on ordinary arrays."""
+    """Measure on ordinary arrays or on symmetric ones."""
     arguments = loop.parse_arguments(__doc__)
     with jetstream.init() as comm:
+        loop.pin(comm.local_rank)
         meeting = loop.Meeting(arguments.shared, comm.rank, comm.size)
+        new: Any = np.zeros
+        if arguments.memory == "symmetric":
+            new = partial(new_symmetric, comm)
+        bench = loop.Bench(meeting, arguments, partial(bind, comm, arguments.dtype), new)
         if arguments.launched:
-            run_launched(comm, meeting, arguments.sizes)
-            return
-
-        def bind(x: npt.NDArray[np.float32]) -> tuple[Any, tuple[Any, ...]]:
-            return comm.all_reduce, (x,)
-
-        loop.run(meeting, arguments.sizes, bind)
+            run_launched(comm, bench, arguments)
+        else:
+            bench.run()
 
 
 if __name__ == "__main__":

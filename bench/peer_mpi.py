@@ -1,14 +1,13 @@
-"""MPI through mpi4py: `mpiexec -n 2 python peer_mpi.py --shared FILE BYTES:ITERATIONS...`."""
+"""MPI through mpi4py: `mpiexec -n 2 python peer_mpi.py --shared FILE CASES`."""
 
 from __future__ import annotations
 
 import importlib
 import os
+from functools import partial
 from typing import Any
 
 import loop
-import numpy as np
-import numpy.typing as npt
 
 
 def launcher_rank() -> int:
@@ -19,17 +18,35 @@ def launcher_rank() -> int:
     raise SystemExit("start this program under mpiexec")
 
 
+def bind(mpi: Any, collective: str, x: loop.Array, out: loop.Array) -> loop.Operation:
+    """The buffer call of mpi4py."""
+    world = mpi.COMM_WORLD
+    if collective == "all_reduce":
+        return world.Allreduce, (mpi.IN_PLACE, x)
+    if collective == "reduce_scatter":
+        return world.Reduce_scatter_block, (x, out)
+    if collective == "all_gather":
+        return world.Allgather, (x, out)
+    if collective == "all_to_all":
+        return world.Alltoall, (x, out)
+    if collective == "broadcast":
+        return world.Bcast, (x,)
+    if collective == "barrier":
+        return world.Barrier, ()
+    peer = 1 - world.rank
+    if peer < 0:
+        return loop.idle, ()
+    first = world.rank == 0
+    return loop.echo(lambda x: world.Send(x, peer), lambda y: world.Recv(y, peer), first), (x, out)
+
+
 def main() -> None:
-    """Measure in-place Allreduce with mpi4py's default thread level."""
+    """Measure with mpi4py's default thread level."""
     arguments = loop.parse_arguments(__doc__)
     loop.pin(launcher_rank())
     mpi: Any = importlib.import_module("mpi4py.MPI")  # not installed where the product is built
-    world = mpi.COMM_WORLD
-
-    def bind(x: npt.NDArray[np.float32]) -> tuple[Any, tuple[Any, ...]]:
-        return world.Allreduce, (mpi.IN_PLACE, x)
-
-    loop.run(loop.Meeting(arguments.shared, world.rank, world.size), arguments.sizes, bind)
+    meeting = loop.Meeting(arguments.shared, mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size)
+    loop.Bench(meeting, arguments, partial(bind, mpi)).run()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from jetstream.errors import ArgumentError
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-__all__ = ["Algorithm", "DType", "Kind", "RedOp", "check_redop", "dtype_of", "redop_of"]
+__all__ = ["BY_NUMPY", "Algorithm", "DType", "Kind", "RedOp", "check_redop", "dtype_of", "redop_of"]
 
 
 class _Labelled(IntEnum):
@@ -127,7 +127,8 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.COMPLEX64: np.dtype(np.complex64),
     DType.COMPLEX128: np.dtype(np.complex128),
 }
-_BY_NUMPY = {numpy_dtype: dtype for dtype, numpy_dtype in _NUMPY.items()}
+#: Element types by their NumPy dtype.
+BY_NUMPY = {numpy_dtype: dtype for dtype, numpy_dtype in _NUMPY.items()}
 _REDOP_BY_LABEL = {redop.label: redop for redop in RedOp}
 
 
@@ -145,7 +146,7 @@ def dtype_of(dtype: DTypeLike) -> DType:
             numpy_dtype = np.dtype(object if dtype is None else dtype)
         except TypeError as error:
             raise ArgumentError(f"{dtype!r} is not a dtype") from error
-    found = _BY_NUMPY.get(numpy_dtype)
+    found = BY_NUMPY.get(numpy_dtype)
     if found is None:
         supported = ", ".join(known.label for known in DType)
         raise ArgumentError(

@@ -233,21 +233,26 @@ class Launcher:
     def send_now(self, array: Array, target: int, tag: int, timeout: float | None) -> None:
         """Send and wait."""
         timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
-        pointer, cqe = byte_pointer(array), self._cqe
+        cqe = self._cqe
+        try:
+            pointer = _from_buffer(array)
+        except ValueError:
+            pointer = byte_pointer(array)
         handle = self._endpoint.handle or self.handle()
         work = None
         try:
             status = _send_wait(handle, pointer, array.nbytes, target << 32 | tag, timeout_ns, cqe)
+            if status == 0:
+                return
             if status in _UNFINISHED:
                 work = self._track_send(cqe.wr_id, array, pointer, target)
         except BaseException:
             self._give_up(handle)
             raise
-        if work is not None:
-            self.finish_message(work, timeout)
-        elif status != 0:
+        if work is None:
             self._refuse(status)
-            self.finish_message(self.send(array, target, tag), timeout)
+            work = self.send(array, target, tag)
+        self.finish_message(work, timeout)
 
     def receive(
         self, array: Array, source: int, tag: int | None, finish: Callable[[int], Any]
@@ -261,7 +266,11 @@ class Launcher:
     def receive_now(self, array: Array, source: int, tag: int | None, timeout: float | None) -> int:
         """Receive and wait; returns the size of the message in bytes."""
         timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
-        pointer, cqe, room = byte_pointer(array), self._cqe, array.nbytes
+        cqe, room = self._cqe, array.nbytes
+        try:
+            pointer = _from_buffer(array)
+        except ValueError:
+            pointer = byte_pointer(array)
         if tag is None:
             room, address = room | _TAG_ANY, source << 32
         else:

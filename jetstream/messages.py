@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from jetstream.arrays import Array, share_contiguous, share_writable
+from jetstream.dtypes import BY_NUMPY
 from jetstream.errors import TruncatedError
 from jetstream.launcher import ANY_SOURCE, Launcher
-from jetstream.shapes import check_rank, check_tag
+from jetstream.shapes import TAG_MAX, check_rank, check_tag
 from jetstream.work import Message, Work
 
 __all__ = ["MessageCalls"]
@@ -30,8 +33,13 @@ class MessageCalls:
 
         ``tag``: 0 to 2**32 - 1. A long message that nobody receives holds its sender back.
         """
-        target = check_rank(dst, self.size, "dst")
-        self._launcher.send_now(share_contiguous(x), target, check_tag(tag), timeout)
+        if not (type(dst) is int and 0 <= dst < self.size):
+            dst = check_rank(dst, self.size, "dst")
+        if not (type(tag) is int and 0 <= tag <= TAG_MAX):
+            tag = check_tag(tag)
+        if not (type(x) is np.ndarray and x.flags.c_contiguous and x.dtype in BY_NUMPY):
+            x = share_contiguous(x)
+        self._launcher.send_now(x, dst, tag, timeout)
 
     def recv(
         self,
@@ -50,9 +58,14 @@ class MessageCalls:
         received the communicator can still be used. A receive from any source fails with
         PeerDiedError when any rank has died, with PeerClosedError when all others have closed.
         """
-        source, number = self._source(src), _any_tag(tag)
-        array = share_writable(out, name="out")
-        nbytes = self._launcher.receive_now(array, source, number, timeout)
+        if not (type(src) is int and 0 <= src < self.size):
+            src = self._source(src)
+        if not (tag is None or (type(tag) is int and 0 <= tag <= TAG_MAX)):
+            tag = check_tag(tag)
+        array = out
+        if not (type(out) is np.ndarray and out.flags.carray and out.dtype in BY_NUMPY):
+            array = share_writable(out, name="out")
+        nbytes = self._launcher.receive_now(array, src, tag, timeout)
         if nbytes != array.nbytes:
             _check_length(nbytes, array, exact)
         return out

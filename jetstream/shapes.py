@@ -16,6 +16,7 @@ from jetstream.collectives.parts import SPLIT_MAX, Splits
 from jetstream.errors import ArgumentError
 
 __all__ = [
+    "TAG_MAX",
     "check_axis",
     "check_counts",
     "check_rank",
@@ -28,7 +29,7 @@ __all__ = [
     "split_along",
 ]
 
-_TAG_MAX = 2**32 - 1
+TAG_MAX = 2**32 - 1
 _FIRST = 0
 
 
@@ -41,8 +42,8 @@ def check_rank(rank: int, size: int, name: str) -> int:
 
 def check_tag(tag: int) -> int:
     """``tag`` as an int of 32 bits."""
-    if not isinstance(tag, (int, np.integer)) or not 0 <= tag <= _TAG_MAX:
-        raise ArgumentError(f"tag is {tag!r}: an integer from 0 to {_TAG_MAX} is needed")
+    if not isinstance(tag, (int, np.integer)) or not 0 <= tag <= TAG_MAX:
+        raise ArgumentError(f"tag is {tag!r}: an integer from 0 to {TAG_MAX} is needed")
     return int(tag)
 
 

