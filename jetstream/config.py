@@ -22,7 +22,10 @@ __all__ = ["RANKS_MAX", "Config", "check_rendezvous", "configure_logging", "load
 #: Most ranks a communicator can have; the same number as JS_RANKS_MAX of the data plane.
 RANKS_MAX = 256
 
-KINDS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "barrier")
+KINDS = (
+    *("all_reduce", "all_gather", "reduce_scatter", "broadcast", "barrier", "all_to_all"),
+    *("reduce", "gather", "scatter", "scan", "exscan"),
+)
 ALGORITHMS = ("one_shot", "two_shot", "lend", "direct")
 ISAS = ("scalar", "avx2", "avx512")
 DEBUG_LEVELS = {"WARN": logging.WARNING, "INFO": logging.INFO, "TRACE": logging.DEBUG}

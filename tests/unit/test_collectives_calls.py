@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jetstream import config
 from jetstream.collectives import Splits, parts
-from jetstream.collectives.calls import CHUNK_ALIGN, CHUNK_BYTES_MAX, RANKS_MAX, Call
+from jetstream.collectives.algorithms import ALGORITHMS
+from jetstream.collectives.calls import CHUNK_ALIGN, CHUNK_BYTES_MAX, RANKS_MAX, ROOTED, Call
 from jetstream.collectives.compile import build_plan
+from jetstream.collectives.ir import Send
 from jetstream.collectives.select import (
     CHUNK_BYTES,
     ONE_SHOT_BYTES_MAX,
@@ -163,6 +167,57 @@ def test_words_of_parts_are_those_of_the_data_plane() -> None:
 def test_long_counts_are_cut_in_texts() -> None:
     assert parts.format_counts((3, 0)) == "[3, 0]"
     assert parts.format_counts(range(17)).endswith("14, 15, ...]")
+
+
+#: Bytes that a rank sends and reads, operations of its plan, as docs/algorithms.md has them: by
+#: world, rank, root and bytes of a part.
+COSTS: dict[tuple[Kind, Algorithm], Callable[[int, int, int, int], tuple[int, int, int]]] = {
+    (Kind.ALL_REDUCE, Algorithm.ONE_SHOT): lambda n, r, root, b: (b, n * b, 2),
+    (Kind.ALL_REDUCE, Algorithm.TWO_SHOT): lambda n, r, root, b: (b, 2 * b - b // n, 2 * n),
+    (Kind.ALL_REDUCE, Algorithm.LEND): lambda n, r, root, b: (
+        (b - b // n, 2 * b - b // n, 2 * n - 1)
+    ),
+    (Kind.ALL_GATHER, Algorithm.DIRECT): lambda n, r, root, b: (b, n * b, n + 1),
+    (Kind.REDUCE_SCATTER, Algorithm.DIRECT): lambda n, r, root, b: ((n - 1) * b, n * b, n),
+    (Kind.ALL_TO_ALL, Algorithm.DIRECT): lambda n, r, root, b: ((n - 1) * b, n * b, 2 * n - 1),
+    (Kind.BROADCAST, Algorithm.DIRECT): lambda n, r, root, b: (b, b, 2) if r == root else (0, b, 1),
+    (Kind.REDUCE, Algorithm.DIRECT): lambda n, r, root, b: (
+        (0, n * b, 1) if r == root else (b, 0, 1)
+    ),
+    (Kind.REDUCE, Algorithm.TWO_SHOT): lambda n, r, root, b: (
+        (b - b // n, 2 * b - b // n, 2 * n - 1) if r == root else (b, b, n + 1)
+    ),
+    (Kind.GATHER, Algorithm.DIRECT): lambda n, r, root, b: (
+        (0, n * b, n) if r == root else (b, 0, 1)
+    ),
+    (Kind.SCATTER, Algorithm.DIRECT): lambda n, r, root, b: (
+        ((n - 1) * b, b, n) if r == root else (0, b, 1)
+    ),
+    (Kind.SCAN, Algorithm.DIRECT): lambda n, r, root, b: ((n - 1 - r) * b, (r + 1) * b, n - r),
+    (Kind.EXSCAN, Algorithm.DIRECT): lambda n, r, root, b: (
+        ((n - 1 - r) * b, r * b, n - r if r else n - 1)
+    ),
+    (Kind.BARRIER, Algorithm.DIRECT): lambda n, r, root, b: (0, 0, n),
+}
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), ALGORITHMS)
+def test_costs_are_those_of_the_page(kind: Kind, algorithm: Algorithm) -> None:
+    for world in (2, 3, 5):
+        count = 0 if kind is Kind.BARRIER else 16 * world  # one cache line a shard
+        root = world - 1 if kind in ROOTED else 0
+        call = make_call(kind, algorithm=algorithm, world=world, root=root, count=count)
+        for rank in range(world):
+            ops = build_plan(call, rank).ops
+            sent = sum(op.bytes for op in ops if isinstance(op, Send))
+            read = sum(op.bytes * len(op.sources) for op in ops if not isinstance(op, Send))
+            wanted = COSTS[kind, algorithm](world, rank, root, call.count_bytes)
+            assert (sent, read, len(ops)) == wanted, (world, rank)
+
+
+def test_algorithms_can_be_forced_for_every_kind() -> None:
+    assert sorted(config.KINDS) == sorted(kind.label for kind in REAL_KINDS)
+    assert set(config.ALGORITHMS) == {algorithm.label for algorithm in Algorithm}
 
 
 @pytest.mark.parametrize("kind", REAL_KINDS)

@@ -224,7 +224,7 @@ def test_missing_rendezvous() -> None:
         ("JETSTREAM_ALGO", "ring", "one_shot, two_shot, lend, direct"),
         ("JETSTREAM_ALGO", "allreduce:", "one_shot"),
         ("JETSTREAM_ALGO", ":one_shot", "one_shot"),
-        ("JETSTREAM_ALGO", "gather:one_shot", "all_gather"),
+        ("JETSTREAM_ALGO", "gathers:one_shot", "all_gather"),
         ("JETSTREAM_ALGO", "broadcast:direct;broadcast:one_shot", "one_shot"),
         ("JETSTREAM_BUFFSIZE", "12", "64K to 1G"),
         ("JETSTREAM_BUFFSIZE", "96K", "power of two"),
