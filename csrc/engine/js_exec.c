@@ -10,8 +10,6 @@
 #define EXEC_TIMED_BYTES 1024u
 /* How much of a ring the frames take that are lent: a few of the largest. */
 #define EXEC_LEND_WINDOW_BYTES (128u << 10)
-/* What is folded before it is written back: fits the first-level cache, several times. */
-#define EXEC_PIECE_BYTES 4096u
 
 void js_exec_start(js_exec *exec, js_exec_plan *plan, const void *input, void *output,
                    uint64_t sequence)
@@ -222,27 +220,19 @@ static void exec_release(js_exec *exec, js_exec_op *op, uint32_t bytes)
     exec->bytes_done += bytes;
 }
 
-/* Folds a step, and writes the result over the frames too if they are to be given back: piece by
- * piece, while the lines that have just been read are at hand. */
+/* Folds a step, and writes the result over the frames that are to be given back. */
 static void exec_fold(js_exec *exec, const js_exec_op *op, uint8_t *to, uint32_t bytes)
 {
     js_exec_plan *plan = exec->plan;
-    uint32_t piece = op->lends ? EXEC_PIECE_BYTES : bytes;
-    uint32_t done = 0;
-    do {
-        uint32_t part = bytes - done < piece ? bytes - done : piece;
-        for (uint32_t i = 0; i < op->source_count; i++) {
-            plan->pointers[i] = op->sources[i].at + done;
+    for (uint32_t i = 0; i < op->source_count; i++) {
+        plan->pointers[i] = op->sources[i].at;
+    }
+    plan->fold(to, plan->pointers, op->source_count, bytes / plan->element_bytes, plan->divisor);
+    for (uint32_t i = 0; op->lends && i < op->source_count; i++) {
+        if (op->sources[i].rx != NULL) {
+            memcpy(op->sources[i].at, to, bytes);
         }
-        plan->fold(to + done, plan->pointers, op->source_count, part / plan->element_bytes,
-                   plan->divisor);
-        for (uint32_t i = 0; op->lends && i < op->source_count; i++) {
-            if (op->sources[i].rx != NULL) {
-                memcpy(op->sources[i].at + done, to + done, part);
-            }
-        }
-        done += part;
-    } while (done < bytes);
+    }
 }
 
 static bool exec_reduce(js_exec *exec, js_exec_op *op)
