@@ -4,19 +4,12 @@
 #include "js_status.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 struct js_block {
     js_heap *heap;
     uint64_t offset;
 };
-
-static int32_t block_fill(const js_block *block, uint64_t bytes, bool zeroed)
-{
-    if (zeroed) {
-        js_heap_zero(block->heap, block->offset, bytes);
-    }
-    return js_heap_prefault(block->heap, block->offset, bytes);
-}
 
 int32_t js_block_new(js_comm *comm, uint64_t bytes, uint32_t zeroed, js_block **out)
 {
@@ -31,10 +24,13 @@ int32_t js_block_new(js_comm *comm, uint64_t bytes, uint32_t zeroed, js_block **
         return result;
     }
     js_heap_retain(block->heap);
-    result = block_fill(block, bytes, zeroed != 0);
+    result = js_heap_prefault(block->heap, block->offset, bytes);
     if (result != JS_OK) {
         js_block_free(block);
         return result;
+    }
+    if (zeroed != 0) {
+        memset(js_block_address(block), 0, bytes);
     }
     *out = block;
     return JS_OK;

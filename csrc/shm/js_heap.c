@@ -132,8 +132,8 @@ static bool heap_punch(const js_heap *heap, js_heap_span span)
                                    (off_t)from, (off_t)(to - from)) == 0;
 }
 
-/* The bytes of freed blocks are counted, not what is really resident, so this bounds it. Best
- * effort: where it fails, the pages stay for the next block. */
+/* Counts bytes, not what is really resident: a loop that makes and drops one array never gets
+ * here. Best effort: where it fails, the pages stay for the next block. */
 static void heap_trim(js_heap *heap)
 {
     for (size_t i = 0; i < heap->free.count; i++) {
@@ -240,6 +240,7 @@ static int32_t heap_take(js_heap *heap, uint64_t bytes, uint64_t align, uint64_t
     }
     heap_insert(&heap->used, heap_find(&heap->used, offset), (js_heap_span){ offset, bytes });
     heap->used_bytes += bytes;
+    heap->freed_bytes -= js_min_u64(heap->freed_bytes, bytes);
     *out_offset = offset;
     return JS_OK;
 }
@@ -295,7 +296,7 @@ int32_t js_heap_free(js_heap *heap, uint64_t offset)
         heap->used_bytes -= span.bytes;
         heap->freed_bytes += span.bytes;
         heap_give(heap, span);
-        if (heap->freed_bytes > JS_HEAP_KEPT_BYTES_MAX) {
+        if (heap->freed_bytes > heap->total_bytes / JS_HEAP_KEPT_SHARE) {
             heap_trim(heap);
         }
     }

@@ -17,8 +17,8 @@
 #include <sys/types.h>
 
 #define JS_HEAP_HUGE_BYTES (2u << 20)
-/* What may stay resident in blocks that were freed, before it is given back to the system. */
-#define JS_HEAP_KEPT_BYTES_MAX (32u << 20)
+/* This part of a heap may stay resident in freed blocks, before it is given back to the system. */
+#define JS_HEAP_KEPT_SHARE 16u
 
 typedef struct js_heap_span {
     uint64_t offset;
@@ -41,7 +41,7 @@ typedef struct js_heap {
     uint64_t total_bytes;
     pthread_mutex_t mutex; /* guards all that follows */
     uint64_t used_bytes;
-    uint64_t freed_bytes; /* since pages were last given back */
+    uint64_t freed_bytes; /* and not used again, since pages were last given back */
     js_heap_spans used;
     js_heap_spans free; /* no two of them touch */
 } js_heap;
