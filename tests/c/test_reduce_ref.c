@@ -403,15 +403,15 @@ static void test_every_pair_of_float8(void)
 /* The parts of the product of two complex numbers, each step rounded to the type of the parts. */
 static void oracle_complex(bool is_single, const double *a, const double *b, double *product)
 {
-    oracle_wide terms[] = { (oracle_wide)a[0] * b[0], (oracle_wide)a[1] * b[1],
-                            (oracle_wide)a[0] * b[1], (oracle_wide)a[1] * b[0] };
-    double rounded[4];
+    oracle_wide x[] = { (oracle_wide)a[0], (oracle_wide)a[1] };
+    oracle_wide y[] = { (oracle_wide)b[0], (oracle_wide)b[1] };
+    oracle_wide terms[] = { x[0] * y[0], x[1] * y[1], x[0] * y[1], x[1] * y[0] };
 
     for (uint32_t i = 0; i < 4; i++) {
-        rounded[i] = is_single ? (double)(float)terms[i] : (double)terms[i];
+        terms[i] = (oracle_wide)(is_single ? (double)(float)terms[i] : (double)terms[i]);
     }
-    oracle_wide real = (oracle_wide)rounded[0] - rounded[1];
-    oracle_wide imag = (oracle_wide)rounded[2] + rounded[3];
+    oracle_wide real = terms[0] - terms[1];
+    oracle_wide imag = terms[2] + terms[3];
     product[0] = is_single ? (double)(float)real : (double)real;
     product[1] = is_single ? (double)(float)imag : (double)imag;
 }
