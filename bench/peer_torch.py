@@ -35,13 +35,14 @@ def load_vllm(torch: Any, rank: int, size: int, name: str) -> Callable[[Any], ob
     return partial(operations.shm_allreduce, handle)
 
 
-def load_deepspeed(size: int, rank: int) -> Callable[[Any], object]:
+def load_deepspeed(torch: Any, rank: int, size: int) -> Callable[[Any], object]:
     """DeepSpeed's all-reduce, compiled at its first use."""
     os.environ |= {"LOCAL_SIZE": str(size), "DS_ACCELERATOR": "cpu"}
     builders: Any = importlib.import_module("deepspeed.ops.op_builder.cpu.comm")
     module = builders.ShareMemCommBuilder().load(verbose=False)
     module.initialize(size, rank)
-    return lambda tensor: module.inference_all_reduce(tensor, 0)
+    operation: Callable[[Any], object] = torch.ops.deepspeed.inference_all_reduce_
+    return operation
 
 
 def bind(
@@ -86,7 +87,7 @@ def run_rank(rank: int, directory: str, arguments: argparse.Namespace) -> None:
     if arguments.library == "vllm":
         all_reduce = load_vllm(torch, rank, size, Path(directory).name)
     elif arguments.library == "deepspeed":
-        all_reduce = load_deepspeed(size, rank)
+        all_reduce = load_deepspeed(torch, rank, size)
     meeting = loop.Meeting(arguments.shared, rank, size)
     loop.Bench(meeting, arguments, partial(bind, torch, all_reduce, arguments.dtype)).run()
     dist.destroy_process_group()
