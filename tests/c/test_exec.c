@@ -405,6 +405,58 @@ static void test_foreign_frames(void)
     exec_expect_foreign(&mine, &mine, 2); /* the same call, but their next one */
 }
 
+/* Rank `rank` of two sends `sent` elements to the other one and awaits `awaited`. */
+static void exec_load_exchange(uint32_t rank, const js_call *call, uint64_t sent, uint64_t awaited)
+{
+    static js_test_plan plan;
+    uint16_t peer = (uint16_t)(1 - rank);
+    js_plan_op send = { .opcode = JS_OP_SEND, .place = JS_PLACE_PEER, .peer = peer };
+    js_plan_op copy = { .opcode = JS_OP_COPY, .target_buffer = JS_PLAN_OUTPUT, .lane = 1 };
+    send.bytes = sent * js_dtype_bytes(call->dtype);
+    copy.bytes = awaited * js_dtype_bytes(call->dtype);
+    js_test_plan_begin(&plan, rank, call);
+    plan.header.input_bytes = send.bytes;
+    plan.header.output_bytes = copy.bytes;
+    js_test_plan_op(&plan, &send);
+    js_test_plan_local(&plan, JS_PLAN_INPUT, 0);
+    js_test_plan_op(&plan, &copy);
+    js_test_plan_from(&plan, JS_PLACE_PEER, peer);
+    js_test_plan_pack(&plan);
+    js_exec_unload(w.plans[rank]);
+    JS_TEST_REQUIRE(js_exec_load(&w.links[rank], plan.packed, plan.size_bytes, rank, 2,
+                                 &w.plans[rank]) == JS_OK);
+}
+
+/* With splits the call does not say what a pair exchanges: the frames do, from the first on, also
+ * where the first frame is as large as the one awaited. */
+static void test_splits_that_differ(void)
+{
+    static const uint64_t pairs[][2] = { { 3, 5 },   { 5, 3 },   { 0, 1 },  { 1, 0 },
+                                         { 32, 16 }, { 16, 32 }, { 48, 0 }, { 7, 7 } };
+    for (size_t i = 0; i < JS_ARRAY_LEN(pairs); i++) {
+        js_call call = exec_call(2, 0, 64); /* of int32: 16 a chunk */
+        call.kind = JS_KIND_ALL_TO_ALL;
+        call.parts = (uint64_t)JS_PARTS_SPLITS << JS_PARTS_SHIFT;
+        exec_open(2, 0);
+        exec_fill(64);
+        exec_load_exchange(0, &call, pairs[i][0], 9);
+        exec_load_exchange(1, &call, 9, pairs[i][1]);
+        exec_start(0, false, 1);
+        exec_start(1, false, 1);
+        exec_run(1);
+        bool is_same = pairs[i][0] == pairs[i][1];
+        JS_TEST_EQ_I64(w.outcomes[1], is_same ? JS_EXEC_DONE : JS_EXEC_FOREIGN);
+        if (!is_same) {
+            const js_exec *exec = &w.execs[1];
+            JS_TEST_EQ_U64(exec->foreign_peer, 1);
+            JS_TEST_EQ_U64(exec->foreign_imm ^ exec->imm, pairs[i][0]);
+            JS_TEST_EQ_U64(exec->plan->ops[exec->foreign_op].pair, pairs[i][1]);
+            JS_TEST_EQ_U64(exec->consumed, 0);
+        }
+        exec_close();
+    }
+}
+
 /* Frames as no plan makes them, straight from the sender's stream. */
 static void test_forged_frames(void)
 {
@@ -492,5 +544,5 @@ JS_TEST_MAIN(JS_TEST(test_one_shot), JS_TEST(test_two_shot), JS_TEST(test_lend),
              JS_TEST(test_lend_by_reference), JS_TEST(test_lend_between_others),
              JS_TEST(test_all_gather_and_broadcast), JS_TEST(test_progress_is_chunk_by_chunk),
              JS_TEST(test_missing), JS_TEST(test_missing_reader), JS_TEST(test_foreign_frames),
-             JS_TEST(test_forged_frames), JS_TEST(test_back_to_back),
-             JS_TEST(test_avg_divides_once), JS_TEST(test_no_buffers))
+             JS_TEST(test_splits_that_differ), JS_TEST(test_forged_frames),
+             JS_TEST(test_back_to_back), JS_TEST(test_avg_divides_once), JS_TEST(test_no_buffers))
