@@ -14,12 +14,12 @@
 #define AREA_STREAM_SLOTS 64u
 /* Rings deeper than a core's own cache: a slot comes back only after the readers' copies of it
  * have left their caches, and a write that invalidates nothing costs half. Large worlds get less
- * of it, so that a rank's rings stay about 8 MiB. */
+ * of it, so that a rank's rings of a kind stay about 8 MiB. Nobody touches what is not used. */
 #define AREA_RANK_BYTES (8u << 20)
 #define AREA_ALL_BYTES (4u << 20)
 #define AREA_PEER_BYTES_MAX (4u << 20)
 #define AREA_PEER_BYTES_MIN (256u << 10)
-#define AREA_MESSAGE_BYTES (128u << 10)
+#define AREA_MESSAGE_BYTES_MIN (128u << 10)
 #define AREA_QUEUE_SLOTS 256u
 #define AREA_BYTES_MAX (1u << 30)
 
@@ -33,10 +33,10 @@ static int32_t area_check_pow2(const char *name, uint64_t value, uint64_t low, u
     return JS_OK;
 }
 
-static uint64_t area_peer_bytes(uint32_t world)
+static uint64_t area_peer_bytes(uint32_t world, uint64_t least_bytes)
 {
     uint64_t bytes = AREA_PEER_BYTES_MAX;
-    while (bytes > AREA_PEER_BYTES_MIN && bytes * world > AREA_RANK_BYTES) {
+    while (bytes > least_bytes && bytes * world > AREA_RANK_BYTES) {
         bytes /= 2;
     }
     return bytes;
@@ -55,8 +55,12 @@ int32_t js_area_config_check(js_seg_config *config)
     }
     config->stream_slots = config->stream_slots ? config->stream_slots : AREA_STREAM_SLOTS;
     config->all_bytes = config->all_bytes ? config->all_bytes : AREA_ALL_BYTES;
-    config->peer_bytes = config->peer_bytes ? config->peer_bytes : area_peer_bytes(config->world);
-    config->message_bytes = config->message_bytes ? config->message_bytes : AREA_MESSAGE_BYTES;
+    if (config->peer_bytes == 0) {
+        config->peer_bytes = area_peer_bytes(config->world, AREA_PEER_BYTES_MIN);
+    }
+    if (config->message_bytes == 0) {
+        config->message_bytes = area_peer_bytes(config->world, AREA_MESSAGE_BYTES_MIN);
+    }
     config->queue_slots = config->queue_slots ? config->queue_slots : AREA_QUEUE_SLOTS;
     uint64_t low = 2 * JS_PLAN_CHUNK_BYTES_MAX;
     JS_TRY(area_check_pow2("stream_slots", config->stream_slots, 4, 32768));

@@ -114,7 +114,7 @@ typedef struct js_seg_config {
     uint32_t stream_slots;   /* frames in flight on one channel: 4 .. 32768, default 64 */
     uint64_t all_bytes;      /* payload in flight, rank to all: default 4 MiB */
     uint64_t peer_bytes;     /* payload in flight, rank to rank, collectives: default by world */
-    uint64_t message_bytes;  /* payload in flight, rank to rank, send and receive: 128 KiB */
+    uint64_t message_bytes;  /* payload in flight, rank to rank, send and receive: by world */
     uint32_t queue_slots;    /* send and receive queue depth: default 256 */
     uint32_t sequence_start; /* first frame and descriptor number; tests start near 2^32 */
     uint64_t heap_bytes;     /* symmetric memory of each rank: a multiple of 2 MiB, default 2 GiB */
