@@ -32,6 +32,11 @@ static inline vec vec_or(vec a, vec b)
     return _mm256_or_si256(a, b);
 }
 
+static inline vec vec_xor(vec a, vec b)
+{
+    return _mm256_xor_si256(a, b);
+}
+
 static inline vec vec_if_unordered_f32(vec a, vec b, vec yes, vec no)
 {
     __m256 unordered = _mm256_cmp_ps(VEC_PS(a), VEC_PS(b), _CMP_UNORD_Q);
@@ -92,6 +97,29 @@ static inline vec i64_min(vec a, vec b)
 static inline vec i64_max(vec a, vec b)
 {
     return _mm256_blendv_epi8(b, a, _mm256_cmpgt_epi64(a, b));
+}
+
+/* Compares unsigned numbers as signed ones. */
+static inline vec u64_is_greater(vec a, vec b)
+{
+    vec sign = vec_of_i64(INT64_MIN);
+
+    return _mm256_cmpgt_epi64(vec_xor(a, sign), vec_xor(b, sign));
+}
+
+static inline vec u64_min(vec a, vec b)
+{
+    return _mm256_blendv_epi8(a, b, u64_is_greater(a, b));
+}
+
+static inline vec u64_max(vec a, vec b)
+{
+    return _mm256_blendv_epi8(b, a, u64_is_greater(a, b));
+}
+
+static inline vec vec_truncate_f64(vec value)
+{
+    return VEC_OF_PD(_mm256_round_pd(VEC_PD(value), _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC));
 }
 
 static inline struct vec_pair f16_widen(vec raw)

@@ -34,6 +34,11 @@ static inline vec vec_or(vec a, vec b)
     return _mm512_or_si512(a, b);
 }
 
+static inline vec vec_xor(vec a, vec b)
+{
+    return _mm512_xor_si512(a, b);
+}
+
 static inline vec vec_if_unordered_f32(vec a, vec b, vec yes, vec no)
 {
     __mmask16 unordered = _mm512_cmp_ps_mask(VEC_PS(a), VEC_PS(b), _CMP_UNORD_Q);
@@ -93,6 +98,23 @@ static inline vec i64_min(vec a, vec b)
 static inline vec i64_max(vec a, vec b)
 {
     return _mm512_max_epi64(a, b);
+}
+
+static inline vec u64_min(vec a, vec b)
+{
+    return _mm512_min_epu64(a, b);
+}
+
+static inline vec u64_max(vec a, vec b)
+{
+    return _mm512_max_epu64(a, b);
+}
+
+/* All lanes; as in f16_narrow. */
+static inline vec vec_truncate_f64(vec value)
+{
+    return VEC_OF_PD(
+        _mm512_maskz_roundscale_pd(0xff, VEC_PD(value), _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC));
 }
 
 static inline struct vec_pair f16_widen(vec raw)

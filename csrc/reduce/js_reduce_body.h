@@ -1,22 +1,23 @@
 /* The body of the vectorised kernels, for any vector width.
  *
  * js_reduce_avx2.c and js_reduce_avx512.c define one vector register and what differs between
- * the instruction sets, then include this file, which adds what does not differ: arithmetic on
- * elements, the loops, and one kernel for each (dtype, op).
+ * the instruction sets, then include this file, which adds what does not differ: the loops, and
+ * arithmetic and kernels of floating-point elements; it includes those of integers.
  *
  * Expected from the includer:
  *   vec                      type of a register; VEC_BYTES its size
  *   VEC(op)                  name of an intrinsic of that width: VEC(add_ps)
  *   VEC_PS VEC_PD VEC_OF_PS VEC_OF_PD       reinterpretations of a register
- *   vec_and vec_or           bitwise
+ *   vec_and vec_or vec_xor   bitwise
  *   vec_if_unordered_f32/f64(a, b, yes, no) lane by lane: yes where a or b is NaN
  *   vec_load_wide(at, width) vec_store_wide(at, width, v)   32 <= width <= VEC_BYTES
  *   vec_of_i64               the same integer in each lane
  *   vec_of_128 vec_low_128   from 16 bytes (the rest zero), and back
- *   i64_prod i64_min i64_max
+ *   i64_prod i64_min i64_max u64_min u64_max
  *   f16_widen f16_narrow     from and to raw elements; f16_narrow is not given NaNs
  *   bf16_narrow              the other way of bf16_widen; makes NaNs canonical
  *   i32_widen i32_narrow     to and from float64
+ *   vec_truncate_f64         to an integer, toward zero
  *
  * A kernel works on whole registers of raw elements. Narrow elements are widened to two registers
  * for the fold; in which order the halves hold the elements is a matter of the dtype alone. */
@@ -48,11 +49,6 @@ struct reduce_steps {
     {                                                                                              \
         return VEC_OF_PD(VEC(op)(VEC_PD(a), VEC_PD(b)));                                           \
     }
-#define VEC_FOLD_INT(name, op)                                                                     \
-    static inline vec name(vec a, vec b)                                                           \
-    {                                                                                              \
-        return VEC(op)(a, b);                                                                      \
-    }
 
 VEC_FOLD_PD(f64_sum, add_pd)
 VEC_FOLD_PD(f64_prod, mul_pd)
@@ -62,16 +58,6 @@ VEC_FOLD_PS(f32_sum, add_ps)
 VEC_FOLD_PS(f32_prod, mul_ps)
 VEC_FOLD_PS(f32_min_x86, min_ps)
 VEC_FOLD_PS(f32_max_x86, max_ps)
-VEC_FOLD_INT(i32_sum, add_epi32)
-VEC_FOLD_INT(i32_prod, mullo_epi32)
-VEC_FOLD_INT(i32_min, min_epi32)
-VEC_FOLD_INT(i32_max, max_epi32)
-VEC_FOLD_INT(i64_sum, add_epi64)
-VEC_FOLD_INT(u8_sum, add_epi8)
-VEC_FOLD_INT(u8_min, min_epu8)
-VEC_FOLD_INT(u8_max, max_epu8)
-VEC_FOLD_INT(u16_sum, add_epi16)
-VEC_FOLD_INT(u16_prod, mullo_epi16)
 
 /* MINPS returns its second operand when one is NaN or both are zero. Both orders of operands
  * together hold both values then: their OR has the sign of -0, and is NaN if either is. */
@@ -98,6 +84,29 @@ static inline vec f64_max(vec a, vec b)
     vec larger = vec_and(f64_max_x86(a, b), f64_max_x86(b, a));
 
     return vec_if_unordered_f64(a, b, vec_of_i64(0x7ff8000000000000), larger);
+}
+
+/* (a + bi)(c + di): adds (-bd, bc) to (ac, ad). Negation is exact, so this is subtraction. */
+static inline vec c64_prod(vec a, vec b)
+{
+    __typeof__(VEC_PS(a)) real = VEC(moveldup_ps)(VEC_PS(a));
+    __typeof__(VEC_PS(a)) imag = VEC(movehdup_ps)(VEC_PS(a));
+    vec swapped = VEC(shuffle_epi32)(b, 0xb1);
+    vec cross = VEC_OF_PS(VEC(mul_ps)(imag, VEC_PS(swapped)));
+
+    cross = vec_xor(cross, vec_of_i64(0x80000000));
+    return VEC_OF_PS(VEC(add_ps)(VEC(mul_ps)(real, VEC_PS(b)), VEC_PS(cross)));
+}
+
+static inline vec c128_prod(vec a, vec b)
+{
+    __typeof__(VEC_PD(a)) real = VEC_PD(VEC(unpacklo_epi64)(a, a));
+    __typeof__(VEC_PD(a)) imag = VEC_PD(VEC(unpackhi_epi64)(a, a));
+    vec swapped = VEC(shuffle_epi32)(b, 0x4e);
+    vec cross = VEC_OF_PD(VEC(mul_pd)(imag, VEC_PD(swapped)));
+
+    cross = vec_xor(cross, VEC(unpacklo_epi64)(vec_of_i64(INT64_MIN), vec_of_i64(0)));
+    return VEC_OF_PD(VEC(add_pd)(VEC(mul_pd)(real, VEC_PD(b)), VEC_PD(cross)));
 }
 
 /* Native elements need no widening; the unused half vanishes at compile time. */
@@ -180,49 +189,6 @@ static inline vec bf16_finish_avg(struct vec_pair value, uint32_t divisor)
     value.low = f32_divide(value.low, divisor);
     value.high = f32_divide(value.high, divisor);
     return bf16_finish(value, divisor);
-}
-
-/* float64 holds the exact sum of up to 2^21 int32, and the quotient of an integer below 2^53
- * cannot round up to the next integer: truncating it is exact. */
-#define REDUCE_I32_AVG_SOURCES_MAX (1U << 21)
-
-static inline vec i32_finish_avg(struct vec_pair value, uint32_t divisor)
-{
-    value.low = f64_divide(value.low, divisor);
-    value.high = f64_divide(value.high, divisor);
-    return i32_narrow(value);
-}
-
-/* uint8 as even and odd elements in 16-bit lanes; these hold the sum of up to 257. */
-#define REDUCE_U8_AVG_SOURCES_MAX 257U
-
-static inline struct vec_pair u8_widen(vec raw)
-{
-    return (struct vec_pair){ vec_and(raw, VEC(set1_epi16)(0xff)), VEC(srli_epi16)(raw, 8) };
-}
-
-static inline vec u8_finish(struct vec_pair value, uint32_t divisor)
-{
-    (void)divisor;
-    return vec_or(vec_and(value.low, VEC(set1_epi16)(0xff)), VEC(slli_epi16)(value.high, 8));
-}
-
-/* Exact in float32 for the same reason as i32_finish_avg: the values are below 2^24. */
-static inline vec u16_divide(vec value, uint32_t divisor)
-{
-    vec even = vec_and(value, VEC(set1_epi32)(0xffff));
-    vec odd = VEC(srli_epi32)(value, 16);
-
-    even = VEC(cvttps_epi32)(VEC_PS(f32_divide(VEC_OF_PS(VEC(cvtepi32_ps)(even)), divisor)));
-    odd = VEC(cvttps_epi32)(VEC_PS(f32_divide(VEC_OF_PS(VEC(cvtepi32_ps)(odd)), divisor)));
-    return vec_or(even, VEC(slli_epi32)(odd, 16));
-}
-
-static inline vec u8_finish_avg(struct vec_pair value, uint32_t divisor)
-{
-    value.low = u16_divide(value.low, divisor);
-    value.high = u16_divide(value.high, divisor);
-    return u8_finish(value, divisor);
 }
 
 /* --- loops ------------------------------------------------------------------------------- */
@@ -398,17 +364,23 @@ JS_INLINE void reduce_range(const struct reduce_job *job)
     }
 }
 
-/* Two sources are the usual case and get loops of their own. */
-JS_INLINE void reduce_run(struct reduce_job job)
+/* Two sources are the usual case; those of the usual types get loops of their own. */
+JS_INLINE void reduce_run_any(struct reduce_job job)
 {
     job.first = job.sources[0];
+    job.second = job.source_count > 1 ? job.sources[1] : NULL;
+    reduce_range(&job);
+}
+
+JS_INLINE void reduce_run(struct reduce_job job)
+{
     if (job.source_count == 2) {
         job.source_count = 2; /* known at compile time from here on */
+        job.first = job.sources[0];
         job.second = job.sources[1];
         reduce_range(&job);
     } else {
-        job.second = job.source_count > 1 ? job.sources[1] : NULL;
-        reduce_range(&job);
+        reduce_run_any(job);
     }
 }
 
@@ -418,19 +390,34 @@ JS_INLINE void reduce_run(struct reduce_job job)
                                               uint32_t source_count, size_t element_count,         \
                                               uint32_t divisor)
 
-#define REDUCE_RUN(bytes_each, widen_step, fold_step, finish_step)                                 \
+#define REDUCE_RUN(run, bytes_each, widen_step, fold_step, finish_step)                            \
     static const struct reduce_steps steps = { bytes_each, widen_step, fold_step, finish_step };   \
-    reduce_run((struct reduce_job){ .steps = &steps,                                               \
-                                    .target = target,                                              \
-                                    .sources = sources,                                            \
-                                    .bytes = element_count * (bytes_each),                         \
-                                    .source_count = source_count,                                  \
-                                    .divisor = divisor })
+    run((struct reduce_job){ .steps = &steps,                                                      \
+                             .target = target,                                                     \
+                             .sources = sources,                                                   \
+                             .bytes = element_count * (bytes_each),                                \
+                             .source_count = source_count,                                         \
+                             .divisor = divisor })
 
 #define REDUCE_KERNEL(name, bytes_each, widen_step, fold_step, finish_step)                        \
     REDUCE_SIGNATURE(name)                                                                         \
     {                                                                                              \
-        REDUCE_RUN(bytes_each, widen_step, fold_step, finish_step);                                \
+        REDUCE_RUN(reduce_run, bytes_each, widen_step, fold_step, finish_step);                    \
+    }
+
+/* Half the code, for types that are folded less often. */
+#define REDUCE_KERNEL_SMALL(name, bytes_each, widen_step, fold_step, finish_step)                  \
+    REDUCE_SIGNATURE(name)                                                                         \
+    {                                                                                              \
+        REDUCE_RUN(reduce_run_any, bytes_each, widen_step, fold_step, finish_step);                \
+    }
+
+/* A kernel that sees each element as `parts` elements of another one. */
+#define REDUCE_KERNEL_PARTS(name, parts, part_kernel)                                              \
+    static void name(void *target, const void *const *sources, uint32_t source_count,              \
+                     size_t element_count, uint32_t divisor)                                       \
+    {                                                                                              \
+        part_kernel(target, sources, source_count, (parts)*element_count, divisor);                \
     }
 
 #define REDUCE_BY_REFERENCE(dtype, redop)                                                          \
@@ -446,7 +433,7 @@ JS_INLINE void reduce_run(struct reduce_job job)
             REDUCE_BY_REFERENCE(dtype, JS_REDOP_AVG);                                              \
             return;                                                                                \
         }                                                                                          \
-        REDUCE_RUN(bytes_each, widen_step, fold_step, finish_step);                                \
+        REDUCE_RUN(reduce_run_any, bytes_each, widen_step, fold_step, finish_step);                \
     }
 
 #define REDUCE_FLOAT_KERNELS(prefix, bytes_each, widen_step, wide)                                 \
@@ -461,45 +448,34 @@ REDUCE_FLOAT_KERNELS(f32, 4, same_widen, f32)
 REDUCE_FLOAT_KERNELS(f16, 2, f16_widen, f32)
 REDUCE_FLOAT_KERNELS(bf16, 2, bf16_widen, f32)
 
-REDUCE_KERNEL(i32_kernel_sum, 4, same_widen, i32_sum, same_finish)
-REDUCE_KERNEL(i32_kernel_prod, 4, same_widen, i32_prod, same_finish)
-REDUCE_KERNEL(i32_kernel_min, 4, same_widen, i32_min, same_finish)
-REDUCE_KERNEL(i32_kernel_max, 4, same_widen, i32_max, same_finish)
-REDUCE_KERNEL_LIMITED(i32_kernel_avg, JS_DTYPE_INT32, REDUCE_I32_AVG_SOURCES_MAX, 4, i32_widen,
-                      f64_sum, i32_finish_avg)
+REDUCE_KERNEL_PARTS(c64_kernel_sum, 2, f32_kernel_sum)
+REDUCE_KERNEL_PARTS(c64_kernel_avg, 2, f32_kernel_avg)
+REDUCE_KERNEL_SMALL(c64_kernel_prod, 8, same_widen, c64_prod, f32_finish)
+REDUCE_KERNEL_PARTS(c128_kernel_sum, 2, f64_kernel_sum)
+REDUCE_KERNEL_PARTS(c128_kernel_avg, 2, f64_kernel_avg)
+REDUCE_KERNEL_SMALL(c128_kernel_prod, 16, same_widen, c128_prod, f64_finish)
 
-REDUCE_KERNEL(i64_kernel_sum, 8, same_widen, i64_sum, same_finish)
-REDUCE_KERNEL(i64_kernel_prod, 8, same_widen, i64_prod, same_finish)
-REDUCE_KERNEL(i64_kernel_min, 8, same_widen, i64_min, same_finish)
-REDUCE_KERNEL(i64_kernel_max, 8, same_widen, i64_max, same_finish)
-/* Needs sums of 128 bits, which no vector unit helps with. */
-REDUCE_SIGNATURE(i64_kernel_avg)
-{
-    REDUCE_BY_REFERENCE(JS_DTYPE_INT64, JS_REDOP_AVG);
-}
-
-REDUCE_KERNEL(u8_kernel_sum, 1, same_widen, u8_sum, same_finish)
-REDUCE_KERNEL(u8_kernel_prod, 1, u8_widen, u16_prod, u8_finish)
-REDUCE_KERNEL(u8_kernel_min, 1, same_widen, u8_min, same_finish)
-REDUCE_KERNEL(u8_kernel_max, 1, same_widen, u8_max, same_finish)
-REDUCE_KERNEL_LIMITED(u8_kernel_avg, JS_DTYPE_UINT8, REDUCE_U8_AVG_SOURCES_MAX, 1, u8_widen,
-                      u16_sum, u8_finish_avg)
-
-#define REDUCE_ROW(prefix)                                                                         \
-    {                                                                                              \
-        [JS_REDOP_SUM] = prefix##_kernel_sum, [JS_REDOP_PROD] = prefix##_kernel_prod,              \
-        [JS_REDOP_MIN] = prefix##_kernel_min, [JS_REDOP_MAX] = prefix##_kernel_max,                \
-        [JS_REDOP_AVG] = prefix##_kernel_avg,                                                      \
-    }
+#include "js_reduce_body_int.h"
 
 /* The initialiser of the includer's struct js_reduce_table. */
 #define REDUCE_TABLE                                                                               \
     {                                                                                              \
         .kernels = {                                                                               \
-            [JS_DTYPE_FLOAT64] = REDUCE_ROW(f64), [JS_DTYPE_FLOAT32] = REDUCE_ROW(f32),            \
-            [JS_DTYPE_FLOAT16] = REDUCE_ROW(f16), [JS_DTYPE_BFLOAT16] = REDUCE_ROW(bf16),          \
-            [JS_DTYPE_INT32] = REDUCE_ROW(i32),   [JS_DTYPE_INT64] = REDUCE_ROW(i64),              \
-            [JS_DTYPE_UINT8] = REDUCE_ROW(u8),                                                     \
+            [JS_DTYPE_FLOAT64] = JS_REDUCE_FLOAT_ROW(f64),                                         \
+            [JS_DTYPE_FLOAT32] = JS_REDUCE_FLOAT_ROW(f32),                                         \
+            [JS_DTYPE_FLOAT16] = JS_REDUCE_FLOAT_ROW(f16),                                         \
+            [JS_DTYPE_BFLOAT16] = JS_REDUCE_FLOAT_ROW(bf16),                                       \
+            [JS_DTYPE_INT8] = JS_REDUCE_INT_ROW(i8, u8),                                           \
+            [JS_DTYPE_UINT8] = JS_REDUCE_INT_ROW(u8, u8),                                          \
+            [JS_DTYPE_INT16] = JS_REDUCE_INT_ROW(i16, u16),                                        \
+            [JS_DTYPE_UINT16] = JS_REDUCE_INT_ROW(u16, u16),                                       \
+            [JS_DTYPE_INT32] = JS_REDUCE_INT_ROW(i32, u32),                                        \
+            [JS_DTYPE_UINT32] = JS_REDUCE_INT_ROW(u32, u32),                                       \
+            [JS_DTYPE_INT64] = JS_REDUCE_INT_ROW(i64, u64),                                        \
+            [JS_DTYPE_UINT64] = JS_REDUCE_INT_ROW(u64, u64),                                       \
+            [JS_DTYPE_BOOL] = JS_REDUCE_BOOL_ROW,                                                  \
+            [JS_DTYPE_COMPLEX64] = JS_REDUCE_COMPLEX_ROW(c64),                                     \
+            [JS_DTYPE_COMPLEX128] = JS_REDUCE_COMPLEX_ROW(c128),                                   \
         },                                                                                         \
     }
 

@@ -371,48 +371,24 @@ REF_KERNEL(bool_kernel_bxor, uint8_t, bool_load, REF_BXOR, REF_KEEP, u8_store)
 REF_COMPLEX_KERNELS(c64, f32, float)
 REF_COMPLEX_KERNELS(c128, f64, double)
 
-#define REF_FIELD(prefix, raw)                                                                     \
-    [JS_REDOP_SUM] = raw##_kernel_sum, [JS_REDOP_PROD] = raw##_kernel_prod,                        \
-    [JS_REDOP_AVG] = prefix##_kernel_avg, [JS_REDOP_PREMUL_SUM] = raw##_kernel_sum
-#define REF_ORDER(prefix) [JS_REDOP_MIN] = prefix##_kernel_min, [JS_REDOP_MAX] = prefix##_kernel_max
-#define REF_BITS(raw)                                                                              \
-    [JS_REDOP_BAND] = raw##_kernel_band, [JS_REDOP_BOR] = raw##_kernel_bor,                        \
-    [JS_REDOP_BXOR] = raw##_kernel_bxor
-#define REF_FLOAT_ROW(prefix)                                                                      \
-    {                                                                                              \
-        REF_FIELD(prefix, prefix), REF_ORDER(prefix)                                               \
-    }
-#define REF_INT_ROW(prefix, raw)                                                                   \
-    {                                                                                              \
-        REF_FIELD(prefix, raw), REF_ORDER(prefix), REF_BITS(raw)                                   \
-    }
-#define REF_COMPLEX_ROW(prefix)                                                                    \
-    {                                                                                              \
-        REF_FIELD(prefix, prefix)                                                                  \
-    }
-
 const struct js_reduce_table js_reduce_ref_table = {
     .kernels = {
-        [JS_DTYPE_FLOAT64] = REF_FLOAT_ROW(f64),
-        [JS_DTYPE_FLOAT32] = REF_FLOAT_ROW(f32),
-        [JS_DTYPE_FLOAT16] = REF_FLOAT_ROW(f16),
-        [JS_DTYPE_BFLOAT16] = REF_FLOAT_ROW(bf16),
-        [JS_DTYPE_FLOAT8_E4M3FN] = REF_FLOAT_ROW(e4m3),
-        [JS_DTYPE_FLOAT8_E5M2] = REF_FLOAT_ROW(e5m2),
-        [JS_DTYPE_INT8] = REF_INT_ROW(i8, u8),
-        [JS_DTYPE_UINT8] = REF_INT_ROW(u8, u8),
-        [JS_DTYPE_INT16] = REF_INT_ROW(i16, u16),
-        [JS_DTYPE_UINT16] = REF_INT_ROW(u16, u16),
-        [JS_DTYPE_INT32] = REF_INT_ROW(i32, u32),
-        [JS_DTYPE_UINT32] = REF_INT_ROW(u32, u32),
-        [JS_DTYPE_INT64] = REF_INT_ROW(i64, u64),
-        [JS_DTYPE_UINT64] = REF_INT_ROW(u64, u64),
-        [JS_DTYPE_BOOL] = {
-            [JS_REDOP_SUM] = bool_kernel_bor, [JS_REDOP_PROD] = bool_kernel_band,
-            [JS_REDOP_MIN] = bool_kernel_band, [JS_REDOP_MAX] = bool_kernel_bor,
-            REF_BITS(bool),
-        },
-        [JS_DTYPE_COMPLEX64] = REF_COMPLEX_ROW(c64),
-        [JS_DTYPE_COMPLEX128] = REF_COMPLEX_ROW(c128),
+        [JS_DTYPE_FLOAT64] = JS_REDUCE_FLOAT_ROW(f64),
+        [JS_DTYPE_FLOAT32] = JS_REDUCE_FLOAT_ROW(f32),
+        [JS_DTYPE_FLOAT16] = JS_REDUCE_FLOAT_ROW(f16),
+        [JS_DTYPE_BFLOAT16] = JS_REDUCE_FLOAT_ROW(bf16),
+        [JS_DTYPE_FLOAT8_E4M3FN] = JS_REDUCE_FLOAT_ROW(e4m3),
+        [JS_DTYPE_FLOAT8_E5M2] = JS_REDUCE_FLOAT_ROW(e5m2),
+        [JS_DTYPE_INT8] = JS_REDUCE_INT_ROW(i8, u8),
+        [JS_DTYPE_UINT8] = JS_REDUCE_INT_ROW(u8, u8),
+        [JS_DTYPE_INT16] = JS_REDUCE_INT_ROW(i16, u16),
+        [JS_DTYPE_UINT16] = JS_REDUCE_INT_ROW(u16, u16),
+        [JS_DTYPE_INT32] = JS_REDUCE_INT_ROW(i32, u32),
+        [JS_DTYPE_UINT32] = JS_REDUCE_INT_ROW(u32, u32),
+        [JS_DTYPE_INT64] = JS_REDUCE_INT_ROW(i64, u64),
+        [JS_DTYPE_UINT64] = JS_REDUCE_INT_ROW(u64, u64),
+        [JS_DTYPE_BOOL] = JS_REDUCE_BOOL_ROW,
+        [JS_DTYPE_COMPLEX64] = JS_REDUCE_COMPLEX_ROW(c64),
+        [JS_DTYPE_COMPLEX128] = JS_REDUCE_COMPLEX_ROW(c128),
     },
 };

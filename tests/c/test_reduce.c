@@ -263,7 +263,7 @@ static void test_divisors(void)
     SKIP_UNLESS(kernels_visit(visit_divisors));
 }
 
-/* Beyond 257 sources the vectorised average of uint8 could no longer hold the sum. */
+/* Beyond 256 sources the vectorised averages of 8 and 16 bits could no longer hold the sum. */
 static void visit_many_sources(struct call *call)
 {
     static const uint32_t source_counts[] = { 100, 256, 257, 258, 1000 };
@@ -325,6 +325,36 @@ static void visit_halves(struct call *call)
 static void test_every_half(void)
 {
     SKIP_UNLESS(kernels_visit(visit_halves));
+}
+
+/* Each pair of 8-bit floats, and each one alone. */
+static void visit_float8(struct call *call)
+{
+    js_reduce_fn kernel = js_reduce_pick_isa(call->isa, call->dtype, call->redop);
+    js_reduce_fn reference = js_reduce_pick_isa(JS_ISA_SCALAR, call->dtype, call->redop);
+    const void *sources[] = { arrays[0], arrays[1] };
+
+    if (call->dtype != JS_DTYPE_FLOAT8_E4M3FN && call->dtype != JS_DTYPE_FLOAT8_E5M2) {
+        return;
+    }
+    for (uint32_t code = 0; code < 0x10000; code++) {
+        arrays[0][code] = (uint8_t)code;
+        arrays[1][code] = (uint8_t)(code >> 8);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        call->source_count = 1 + i % 2;
+        call->divisor = i < 2 ? 3 : 7;
+        kernel(targets, sources, call->source_count, 0x10000, call->divisor);
+        reference(wants, sources, call->source_count, 0x10000, call->divisor);
+        if (memcmp(targets, wants, 0x10000) != 0) {
+            call_report(call, "wrong bits among all pairs");
+        }
+    }
+}
+
+static void test_every_float8(void)
+{
+    SKIP_UNLESS(kernels_visit(visit_float8));
 }
 
 /* --- boundaries ------------------------------------------------------------------------------ */
@@ -494,5 +524,5 @@ static void test_names(void)
 JS_TEST_MAIN(JS_TEST(test_first_use_by_threads), JS_TEST(test_every_size),
              JS_TEST(test_every_alignment), JS_TEST(test_every_in_place_index), JS_TEST(test_large),
              JS_TEST(test_divisors), JS_TEST(test_many_sources), JS_TEST(test_every_half),
-             JS_TEST(test_touches_nothing_outside), JS_TEST(test_split), JS_TEST(test_pick),
-             JS_TEST(test_out_of_range), JS_TEST(test_names))
+             JS_TEST(test_every_float8), JS_TEST(test_touches_nothing_outside), JS_TEST(test_split),
+             JS_TEST(test_pick), JS_TEST(test_out_of_range), JS_TEST(test_names))
