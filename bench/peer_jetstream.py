@@ -42,14 +42,10 @@ def bind(comm: Any, dtype: str, collective: str, x: loop.Array, out: loop.Array)
     if collective == "barrier":
         return comm.barrier, ()
     if collective == "sendrecv":
-        peer = 1 - comm.rank
-        if peer < 0:
-            return loop.idle, ()
-        first = comm.rank == 0
-        return loop.echo(lambda x: comm.send(x, peer), lambda y: comm.recv(y, peer), first), (
-            x,
-            out,
-        )
+        peer = comm.rank ^ 1
+        first = comm.rank < peer
+        trip = loop.echo(lambda x: comm.send(x, peer), lambda y: comm.recv(y, peer), first)
+        return trip, (x, out)
     return getattr(comm, collective), (x,)
 
 

@@ -68,10 +68,8 @@ def bind(
         return (lambda x: dist.broadcast(x, 0)), (x,)
     if collective == "barrier":
         return dist.barrier, ()
-    peer = 1 - dist.get_rank()
-    if peer < 0:
-        return loop.idle, ()
-    first = peer == 1
+    peer = dist.get_rank() ^ 1
+    first = dist.get_rank() < peer
     return loop.echo(lambda x: dist.send(x, peer), lambda y: dist.recv(y, peer), first), (x, out)
 
 
