@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import calls
 from contestants import (
     CONTESTANTS,
     HERE,
@@ -138,7 +139,7 @@ def describe_machine() -> dict[str, str]:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python bench", description=__doc__)
-    known_tables = ", ".join([*TABLES, "all"])
+    known_tables = ", ".join([*TABLES, "calls", "all"])
     parser.add_argument(
         "tables", nargs="*", default=["all_reduce"], metavar="TABLE", help=known_tables
     )
@@ -153,8 +154,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report to FILE")
     arguments = parser.parse_args()
     if "all" in arguments.tables:
-        arguments.tables = list(TABLES)
-    if not TABLES.keys() >= set(arguments.tables):
+        arguments.tables = [*TABLES, "calls"]
+    if not {*TABLES, "calls"}.issuperset(arguments.tables):
         parser.error(f"choose from {known_tables}")
     try:
         _ = [parse_size(size) for size in (arguments.sizes or "8").split(",")]
@@ -193,6 +194,10 @@ def main() -> None:
 
     tell([*(f"- {key}: {value}" for key, value in machine.items()), ""])
     for name in arguments.tables:
+        if name == "calls":
+            for ranks in (1, 2):
+                tell(calls.render(ranks))
+            continue
         for table in TABLES[name]:
             if arguments.sizes and table.has_ratios:
                 table = Table(**{**vars(table), "sizes": arguments.sizes})
