@@ -69,7 +69,7 @@ class Results:
 
     A hypervisor may move the virtual cores closer together or further apart while we measure, so
     each sample carries the time of one line from core to core before and after it. Only samples
-    of one distance, the one met most often, are compared with each other.
+    of one distance, the one met most often in that case, are compared with each other.
     """
 
     def __init__(self, table: Table) -> None:
@@ -98,7 +98,8 @@ class Results:
 
     def kept(self, name: str | None, key: Key) -> dict[int, Record]:
         """The records of a contestant in one case that count, by round."""
-        wanted = max(("near", "far"), key=lambda distance: self.distances[distance])
+        met = [s[key]["distance"] for r in self.rounds.values() for s in r.values() if key in s]
+        wanted = max(("near", "far"), key=met.count)
         rounds = self.rounds.get(name or "", {}).items()
         records = {i: samples[key] for i, samples in rounds if key in samples}
         return {i: record for i, record in records.items() if record["distance"] == wanted}
@@ -202,7 +203,7 @@ def render(results: Results, rounds: int) -> list[str]:
     lines = [f"## {table.title}, {table.dtype}", ""]
     what = " / ".join(table.columns)
     lines += [f"{what}{' in us, slowest rank' * table.has_ratios}; medians of {rounds} rounds."]
-    lines += [f"Samples by distance of the two cores: {counts}; one distance is compared.", ""]
+    lines += [f"Samples by distance of the two cores: {counts}; one in each row.", ""]
     if table.has_ratios:
         grid = [[labels[key], *(cell(results, name, key) for name in names)] for key in keys]
         lines += [*rows(["", *names], grid), ""]

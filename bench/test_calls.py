@@ -1,6 +1,6 @@
-"""What a call from Python costs, with pytest-benchmark.
+"""What a call from Python costs, with pytest-benchmark; `python bench calls` runs it.
 
-`python bench calls` runs it on 1 and 2 ranks. Every rank runs every test, the same number of times, so calls find their peers. A round is
+Every rank runs every test, the same number of times, so that calls find their peers. A round is
 CALLS calls; divide by it. `launched from C` is the same plan without Python.
 """
 
