@@ -1,25 +1,44 @@
-"""Which algorithm and which chunk size a call gets: one table each, the same on all ranks."""
+"""Which algorithm and which chunk size a call gets: the same on all ranks."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jetstream.collectives.algorithms import ALGORITHMS
 from jetstream.collectives.calls import CHUNK_BYTES_MAX
 from jetstream.dtypes import Algorithm, Kind
 from jetstream.errors import ArgumentError
 
-__all__ = ["CHUNK_BYTES", "ONE_SHOT_BYTES_MAX", "REDUCE_DIRECT", "algorithms_of", "choose"]
+__all__ = [
+    "BUILT_IN",
+    "CHUNK_BYTES",
+    "CROWDED_RANKS_PER_CORE",
+    "ONE_SHOT_BYTES_MAX",
+    "ONE_SHOT_BYTES_MAX_CROWDED",
+    "REDUCE_DIRECT",
+    "Rule",
+    "Selection",
+    "algorithms_of",
+    "choose",
+    "chunk_bytes_for",
+    "is_crowded",
+]
 
-#: all_reduce is one-shot up to so many bytes of array: (world up to, bytes up to).
-#: One-shot is one message deep, but every rank reads the arrays of all; lending is two deep, and
-#: every rank reads about two arrays whatever the world.
-ONE_SHOT_BYTES_MAX = (
-    (2, 4 * 1024),
-    (4, 12 * 1024),
-    (256, 8 * 1024),
-)
+#: all_reduce is one-shot up to so many bytes of array. One-shot is one message deep, but every
+#: rank reads the arrays of all; lending is two deep, and every rank reads about two arrays.
+ONE_SHOT_BYTES_MAX = 2 * 1024
+
+#: The same where ranks share cores: a second message costs everyone a turn on its core, which is
+#: worth many bytes.
+ONE_SHOT_BYTES_MAX_CROWDED = 16 * 1024
+
+#: From here on ranks share cores: with fewer, most of them still have one of their own.
+CROWDED_RANKS_PER_CORE = 1.5
 
 #: reduce is direct in worlds up to so many ranks, and in larger ones up to so many bytes: one
-#: message deep, but the root reads the arrays of all. Two-shot folds on all ranks, two deep.
+#: message deep, but the root reads the arrays of all. Two-shot folds on all ranks, two deep; where
+#: ranks share cores that gains nothing.
 REDUCE_DIRECT = (4, 64 * 1024)
 
 #: Chunk size by the bytes of the longest operation: (bytes up to, chunk bytes). A small message
@@ -33,8 +52,40 @@ CHUNK_BYTES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What calls of up to ``bytes_max`` bytes get; None: of any size."""
+
+    bytes_max: int | None
+    algorithm: Algorithm
+    chunk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the ranks of a job choose by; the same on all of them.
+
+    ``crowded``: ranks share cores. ``rules``: what has been measured, by world and kind, sizes
+    ascending, the last without limit; where there are none the tables of this module decide.
+    ``source`` says where the rules come from, empty where there are none.
+    """
+
+    crowded: bool = False
+    rules: Mapping[tuple[int, Kind], tuple[Rule, ...]] = field(default_factory=dict)
+    source: str = ""
+
+
+#: Nothing measured, a core for each rank.
+BUILT_IN = Selection()
+
+
 def choose(
-    kind: Kind, nbytes: int, world: int, *, forced: Algorithm | None = None
+    kind: Kind,
+    nbytes: int,
+    world: int,
+    *,
+    forced: Algorithm | None = None,
+    selection: Selection = BUILT_IN,
 ) -> tuple[Algorithm, int]:
     """Choose the algorithm and the chunk size, in bytes, of a call.
 
@@ -45,21 +96,43 @@ def choose(
     if forced is not None and forced not in algorithms_of(kind):
         known = ", ".join(algorithm.label for algorithm in algorithms_of(kind))
         raise ArgumentError(f"{kind.label} has no algorithm {forced.label}, only {known}")
-    algorithm = Algorithm.DIRECT
-    if forced is not None:
-        algorithm = forced
-    elif kind is Kind.ALL_REDUCE:
-        limit = next(limit for ranks, limit in ONE_SHOT_BYTES_MAX if world <= ranks)
-        algorithm = Algorithm.ONE_SHOT if nbytes <= limit else Algorithm.LEND
-    elif kind is Kind.REDUCE and world > REDUCE_DIRECT[0] and nbytes > REDUCE_DIRECT[1]:
-        algorithm = Algorithm.TWO_SHOT
+    for rule in selection.rules.get((world, kind), ()):
+        if rule.bytes_max is None or nbytes <= rule.bytes_max:
+            if forced in (None, rule.algorithm):
+                return rule.algorithm, rule.chunk_bytes
+            break
+    algorithm = forced
+    if algorithm is None:
+        algorithm = _built_in(kind, nbytes, world, is_crowded=selection.crowded)
+    return algorithm, chunk_bytes_for(algorithm, nbytes, world)
+
+
+def _built_in(kind: Kind, nbytes: int, world: int, *, is_crowded: bool) -> Algorithm:
+    if kind is Kind.ALL_REDUCE:
+        limit = ONE_SHOT_BYTES_MAX_CROWDED if is_crowded else ONE_SHOT_BYTES_MAX
+        return Algorithm.ONE_SHOT if nbytes <= limit else Algorithm.LEND
+    is_large = world > REDUCE_DIRECT[0] and nbytes > REDUCE_DIRECT[1]
+    if kind is Kind.REDUCE and is_large and not is_crowded:
+        return Algorithm.TWO_SHOT
+    return Algorithm.DIRECT
+
+
+def chunk_bytes_for(algorithm: Algorithm, nbytes: int, world: int) -> int:
+    """The built-in chunk size of an algorithm, in bytes; the arguments are those of ``choose``."""
     if algorithm is Algorithm.LEND:
-        return algorithm, CHUNK_BYTES_MAX
+        return CHUNK_BYTES_MAX
     op_bytes = -(-nbytes // world) if algorithm is Algorithm.TWO_SHOT else nbytes
-    chunk_bytes = next(size for limit, size in CHUNK_BYTES if limit is None or op_bytes <= limit)
-    return algorithm, chunk_bytes
+    return next(size for limit, size in CHUNK_BYTES if limit is None or op_bytes <= limit)
 
 
 def algorithms_of(kind: Kind) -> list[Algorithm]:
     """The algorithms that a kind of collective can be forced to use."""
     return [algorithm for known, algorithm in ALGORITHMS if known is kind]
+
+
+def is_crowded(cpus: tuple[frozenset[int], ...]) -> bool:
+    """Do the ranks share cores? ``cpus[r]`` are the cores that rank r may use."""
+    alone = [next(iter(allowed)) for allowed in cpus if len(allowed) == 1]
+    most = max((alone.count(core) for core in set(alone)), default=1)
+    union = frozenset[int]().union(*cpus)
+    return max(most, len(cpus) / max(1, len(union))) > CROWDED_RANKS_PER_CORE

@@ -49,7 +49,8 @@ class Config:
     ``rendezvous`` is empty for a world of one. ``job_secret`` is empty where the launcher gave
     none. ``algorithms`` holds pairs (kind, algorithm), the kind "" standing for all kinds.
     ``buffer_bytes``, ``heap_bytes``, ``spin_us``: 0 leaves the choice to the data plane, as does
-    ``isa`` "".
+    ``isa`` "". ``tune`` is "off", the path of a file, or "" for the usual one. ``selection`` is no
+    setting: it is what rank 0 has made of its ``tune`` and has handed to all ranks.
     """
 
     rank: int = 0
@@ -65,7 +66,9 @@ class Config:
     heap_bytes: int = 0
     spin_us: int = 0
     isa: str = ""
+    tune: str = ""
     debug: str = ""
+    selection: str = field(default="", repr=False)
 
     def algorithm_for(self, kind: str) -> str | None:
         """Returns the algorithm forced for `kind` ("all_reduce"), or None."""
@@ -159,6 +162,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
             else 0
         ),
         isa=reader.choice("JETSTREAM_ISA", ISAS),
+        tune=reader.text("JETSTREAM_TUNE"),
         debug=reader.choice("JETSTREAM_DEBUG", tuple(DEBUG_LEVELS)),
     )
 

@@ -25,6 +25,7 @@ __all__ = [
     "SystemCallError",
     "TimedOutError",
     "TruncatedError",
+    "TuningError",
     "UnsupportedError",
     "VersionMismatchError",
 ]
@@ -56,6 +57,10 @@ class UnsupportedError(JetstreamError, NotImplementedError):
 
 class ConfigurationError(JetstreamError, ValueError):
     """An environment variable or an option has a value that makes no sense."""
+
+
+class TuningError(ConfigurationError):
+    """A file of tuning results is damaged, or was measured on another host."""
 
 
 class BusyError(JetstreamError, RuntimeError):

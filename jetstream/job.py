@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from jetstream._core.endpoint import Endpoint
@@ -11,6 +13,8 @@ from jetstream.communicator import Communicator
 from jetstream.config import Config, configure_logging, load_config
 from jetstream.control.rendezvous import Membership, join
 from jetstream.errors import UnsupportedError
+from jetstream.plans import check_forced
+from jetstream.tuning import select
 from jetstream.work import timeout_to_ns
 
 __all__ = ["get_include", "init", "is_oversubscribed"]
@@ -34,8 +38,9 @@ def init(*, timeout: float | None = None) -> Communicator:
         timeout_to_ns(timeout, timeout)
     if config.isa:
         check(lib.js_isa_force(_ISAS[config.isa]))
-    membership = join(config)
-    communicator = _open(membership, config)
+    check_forced(config)
+    membership = join(config, select=partial(select, config))
+    communicator = _open(membership, replace(config, selection=membership.selection))
     if timeout is not None:
         communicator.timeout = timeout
     return communicator

@@ -54,9 +54,7 @@ class Launcher:
         self.timeout = config.timeout_s
         self._endpoint = endpoint
         self.hot: dict[Any, int] = {}  # plan ids by what the short path has at hand
-        self._plans = PlanCache(
-            endpoint.handle, rank, size, forced=config.algorithm_for, fail=self.fail
-        )
+        self._plans = PlanCache(endpoint.handle, rank, size, config=config, fail=self.fail)
         self._found: dict[Any, int] = {}
         self._outstanding: dict[int, Work] = {}
         self._cqe = ffi.new("js_cqe *")  # of messages waited for at once

@@ -9,10 +9,12 @@ from typing import Any
 from jetstream._core.native import ffi, lib
 from jetstream.collectives import Call, Splits, choose, compile_plan, compile_splits
 from jetstream.collectives.select import algorithms_of
+from jetstream.collectives.tuning import selection_from_text
+from jetstream.config import Config
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
-from jetstream.errors import ArgumentError
+from jetstream.errors import ArgumentError, ConfigurationError
 
-__all__ = ["PlanCache"]
+__all__ = ["PlanCache", "check_forced"]
 
 #: Plans with unequal parts that are kept: these can be different in every call.
 UNEQUAL_PLANS_MAX = 64
@@ -21,6 +23,7 @@ UNEQUAL_PLANS_MAX = 64
 #: no rank knows the others' splits.
 _SPLITS_BYTES = 1 << 20
 
+_KINDS = {kind.label: kind for kind in Kind}
 _ALGORITHMS = {algorithm.label: algorithm for algorithm in Algorithm}
 
 
@@ -32,8 +35,20 @@ def algorithm_of(label: str) -> Algorithm:
     return found
 
 
+def check_forced(config: Config) -> None:
+    """Raise ConfigurationError where JETSTREAM_ALGO gives a kind what it does not have."""
+    for label, algorithm in config.algorithms:
+        if label == "":
+            continue
+        known = [found.label for found in algorithms_of(_KINDS[label])]
+        if algorithm not in known:
+            raise ConfigurationError(
+                f"JETSTREAM_ALGO asks for {algorithm} of {label}, which has only {', '.join(known)}"
+            )
+
+
 class PlanCache:
-    """Plan ids by call. ``forced(kind)`` names the algorithm that the environment asks for;
+    """Plan ids by call. ``config`` has what the environment asks for and what all ranks choose by;
     ``fail(status)`` raises what a status of the data plane means.
     """
 
@@ -43,13 +58,14 @@ class PlanCache:
         rank: int,
         world: int,
         *,
-        forced: Callable[[str], str | None],
+        config: Config,
         fail: Callable[[int], None],
     ) -> None:
         self._handle = handle
         self._rank = rank
         self._world = world
-        self._forced = forced
+        self._forced = config.algorithm_for
+        self._selection = selection_from_text(config.selection)
         self._fail = fail
         self._ids: dict[Call, int] = {}
         self._unequal: OrderedDict[Any, int] = OrderedDict()  # the oldest first
@@ -79,7 +95,9 @@ class PlanCache:
             forced = forced if forced in algorithms_of(kind) else None
         nbytes = max(counts, default=count) * dtype.itemsize
         nbytes = _SPLITS_BYTES if has_splits else nbytes
-        algorithm, chosen = choose(kind, nbytes, self._world, forced=forced)
+        algorithm, chosen = choose(
+            kind, nbytes, self._world, forced=forced, selection=self._selection
+        )
         return Call(
             kind=kind,
             redop=redop,

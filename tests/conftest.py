@@ -38,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["JETSTREAM_TUNE"] = "off"  # a file of this host would change what is chosen
     os.environ[_MARK] = secrets.token_hex(8)
     # Under nohup, or in the background of a shell, some signals come ignored, and would be so in
     # all that the tests start.

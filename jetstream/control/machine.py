@@ -42,9 +42,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SegmentCreated:
-    """The segment exists and can be fetched at the Unix socket of that name."""
+    """The segment exists and can be fetched at the Unix socket of that name.
+
+    ``selection``: what all ranks choose algorithms by.
+    """
 
     fd_socket: str
+    selection: str = ""
 
 
 @dataclass(frozen=True, slots=True)

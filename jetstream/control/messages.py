@@ -53,16 +53,16 @@ def _integer(low: int, high: int) -> Any:
     return _field(lambda value: type(value) is int and low <= value <= high)
 
 
-def _text(characters_max: int) -> Any:
-    return _field(lambda value: type(value) is str and len(value) <= characters_max)
+def _text(characters_max: int, *, default: Any = dataclasses.MISSING) -> Any:
+    return _field(lambda value: type(value) is str and len(value) <= characters_max, default)
 
 
 def _bitmap(bytes_max: int) -> Any:
     return _field(lambda value: type(value) is bytes and 0 < len(value) <= bytes_max)
 
 
-def _field(check: Callable[[Any], bool]) -> Any:
-    return dataclasses.field(metadata={"check": check})
+def _field(check: Callable[[Any], bool], default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"check": check})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +107,8 @@ class Welcome:
 
     members: tuple[Member, ...] = dataclasses.field(metadata={"check": _check_members})
     fd_socket: str = _text(100)
+    #: What algorithms and chunk sizes are chosen by; the control plane does not look into it.
+    selection: str = _text(1 << 17, default="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,9 @@ class Coordinator(Machine):
         self.do(CreateSegment())
 
     def _welcome(self, event: SegmentCreated, peer: bytes) -> None:
-        welcome = Welcome(members=self.members, fd_socket=event.fd_socket)
+        welcome = Welcome(
+            members=self.members, fd_socket=event.fd_socket, selection=event.selection
+        )
         for target in self._peers.values():
             self.do(Send(target, welcome))
 

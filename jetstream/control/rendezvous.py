@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,7 +43,10 @@ from jetstream.control.process import cpus_from_bitmap, describe_self, open_pidf
 from jetstream.control.protocol import Coordinator, Joiner
 from jetstream.errors import JetstreamError, RendezvousError
 
-__all__ = ["Membership", "SegmentFactory", "SegmentHandle", "join"]
+__all__ = ["Membership", "SegmentFactory", "SegmentHandle", "Select", "join"]
+
+#: Makes what all ranks choose algorithms by, from the cores that each of them may use.
+Select = Callable[[tuple[frozenset[int], ...]], str]
 
 _log = logging.getLogger("jetstream.control")
 
@@ -93,6 +96,7 @@ class Membership:
     cpus: tuple[frozenset[int], ...]
     pidfds: tuple[int, ...]
     segment: Any
+    selection: str = ""
 
     def close(self) -> None:
         """Closes the pidfds and the segment; once."""
@@ -101,12 +105,18 @@ class Membership:
 
 
 def join(
-    config: Config, *, segments: SegmentFactory | None = None, build: str | None = None
+    config: Config,
+    *,
+    segments: SegmentFactory | None = None,
+    build: str | None = None,
+    select: Select | None = None,
 ) -> Membership:
     """Waits until all ranks of the job are there and share a segment.
 
     `segments` and `build` (the build id all ranks must have in common) default to those of the
-    data plane. Takes at most ``config.init_timeout_s`` and a few seconds.
+    data plane. `select` is called on rank 0, with the cores that each rank may use, and what it
+    returns is the same in the Membership of all ranks. Takes at most ``config.init_timeout_s`` and
+    a few seconds.
 
     Raises RendezvousError (someone missing, dead, doubled or of another host; the text says who is
     there and who is not), VersionMismatchError, or what creating or attaching the segment raised.
@@ -115,9 +125,9 @@ def join(
     me = describe_self(config, build=_native_build() if build is None else build)
     if config.world_size == 1:
         segment = segments.create(1, all_bytes=config.buffer_bytes, heap_bytes=config.heap_bytes)
-        return _membership(config, (me.member,), (-1,), segment)
+        return _membership(config, (me.member,), (-1,), segment, "")
     started_s = time.monotonic()
-    with contextlib.closing(_Session(config, me, segments)) as session:
+    with contextlib.closing(_Session(config, me, segments, select)) as session:
         membership = session.run()
     _log.info(
         "rank %d of %d joined at %s in %.1f ms",
@@ -143,7 +153,11 @@ def _native_build() -> str:
 
 
 def _membership(
-    config: Config, members: tuple[Member, ...], pidfds: tuple[int, ...], segment: SegmentHandle
+    config: Config,
+    members: tuple[Member, ...],
+    pidfds: tuple[int, ...],
+    segment: SegmentHandle,
+    selection: str,
 ) -> Membership:
     return Membership(
         rank=config.rank,
@@ -152,10 +166,15 @@ def _membership(
         local_size=len(members),
         hosts=tuple(member.host for member in members),
         pids=tuple(member.pid for member in members),
-        cpus=tuple(cpus_from_bitmap(member.cpus) for member in members),
+        cpus=_cpus(members),
         pidfds=pidfds,
         segment=segment,
+        selection=selection,
     )
+
+
+def _cpus(members: tuple[Member, ...]) -> tuple[frozenset[int], ...]:
+    return tuple(cpus_from_bitmap(member.cpus) for member in members)
 
 
 def _close_all(fds: tuple[int, ...]) -> None:
@@ -167,10 +186,14 @@ def _close_all(fds: tuple[int, ...]) -> None:
 class _Session:
     """One attempt to join: the machine, its socket, and what it has opened so far."""
 
-    def __init__(self, config: Config, me: Hello, segments: SegmentFactory) -> None:
+    def __init__(
+        self, config: Config, me: Hello, segments: SegmentFactory, select: Select | None
+    ) -> None:
         self._config = config
         self._me = me
         self._segments = segments
+        self._select = select
+        self._selection = ""
         self._members: tuple[Member, ...] = ()
         self._segment: SegmentHandle | None = None
         self._server: FdServer | None = None
@@ -202,7 +225,7 @@ class _Session:
         assert self._segment is not None
         pidfds = tuple(self._pidfds.pop(member.rank, -1) for member in self._members)
         segment, self._segment = self._segment, None
-        return _membership(self._config, self._members, pidfds, segment)
+        return _membership(self._config, self._members, pidfds, segment, self._selection)
 
     def close(self) -> None:
         """Closes what is not part of the result. Messages to those who listen still get out."""
@@ -279,10 +302,14 @@ class _Session:
             pids={member.rank: member.pid for member in self._members},
             secret=self._config.job_secret,
         )
-        self._machine.step(SegmentCreated(self._server.name), now_s=time.monotonic())
+        if self._select is not None:
+            self._selection = self._select(_cpus(self._members))
+        event = SegmentCreated(self._server.name, self._selection)
+        self._machine.step(event, now_s=time.monotonic())
 
     def _attach(self, effect: Attach) -> None:
         self._members = effect.welcome.members
+        self._selection = effect.welcome.selection
         fd = fetch_fd(
             effect.welcome.fd_socket,
             rank=self._config.rank,

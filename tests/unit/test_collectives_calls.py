@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,11 +18,16 @@ from jetstream.collectives.calls import CHUNK_ALIGN, CHUNK_BYTES_MAX, RANKS_MAX,
 from jetstream.collectives.compile import build_plan
 from jetstream.collectives.ir import Send
 from jetstream.collectives.select import (
+    BUILT_IN,
     CHUNK_BYTES,
     ONE_SHOT_BYTES_MAX,
+    ONE_SHOT_BYTES_MAX_CROWDED,
     REDUCE_DIRECT,
+    Rule,
+    Selection,
     algorithms_of,
     choose,
+    is_crowded,
 )
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import ArgumentError, PlanError
@@ -223,8 +230,9 @@ def test_algorithms_can_be_forced_for_every_kind() -> None:
 @pytest.mark.parametrize("kind", REAL_KINDS)
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 16, 64, 256])
 def test_every_choice_can_be_compiled(kind: Kind, world: int) -> None:
-    for nbytes in (0, 4, 8192, 65536, 2**20, 2**32):
-        algorithm, chunk_bytes = choose(kind, nbytes, world)
+    sizes = (0, 4, 8192, 65536, 2**20, 2**32)
+    for nbytes, selection in itertools.product(sizes, (BUILT_IN, CROWDED)):
+        algorithm, chunk_bytes = choose(kind, nbytes, world, selection=selection)
         count = 0 if kind is Kind.BARRIER else nbytes // 4
         call = make_call(
             kind, world=world, count=count, algorithm=algorithm, chunk_bytes=chunk_bytes
@@ -232,10 +240,18 @@ def test_every_choice_can_be_compiled(kind: Kind, world: int) -> None:
         assert build_plan(call, world - 1).ops
 
 
-def test_all_reduce_changes_algorithm_at_the_threshold() -> None:
-    for world, limit in ONE_SHOT_BYTES_MAX:
-        assert choose(Kind.ALL_REDUCE, limit, world)[0] is Algorithm.ONE_SHOT
-        assert choose(Kind.ALL_REDUCE, limit + 1, world)[0] is Algorithm.LEND
+CROWDED = Selection(crowded=True)
+
+
+@pytest.mark.parametrize("world", [2, 3, 64])
+def test_all_reduce_changes_algorithm_at_the_threshold(world: int) -> None:
+    for selection, limit in (
+        (BUILT_IN, ONE_SHOT_BYTES_MAX),
+        (CROWDED, ONE_SHOT_BYTES_MAX_CROWDED),
+    ):
+        below = choose(Kind.ALL_REDUCE, limit, world, selection=selection)
+        above = choose(Kind.ALL_REDUCE, limit + 1, world, selection=selection)
+        assert (below[0], above[0]) == (Algorithm.ONE_SHOT, Algorithm.LEND)
 
 
 def test_reduce_changes_algorithm_in_large_worlds() -> None:
@@ -243,6 +259,38 @@ def test_reduce_changes_algorithm_in_large_worlds() -> None:
     assert choose(Kind.REDUCE, 2**30, world)[0] is Algorithm.DIRECT
     assert choose(Kind.REDUCE, limit, world + 1)[0] is Algorithm.DIRECT
     assert choose(Kind.REDUCE, limit + 1, world + 1)[0] is Algorithm.TWO_SHOT
+    assert choose(Kind.REDUCE, 2**30, world + 1, selection=CROWDED)[0] is Algorithm.DIRECT
+
+
+@pytest.mark.parametrize(
+    ("cpus", "crowded"),
+    [
+        ([{0, 1}, {0, 1}], False),
+        ([{0, 1}, {0, 1}, {0, 1}], False),
+        ([{0, 1}] * 4, True),
+        ([{0}, {1}], False),
+        ([{0}, {0}], True),
+        ([{0}, {0}, {1}, {2, 3}], True),
+        ([set(range(16))] * 24, False),
+        ([set(range(16))] * 25, True),
+    ],
+)
+def test_crowded(cpus: list[set[int]], crowded: bool) -> None:
+    assert is_crowded(tuple(map(frozenset, cpus))) is crowded
+
+
+def test_rules_come_before_the_tables() -> None:
+    rules = (Rule(1000, Algorithm.LEND, 4096), Rule(None, Algorithm.ONE_SHOT, 128))
+    selection = Selection(rules={(3, Kind.ALL_REDUCE): rules})
+    pick = partial(choose, Kind.ALL_REDUCE, selection=selection)
+    assert pick(0, 3) == pick(1000, 3) == (Algorithm.LEND, 4096)
+    assert pick(1001, 3) == pick(2**40, 3) == (Algorithm.ONE_SHOT, 128)
+    # What is forced keeps its measured chunk size if it is the one that was measured.
+    assert pick(1000, 3, forced=Algorithm.LEND) == (Algorithm.LEND, 4096)
+    assert pick(1000, 3, forced=Algorithm.ONE_SHOT) == choose(Kind.ALL_REDUCE, 1000, 3)
+    # Other worlds and kinds have no rules.
+    assert pick(1000, 2) == choose(Kind.ALL_REDUCE, 1000, 2)
+    assert choose(Kind.REDUCE, 1, 3, selection=selection) == choose(Kind.REDUCE, 1, 3)
 
 
 def test_chunks_grow_with_the_operation() -> None:

@@ -65,6 +65,7 @@ ANY_MESSAGE: st.SearchStrategy[Message] = st.one_of(
         Welcome,
         members=st.lists(MEMBERS, min_size=1, max_size=4).map(tuple),
         fd_socket=text(100),
+        selection=text(1 << 17),
     ),
     st.builds(Ready, rank=RANKS),
     st.builds(Go),
@@ -117,7 +118,7 @@ def test_every_message_is_generated_here() -> None:
 
 def test_largest_messages_fit() -> None:
     members = tuple(largest_member(rank) for rank in range(256))
-    welcome = Welcome(members=members, fd_socket="s" * 100)
+    welcome = Welcome(members=members, fd_socket="s" * 100, selection="\U0001f600" * (1 << 17))
     assert open_sealed(seal(welcome, secret=SECRET), secret=SECRET) == welcome
     refuse = Refuse(error="e" * 64, text="\U0001f600" * TEXT_MAX)
     assert open_sealed(seal(refuse, secret=SECRET), secret=SECRET) == refuse
