@@ -48,7 +48,7 @@ def init(*, timeout: float | None = None) -> Communicator:
 
 def _open(membership: Membership, config: Config) -> Communicator:
     try:
-        endpoint = Endpoint(
+        endpoint = Endpoint.world(
             membership.segment,
             membership.rank,
             pidfds=membership.pidfds,

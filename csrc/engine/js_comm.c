@@ -2,11 +2,11 @@
 #include "js_comm.h"
 
 #include "js_counter.h"
+#include "js_group.h"
 #include "js_status.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static void comm_destroy(js_comm *comm)
 {
@@ -15,6 +15,7 @@ static void comm_destroy(js_comm *comm)
     }
     js_message_fini(&comm->message);
     js_link_shm_close(&comm->link);
+    free(comm->members);
     free(comm->plans);
     free(comm->launches);
     free(comm->slots);
@@ -28,7 +29,8 @@ static int32_t comm_allocate(js_comm *comm)
     comm->slots = calloc(4 * (size_t)slots, sizeof(*comm->slots));
     comm->launches = calloc(slots, sizeof(*comm->launches));
     comm->plans = calloc(JS_COMM_PLANS_MAX, sizeof(js_exec_plan *));
-    if (!comm->slots || !comm->launches || !comm->plans) {
+    comm->members = calloc(comm->world, sizeof(*comm->members));
+    if (!comm->members || !comm->slots || !comm->launches || !comm->plans) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a communicator");
     }
     JS_TRY(js_link_shm_open(&comm->link, &comm->area, comm->rank));
@@ -36,64 +38,134 @@ static int32_t comm_allocate(js_comm *comm)
     return js_message_init(&comm->message, &comm->link, comm->rank, comm->world, slots, sink);
 }
 
-int32_t js_comm_open(js_engine *engine, js_comm **out)
+/* A communicator in `area`; members NULL: all ranks of the job. */
+static int32_t comm_open(js_engine *engine, const js_area *area, uint32_t rank,
+                         const uint16_t *members, js_comm **out)
 {
-    if (engine->comm_count != 0) {
-        return JS_FAIL(JS_ERR_INVALID, "the world communicator of this segment was open before");
-    }
     js_comm *comm = aligned_alloc(JS_CACHE_LINE, js_round_up(sizeof(*comm), JS_CACHE_LINE));
     if (comm == NULL) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a communicator");
     }
     memset(comm, 0, sizeof(*comm));
     comm->engine = engine;
-    comm->rank = engine->rank;
-    comm->world = engine->world;
-    comm->area = engine->seg->world_area;
+    comm->rank = rank;
+    comm->world = area->config.world;
+    comm->area = *area;
     comm->control = js_area_control(&comm->area);
     comm->board = js_area_board(&comm->area, comm->rank);
     comm->counters = js_area_counters(&comm->area, comm->rank);
     comm->records = js_area_records(&comm->area, comm->rank);
+    comm->record_mask = area->config.record_slots - 1;
     js_area_queue_pair(&comm->area, comm->rank, &comm->qp);
     comm->sq_consumed = comm->area.config.sequence_start;
     comm->rq_consumed = comm->area.config.sequence_start;
     comm->cq_posted = comm->area.config.sequence_start;
     comm->wr_next = 1;
-    comm->pid = getpid();
     int32_t result = comm_allocate(comm);
     if (result != JS_OK) {
         comm_destroy(comm);
         return result;
     }
+    for (uint32_t i = 0; i < comm->world; i++) {
+        comm->members[i] = members != NULL ? members[i] : (uint16_t)i;
+    }
     js_area_prefault(&comm->area, comm->rank);
-    js_link_shm_prefault(&comm->area, comm->rank);
-    engine->comm_count++;
+    pthread_mutex_lock(&engine->lock);
+    comm->next = engine->comms;
+    engine->comms = comm;
+    pthread_mutex_unlock(&engine->lock);
     *out = comm;
     return JS_OK;
 }
 
-void js_comm_close(js_comm *comm)
+int32_t js_comm_open(js_engine *engine, js_comm **out)
+{
+    pthread_mutex_lock(&engine->lock);
+    bool is_taken = engine->is_world_taken;
+    engine->is_world_taken = true;
+    pthread_mutex_unlock(&engine->lock);
+    if (is_taken) {
+        return JS_FAIL(JS_ERR_INVALID, "the world communicator of this segment was open before");
+    }
+    const js_area *area = &engine->seg->world_area;
+    JS_TRY(comm_open(engine, area, engine->rank, NULL, out));
+    js_link_shm_prefault(area, engine->rank);
+    return JS_OK;
+}
+
+int32_t js_comm_open_group(js_engine *engine, const js_group *group, js_comm **out)
+{
+    js_area area;
+    JS_TRY(js_group_find_area(engine, group, &area));
+    js_board *board = js_area_board(&area, group->rank);
+    if (!js_cas_seq_u32(&board->opened, 0, 1)) {
+        return JS_FAIL(JS_ERR_INVALID, "this communicator was open before");
+    }
+    int32_t result = comm_open(engine, &area, group->rank, group->members, out);
+    if (result != JS_OK) { /* so that it can be freed all the same */
+        js_store_rel_u32(&board->closed, 1);
+        js_store_rel_u32(&board->gone, 1);
+    }
+    return result;
+}
+
+static void comm_unlink(js_comm *comm)
+{
+    js_engine *engine = comm->engine;
+    pthread_mutex_lock(&engine->lock);
+    js_comm **at = &engine->comms;
+    while (*at != comm) {
+        at = &(*at)->next;
+    }
+    *at = comm->next;
+    pthread_mutex_unlock(&engine->lock);
+    if (comm->has_work != 0) {
+        js_comm_note_work(comm, false);
+    }
+}
+
+int32_t js_comm_close(js_comm *comm)
 {
     if (comm == NULL) {
-        return;
+        return JS_OK;
     }
-    if (comm->failed != JS_ERR_FORKED) {
-        js_store_rel_u32(&comm->board->closed, 1);
+    js_engine *engine = comm->engine;
+    int32_t result = js_comm_enter(comm);
+    if (result == JS_ERR_BUSY) {
+        return result;
+    }
+    if (result == JS_OK) {
+        comm_unlink(comm);
+        js_board *board = comm->board;
+        js_store_rel_u32(&board->closed, 1);
         js_wait_wake_all(comm);
         if (comm->waiter.is_armed) {
             js_wait_reset(comm);
         }
+        comm_destroy(comm);
+        js_store_rel_u32(&board->gone, 1); /* from here on the area may be another's */
+        js_group_reap(engine);
+        return JS_OK;
     }
     comm_destroy(comm);
+    return JS_OK;
 }
 
 void js_comm_forked(js_comm *comm)
 {
-    comm->failed = JS_ERR_FORKED;
+    js_store_rlx_u32(&comm->busy, JS_COMM_FORKED);
 }
 
-int32_t js_comm_load_plan(js_comm *comm, const void *bytes, size_t size_bytes,
-                          uint32_t *out_plan_id)
+int32_t js_comm_member(const js_comm *comm, uint32_t rank)
+{
+    if (rank >= comm->world) {
+        return JS_FAIL(JS_ERR_INVALID, "rank %u in a communicator of %u", rank, comm->world);
+    }
+    return comm->members[rank];
+}
+
+static int32_t comm_load_plan(js_comm *comm, const void *bytes, size_t size_bytes,
+                              uint32_t *out_plan_id)
 {
     if (comm->failed != JS_OK) {
         return comm->failed;
@@ -114,7 +186,14 @@ int32_t js_comm_load_plan(js_comm *comm, const void *bytes, size_t size_bytes,
     return JS_OK;
 }
 
-int32_t js_comm_unload_plan(js_comm *comm, uint32_t plan_id)
+int32_t js_comm_load_plan(js_comm *comm, const void *bytes, size_t size_bytes,
+                          uint32_t *out_plan_id)
+{
+    JS_TRY(js_comm_enter(comm));
+    return js_comm_leave(comm, comm_load_plan(comm, bytes, size_bytes, out_plan_id));
+}
+
+static int32_t comm_unload_plan(js_comm *comm, uint32_t plan_id)
 {
     js_exec_plan *plan = plan_id < JS_COMM_PLANS_MAX ? comm->plans[plan_id] : NULL;
     if (plan == NULL) {
@@ -132,19 +211,30 @@ int32_t js_comm_unload_plan(js_comm *comm, uint32_t plan_id)
     return JS_OK;
 }
 
+int32_t js_comm_unload_plan(js_comm *comm, uint32_t plan_id)
+{
+    JS_TRY(js_comm_enter(comm));
+    return js_comm_leave(comm, comm_unload_plan(comm, plan_id));
+}
+
 int32_t js_comm_last_record(js_comm *comm, js_record *out)
 {
-    if (comm->record_count == 0) {
+    uint64_t last = js_load_acq_u64(&comm->recorded);
+    if (last == 0) {
         return JS_ERR_EMPTY;
     }
-    uint64_t last = comm->exec.plan != NULL ? comm->sequence - 1 : comm->sequence;
-    *out = comm->records[last % JS_RECORD_SLOTS];
+    *out = comm->records[last & comm->record_mask];
     return JS_OK;
 }
 
 const js_record *js_comm_records(js_comm *comm)
 {
     return comm->records;
+}
+
+uint32_t js_comm_record_slots(js_comm *comm)
+{
+    return comm->area.config.record_slots;
 }
 
 int32_t js_comm_counters(js_comm *comm, uint32_t rank, uint64_t *out, uint32_t capacity)

@@ -4,7 +4,9 @@
  * js_comm_post.c descriptors in, completions out
  * js_duty.c      one round: queues, the running plan, messages
  * js_wait.c      spin, yield, sleep; waking others
+ * js_help.c      rounds for the other communicators of this process
  * js_fault.c     what went wrong: mismatch, death, abort
+ * js_group.c     the memory of communicators of some of the ranks
  * All of it runs in the thread that calls; there is no thread of the library. */
 #ifndef JS_COMM_H
 #define JS_COMM_H
@@ -15,7 +17,6 @@
 #include "js_message.h"
 
 #include <jetstream/js_api.h>
-#include <sys/types.h>
 
 #define JS_COMM_PLANS_MAX 4096u
 
@@ -40,9 +41,18 @@ typedef struct js_comm_pending {
     uint64_t output;
 } js_comm_pending;
 
+/* Who is inside a communicator: nothing private to it may be touched from outside. */
+typedef enum js_comm_busy {
+    JS_COMM_FREE,
+    JS_COMM_ENTERED, /* a call */
+    JS_COMM_HELPED,  /* a thread that waits in another communicator; leaves soon */
+    JS_COMM_FORKED,  /* for good: this is a child of the process that opened it */
+} js_comm_busy;
+
 /* State of the wait in progress. */
 typedef struct js_waiter {
     uint64_t since_ticks;   /* when nothing moved any more; 0: it moves */
+    uint64_t helped_ticks;  /* when another communicator last moved instead */
     uint64_t checked_ticks; /* when the peers' boards were last looked at */
     uint64_t spin_ticks;    /* learned: how long spinning has paid off */
     uint32_t spins;
@@ -54,11 +64,13 @@ struct js_comm {
     js_engine *engine;
     uint32_t rank;
     uint32_t world;
+    uint16_t *members; /* [world]: their ranks in the job */
     js_area area;
     js_control *control;
     js_board *board; /* of this rank */
     uint64_t *counters;
     js_record *records;
+    uint64_t record_mask;
     js_link_shm link;
 
     js_qp qp;             /* the device's side: this process posts here */
@@ -76,7 +88,7 @@ struct js_comm {
     uint64_t enter_ticks;
     uint64_t exit_ticks; /* of the previous collective */
     uint64_t wait_ticks;
-    uint64_t record_count;
+    uint64_t recorded; /* collective of the last complete record; R: any thread, rel/acq */
 
     js_exec_plan **plans; /* [JS_COMM_PLANS_MAX], by id */
     uint32_t plan_count;
@@ -89,9 +101,48 @@ struct js_comm {
     js_waiter waiter;
     int32_t failed; /* status that every further call returns */
     js_fault fault;
-    pid_t pid;
-    uint32_t busy; /* non-zero while a thread is inside */
+    js_comm *next;     /* in the engine's list (its lock) */
+    uint32_t has_work; /* it was left with operations in flight; R: any thread, relaxed */
+    uint32_t busy;     /* js_comm_busy; whoever enters (cas), the same when it leaves */
 };
+
+/* --- js_help.c --- */
+/* What js_comm_enter does where somebody is inside: waits for a helper to leave, JS_ERR_BUSY for a
+ * call, JS_ERR_FORKED in a child. */
+int32_t js_comm_enter_slow(js_comm *comm);
+/* Remembers whether operations are left in flight, for waits in other communicators. */
+void js_comm_note_work(js_comm *comm, bool has_work);
+
+/* One thread at a time. The word is also what makes a second thread's call an error instead of a
+ * corrupted queue. */
+JS_INLINE int32_t js_comm_enter(js_comm *comm)
+{
+    if (JS_LIKELY(js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED))) {
+        return JS_OK;
+    }
+    return js_comm_enter_slow(comm);
+}
+
+JS_INLINE int32_t js_comm_leave(js_comm *comm, int32_t result)
+{
+    bool has_work = comm->exec.plan != NULL || comm->launch_head != comm->launch_tail ||
+                    comm->message.outstanding != 0;
+    if (JS_UNLIKELY(has_work != (js_load_rlx_u32(&comm->has_work) != 0))) {
+        js_comm_note_work(comm, has_work);
+    }
+    js_store_rel_u32(&comm->busy, JS_COMM_FREE);
+    return result;
+}
+
+/* One round for each other communicator of this process that has operations in flight and nobody
+ * inside, so that ranks waiting for those get on. Returns the amount of progress. */
+uint32_t js_help_others(js_comm *comm);
+
+/* Is there anything to help? Asked by the thread inside `comm`. */
+JS_INLINE bool js_help_is_wanted(const js_comm *comm)
+{
+    return js_load_rlx_u32(&comm->engine->working_count) > comm->has_work;
+}
 
 /* --- js_duty.c --- */
 /* One round of everything; returns the amount of progress, or a failure of the communicator. */
@@ -116,6 +167,9 @@ int32_t js_fault_check_peers(js_comm *comm);
 int32_t js_fault_foreign_frame(js_comm *comm, uint32_t peer);
 /* Fails the communicator on all ranks; the first reporter's fault is the one all see. */
 int32_t js_fault_raise(js_comm *comm, const js_fault *fault);
+/* Tells all ranks, this one too, without touching anything private: for a thread that is not
+ * inside. False if another rank was first. */
+bool js_fault_publish(js_comm *comm, const js_fault *fault);
 /* Takes over the fault that another rank has raised. */
 int32_t js_fault_adopt(js_comm *comm);
 /* Fills in what this rank does and waits for at this moment. */

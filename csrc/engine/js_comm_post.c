@@ -7,25 +7,6 @@
 
 #define POST_PATIENCE_NS 100000000u
 
-/* One thread at a time. The flag is also what makes a second thread's call an error instead of a
- * corrupted queue. */
-static int32_t post_enter(js_comm *comm)
-{
-    if (JS_UNLIKELY(comm->failed == JS_ERR_FORKED)) {
-        return JS_ERR_FORKED; /* the queues and streams are the parent's */
-    }
-    if (JS_UNLIKELY(js_swap_acq_u32(&comm->busy, 1) != 0)) {
-        return JS_FAIL(JS_ERR_BUSY, "another thread is inside a call on this communicator");
-    }
-    return JS_OK;
-}
-
-static int32_t post_leave(js_comm *comm, int32_t result)
-{
-    js_store_rel_u32(&comm->busy, 0);
-    return result;
-}
-
 /* Can a new operation start at all? */
 static int32_t post_check(js_comm *comm)
 {
@@ -81,6 +62,7 @@ static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
         if (progress > 0) {
             js_wait_reset(comm);
         } else if (timeout_ns == 0) {
+            (void)js_help_others(comm); /* a loop that only looks is a wait, too */
             return JS_ERR_AGAIN;
         } else if (js_wait_idle(comm) != JS_OK) {
             continue;
@@ -119,10 +101,19 @@ static int32_t post_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_
     return JS_OK;
 }
 
+/* Leaves after a wait. Calls that never wait long must not starve other communicators. */
+static int32_t post_leave(js_comm *comm, int32_t result)
+{
+    if (JS_UNLIKELY(js_help_is_wanted(comm))) {
+        (void)js_help_others(comm);
+    }
+    return js_comm_leave(comm, result);
+}
+
 int32_t js_comm_call(js_comm *comm, uint32_t plan_id, const void *input, void *output,
                      uint64_t timeout_ns)
 {
-    JS_TRY(post_enter(comm));
+    JS_TRY(js_comm_enter(comm));
     int32_t result = post_check(comm);
     if (JS_LIKELY(result == JS_OK)) {
         js_sqe entry = {
@@ -144,7 +135,7 @@ int32_t js_comm_call(js_comm *comm, uint32_t plan_id, const void *input, void *o
 int32_t js_comm_launch(js_comm *comm, uint32_t plan_id, const void *input, void *output,
                        uint64_t *out_wr_id)
 {
-    JS_TRY(post_enter(comm));
+    JS_TRY(js_comm_enter(comm));
     int32_t result = post_check(comm);
     if (result == JS_OK) {
         js_sqe entry = {
@@ -158,7 +149,7 @@ int32_t js_comm_launch(js_comm *comm, uint32_t plan_id, const void *input, void 
             (void)js_duty_round(comm); /* the first frames leave at once */
         }
     }
-    return post_leave(comm, result);
+    return js_comm_leave(comm, result);
 }
 
 /* Both post a descriptor that the caller has filled in, and do a first round. */
@@ -198,23 +189,23 @@ int32_t js_comm_send(js_comm *comm, const void *source, uint64_t bytes, uint32_t
                      uint64_t *out_wr_id)
 {
     js_sqe entry = { .source_addr = (uintptr_t)source, .bytes = bytes, .tag = tag };
-    JS_TRY(post_enter(comm));
-    return post_leave(comm, post_send(comm, &entry, peer, out_wr_id));
+    JS_TRY(js_comm_enter(comm));
+    return js_comm_leave(comm, post_send(comm, &entry, peer, out_wr_id));
 }
 
 int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t peer, uint32_t tag,
                         uint64_t *out_wr_id)
 {
     js_rqe entry = { .target_addr = (uintptr_t)target, .bytes = bytes, .tag = tag };
-    JS_TRY(post_enter(comm));
-    return post_leave(comm, post_receive(comm, &entry, peer, out_wr_id));
+    JS_TRY(js_comm_enter(comm));
+    return js_comm_leave(comm, post_receive(comm, &entry, peer, out_wr_id));
 }
 
 int32_t js_comm_send_wait(js_comm *comm, const void *source, uint64_t bytes, uint64_t address,
                           uint64_t timeout_ns, js_cqe *out)
 {
     js_sqe entry = { .source_addr = (uintptr_t)source, .bytes = bytes, .tag = (uint32_t)address };
-    JS_TRY(post_enter(comm));
+    JS_TRY(js_comm_enter(comm));
     out->wr_id = 0;
     int32_t result = post_send(comm, &entry, (uint32_t)(address >> 32), &out->wr_id);
     if (result == JS_OK) {
@@ -228,7 +219,7 @@ int32_t js_comm_receive_wait(js_comm *comm, void *target, uint64_t bytes, uint64
                              uint64_t timeout_ns, js_cqe *out)
 {
     js_rqe entry = { .target_addr = (uintptr_t)target, .bytes = bytes, .tag = (uint32_t)address };
-    JS_TRY(post_enter(comm));
+    JS_TRY(js_comm_enter(comm));
     out->wr_id = 0;
     int32_t result = post_receive(comm, &entry, (uint32_t)(address >> 32), &out->wr_id);
     if (result == JS_OK) {
@@ -240,27 +231,27 @@ int32_t js_comm_receive_wait(js_comm *comm, void *target, uint64_t bytes, uint64
 
 int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id)
 {
-    JS_TRY(post_enter(comm));
+    JS_TRY(js_comm_enter(comm));
     js_comm_slot *slot = &comm->slots[wr_id & comm->slot_mask];
     (void)js_duty_round(comm); /* a receive still in the queue reaches the matching list */
     bool is_there = slot->wr_id == wr_id && slot->state == JS_COMM_SLOT_OUTSTANDING;
     if (!is_there || !js_message_cancel(&comm->message, wr_id)) {
-        return post_leave(comm, JS_FAIL(JS_ERR_INVALID, "the receive has been matched"));
+        return js_comm_leave(comm, JS_FAIL(JS_ERR_INVALID, "the receive has been matched"));
     }
     slot->state = JS_COMM_SLOT_FREE;
-    return post_leave(comm, JS_OK);
+    return js_comm_leave(comm, JS_OK);
 }
 
 int32_t js_comm_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
 {
-    JS_TRY(post_enter(comm));
+    JS_TRY(js_comm_enter(comm));
     uint64_t id = wr_id ? wr_id : comm->wr_last_call;
     return post_leave(comm, post_wait(comm, id, timeout_ns, out));
 }
 
 int32_t js_comm_progress(js_comm *comm)
 {
-    JS_TRY(post_enter(comm));
+    JS_TRY(js_comm_enter(comm));
     int32_t result = post_check(comm);
     if (result == JS_OK) {
         int32_t progress = js_duty_round(comm);
@@ -268,22 +259,37 @@ int32_t js_comm_progress(js_comm *comm)
     } else {
         js_duty_flush(comm, JS_ERR_FLUSHED); /* what a device has posted in the meantime */
     }
-    return post_leave(comm, result);
+    return js_comm_leave(comm, result);
 }
 
 void js_comm_fault(js_comm *comm, js_fault *out)
 {
-    js_fault_describe(comm, out);
+    int32_t result = js_comm_enter(comm);
+    if (result == JS_OK) {
+        js_fault_describe(comm, out);
+        (void)js_comm_leave(comm, JS_OK);
+        return;
+    }
+    *out = (js_fault){ .reporter = (int32_t)comm->rank, .culprit = -1 };
+    out->status = result == JS_ERR_FORKED ? result : JS_OK;
 }
 
 void js_comm_abort(js_comm *comm, int32_t status)
 {
+    js_fault fault = { .status = status, .reporter = (int32_t)comm->rank, .culprit = -1 };
+    int32_t result = js_comm_enter(comm);
+    if (result == JS_ERR_BUSY) {
+        (void)js_fault_publish(comm, &fault); /* the thread inside finds it in its wait */
+    }
+    if (result != JS_OK) {
+        return;
+    }
     if (comm->failed == JS_OK) {
-        js_fault fault;
         js_fault_describe(comm, &fault);
         fault.status = status;
         (void)js_fault_raise(comm, &fault);
     }
+    (void)js_comm_leave(comm, JS_OK);
 }
 
 int32_t js_comm_repeat(js_comm *comm, uint32_t plan_id, const void *input, void *output,

@@ -61,7 +61,7 @@ static void duty_record(js_comm *comm, int32_t status)
 {
     const js_exec *exec = &comm->exec;
     const js_call *call = &exec->plan->call;
-    js_record *record = &comm->records[comm->sequence % JS_RECORD_SLOTS];
+    js_record *record = &comm->records[comm->sequence & comm->record_mask];
     uint64_t now = js_clock_ticks();
     uint64_t gap_ticks = comm->exit_ticks ? comm->enter_ticks - comm->exit_ticks : 0;
     js_store_rel_u64(&record->commit, 0); /* readers see that it is being rewritten */
@@ -86,7 +86,7 @@ static void duty_record(js_comm *comm, int32_t status)
     record->count = call->count;
     js_store_rel_u64(&record->commit, comm->sequence);
     comm->exit_ticks = now;
-    comm->record_count++;
+    js_store_rel_u64(&comm->recorded, comm->sequence);
 }
 
 /* --- collectives ------------------------------------------------------------------------- */

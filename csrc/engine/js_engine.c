@@ -1,11 +1,13 @@
 /* Joining and leaving the job; liveness of the peers. */
 #include "js_engine.h"
 
+#include "js_group.h"
 #include "js_status.h"
 
 #include <fcntl.h>
 #include <linux/membarrier.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -37,6 +39,8 @@ static void engine_destroy(js_engine *engine)
             close(engine->pidfds[i].fd);
         }
     }
+    js_group_forget(engine);
+    pthread_mutex_destroy(&engine->lock);
     free(engine->pidfds);
     if (engine->heap != NULL) {
         js_heap_release(engine->heap);
@@ -57,10 +61,12 @@ int32_t js_engine_new(js_seg *seg, uint32_t rank, const int32_t *pidfds,
     if (rank >= world) {
         return JS_FAIL(JS_ERR_INVALID, "rank %u in a world of %u", rank, world);
     }
-    js_engine *engine = calloc(1, sizeof(*engine));
+    js_engine *engine = aligned_alloc(JS_CACHE_LINE, sizeof(*engine));
     if (engine == NULL) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for an engine");
     }
+    memset(engine, 0, sizeof(*engine));
+    pthread_mutex_init(&engine->lock, NULL);
     engine->seg = seg;
     engine->rank = rank;
     engine->world = world;
@@ -96,11 +102,12 @@ void js_engine_free(js_engine *engine)
 
 void js_engine_check_liveness(js_engine *engine)
 {
-    engine->liveness_ticks = js_clock_ticks();
-    if (poll(engine->pidfds, engine->world, 0) <= 0) {
-        return;
+    js_store_rlx_u64(&engine->liveness_ticks, js_clock_ticks());
+    if (js_swap_acq_u32(&engine->is_polling, 1) != 0) {
+        return; /* another thread asks at this moment */
     }
-    for (uint32_t i = 0; i < engine->world; i++) {
+    int found = poll(engine->pidfds, engine->world, 0);
+    for (uint32_t i = 0; found > 0 && i < engine->world; i++) {
         if ((engine->pidfds[i].revents & POLLIN) != 0) {
             /* A rank that closed before it exited has not died. */
             js_seg_rank *peer = js_seg_get_rank(engine->seg, i);
@@ -108,4 +115,5 @@ void js_engine_check_liveness(js_engine *engine)
             engine->pidfds[i].revents = 0;
         }
     }
+    js_store_rel_u32(&engine->is_polling, 0);
 }

@@ -1,5 +1,6 @@
 /* The engine: what one process is in the job. It knows the segment, its rank, who of its peers
- * lives, and how long a wait may spin. Communicators hang off it. */
+ * lives, how long a wait may spin, and which communicators are open. Threads on different
+ * communicators share it: what changes after js_engine_new is atomic or under the lock. */
 #ifndef JS_ENGINE_H
 #define JS_ENGINE_H
 
@@ -9,6 +10,9 @@
 
 #include <jetstream/js_api.h>
 #include <poll.h>
+#include <pthread.h>
+
+typedef struct js_group_area js_group_area; /* js_group.c */
 
 struct js_engine {
     js_seg *seg;
@@ -17,10 +21,17 @@ struct js_engine {
     uint32_t world;
     js_wait_config wait;
     js_clock_scale clock;
-    struct pollfd *pidfds;   /* [world]; fd -1 where there is none */
-    uint64_t liveness_ticks; /* when the kernel was last asked */
-    uint32_t comm_count;
-    bool has_membarrier; /* a barrier in the other ranks' cores on demand */
+    struct pollfd *pidfds;   /* [world]; fd -1 where there is none; whoever set is_polling */
+    uint32_t is_polling;     /* non-zero: a thread asks the kernel (swap) */
+    uint64_t liveness_ticks; /* when the kernel was last asked (relaxed) */
+    bool has_membarrier;     /* a barrier in the other ranks' cores on demand */
+    bool is_world_taken;     /* the world communicator has been opened (lock) */
+    pthread_mutex_t lock;
+    js_comm *comms;        /* open communicators (lock) */
+    js_group_area *groups; /* areas made by this rank that may still be in use (lock) */
+    uint64_t group_count;  /* areas made so far: numbers them (lock) */
+    /* Communicators that were left with operations in flight; W: all threads (add). */
+    uint32_t working_count JS_ALIGNED(JS_CACHE_LINE);
 };
 
 /* Asks the kernel which peers have died and marks them in the segment. A system call. */

@@ -19,6 +19,11 @@ typedef struct fault_pair {
     js_call theirs;
 } fault_pair;
 
+static const js_seg_rank *fault_rank(const js_comm *comm, uint32_t peer)
+{
+    return js_seg_get_rank(comm->engine->seg, comm->members[peer]);
+}
+
 static void fault_read_board(const js_comm *comm, uint32_t peer, uint64_t *sequence, js_call *call,
                              int32_t *is_active)
 {
@@ -43,7 +48,7 @@ static void fault_read_board(const js_comm *comm, uint32_t peer, uint64_t *seque
  * hold the chunk size and the parts. */
 static bool fault_read_record(const js_comm *comm, uint32_t peer, uint64_t sequence, js_call *call)
 {
-    const js_record *record = &js_area_records(&comm->area, peer)[sequence % JS_RECORD_SLOTS];
+    const js_record *record = &js_area_records(&comm->area, peer)[sequence & comm->record_mask];
     if (js_load_acq_u64(&record->commit) != sequence) {
         return false;
     }
@@ -71,7 +76,7 @@ static bool fault_read_call(const js_comm *comm, uint32_t rank, uint64_t sequenc
 
 static void fault_fill_peer(const js_comm *comm, js_fault *fault, uint32_t peer)
 {
-    const js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, peer);
+    const js_seg_rank *rank = fault_rank(comm, peer);
     fault->culprit = (int32_t)peer;
     fault->culprit_pid = (int32_t)js_load_acq_u32(&rank->pid);
     fault->culprit_state = (int32_t)js_load_acq_u32(&rank->state);
@@ -173,15 +178,23 @@ void js_fault_describe(js_comm *comm, js_fault *out)
     }
 }
 
-int32_t js_fault_raise(js_comm *comm, const js_fault *fault)
+bool js_fault_publish(js_comm *comm, const js_fault *fault)
 {
     js_control *control = comm->control;
     if (!js_cas_seq_u32(&control->abort, 0, comm->rank + 1)) {
-        return js_fault_adopt(comm);
+        return false;
     }
     control->fault = *fault;
     js_store_rel_u32(&control->fault_ready, 1);
     js_wait_wake_all(comm);
+    return true;
+}
+
+int32_t js_fault_raise(js_comm *comm, const js_fault *fault)
+{
+    if (!js_fault_publish(comm, fault)) {
+        return js_fault_adopt(comm);
+    }
     comm->fault = *fault;
     comm->failed = fault->status;
     js_duty_flush(comm, fault->status);
@@ -288,7 +301,7 @@ int32_t js_fault_foreign_frame(js_comm *comm, uint32_t peer)
     fault_pair pair;
     /* The peer wrote its board before its frames, so what it called is there to be read. It may
      * have been long ago: two roots that send to each other notice only when they next receive. */
-    if (fault_finds_mismatch(comm, peer, JS_RECORD_SLOTS, &pair)) {
+    if (fault_finds_mismatch(comm, peer, comm->record_mask + 1, &pair)) {
         return fault_raise_mismatch(comm, peer, &pair);
     }
     const js_exec *exec = &comm->exec;
@@ -306,7 +319,7 @@ int32_t js_fault_foreign_frame(js_comm *comm, uint32_t peer)
 /* What is wrong with an awaited peer: a status, or JS_OK. */
 static int32_t fault_judge_peer(const js_comm *comm, uint32_t peer, fault_pair *pair)
 {
-    const js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, peer);
+    const js_seg_rank *rank = fault_rank(comm, peer);
     uint32_t state = js_load_acq_u32(&rank->state);
     if (state == JS_PEER_DEAD) {
         return JS_ERR_PEER_DEAD;
@@ -322,7 +335,7 @@ static int32_t fault_judge_peer(const js_comm *comm, uint32_t peer, fault_pair *
 static uint32_t fault_find_dead(const js_comm *comm)
 {
     for (uint32_t i = 0; i < comm->world; i++) {
-        const js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, i);
+        const js_seg_rank *rank = fault_rank(comm, i);
         if (js_load_acq_u32(&rank->state) == JS_PEER_DEAD) {
             return i;
         }

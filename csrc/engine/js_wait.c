@@ -29,6 +29,7 @@
 #define WAIT_CHECK_NS 50000u       /* between looks at the peers' boards */
 #define WAIT_LIVENESS_NS 20000000u /* between questions to the kernel */
 #define WAIT_SLICE_NS 20000000u
+#define WAIT_SLICE_HELP_NS 1000000u /* the shortest slice where other communicators are at work */
 #define WAIT_SLICE_BLIND_NS 1000000u /* without membarrier a wake-up may be lost for so long */
 
 static uint64_t wait_ticks(const js_comm *comm, uint64_t ns)
@@ -81,6 +82,7 @@ void js_wait_reset(js_comm *comm)
         }
     }
     w->since_ticks = 0;
+    w->helped_ticks = 0;
     w->spins = 0;
     w->suspect = 0;
 }
@@ -96,9 +98,22 @@ static void wait_arm(js_comm *comm)
     comm->waiter.is_armed = true;
 }
 
-static void wait_sleep(js_comm *comm)
+/* Nobody rings this communicator's doorbell for the sake of others that this process has operations
+ * in flight in: the longer nothing has happened there, the later that is noticed. */
+static uint64_t wait_slice_ns(const js_comm *comm, uint64_t waited)
 {
-    uint32_t slice_ns = comm->engine->has_membarrier ? WAIT_SLICE_NS : WAIT_SLICE_BLIND_NS;
+    if (!comm->engine->has_membarrier) {
+        return WAIT_SLICE_BLIND_NS;
+    }
+    if (JS_LIKELY(!js_help_is_wanted(comm))) {
+        return WAIT_SLICE_NS;
+    }
+    uint64_t slice_ns = js_clock_span_ns(&comm->engine->clock, waited) / 8;
+    return js_min_u64(js_max_u64(slice_ns, WAIT_SLICE_HELP_NS), WAIT_SLICE_NS);
+}
+
+static void wait_sleep(js_comm *comm, uint64_t slice_ns)
+{
     struct timespec slice = { .tv_nsec = (long)slice_ns };
     js_counter_add(comm->counters, JS_COUNTER_SLEEPS, 1);
     (void)syscall(SYS_futex, &comm->board->doorbell, FUTEX_WAIT, 1u, &slice, NULL, 0u);
@@ -128,7 +143,7 @@ static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
     js_engine *engine = comm->engine;
     if (now - w->checked_ticks > wait_ticks(comm, WAIT_CHECK_NS)) {
         w->checked_ticks = now;
-        if (now - engine->liveness_ticks > wait_ticks(comm, WAIT_LIVENESS_NS)) {
+        if (now - js_load_rlx_u64(&engine->liveness_ticks) > wait_ticks(comm, WAIT_LIVENESS_NS)) {
             js_engine_check_liveness(engine);
             js_counter_add(comm->counters, JS_COUNTER_LIVENESS_CHECKS, 1);
         }
@@ -137,13 +152,14 @@ static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
             return result;
         }
     }
+    waited = js_min_u64(waited, now - w->helped_ticks);
     if (waited < wait_spin_ticks(comm) + wait_ticks(comm, WAIT_YIELD_NS)) {
         sched_yield();
         js_counter_add(comm->counters, JS_COUNTER_YIELDS, 1);
     } else if (!w->is_armed) {
         wait_arm(comm);
     } else {
-        wait_sleep(comm);
+        wait_sleep(comm, wait_slice_ns(comm, waited));
     }
     return JS_OK;
 }
@@ -166,6 +182,9 @@ int32_t js_wait_idle(js_comm *comm)
         return JS_OK;
     }
     uint64_t now = js_clock_ticks();
+    if (JS_UNLIKELY(js_help_is_wanted(comm)) && js_help_others(comm) != 0) {
+        w->helped_ticks = now; /* whoever is served there may be the one awaited here */
+    }
     uint64_t waited = now - w->since_ticks;
     if (waited < wait_spin_ticks(comm)) {
         js_cpu_relax();

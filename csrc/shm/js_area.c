@@ -22,6 +22,11 @@
 #define AREA_MESSAGE_BYTES_MIN (128u << 10)
 #define AREA_QUEUE_SLOTS 256u
 #define AREA_BYTES_MAX (1u << 30)
+/* Communicators beside that of the world: what one may take of its maker's heap, if it can be had
+ * by making rings smaller. Fifty of them fit into a heap of the default size. */
+#define AREA_GROUP_BYTES (32u << 20)
+#define AREA_GROUP_QUEUE_SLOTS 64u
+#define AREA_GROUP_RECORD_SLOTS 256u
 
 static int32_t area_check_pow2(const char *name, uint64_t value, uint64_t low, uint64_t high)
 {
@@ -62,7 +67,9 @@ int32_t js_area_config_check(js_seg_config *config)
         config->message_bytes = area_peer_bytes(config->world, AREA_MESSAGE_BYTES_MIN);
     }
     config->queue_slots = config->queue_slots ? config->queue_slots : AREA_QUEUE_SLOTS;
+    config->record_slots = config->record_slots ? config->record_slots : JS_RECORD_SLOTS;
     uint64_t low = 2 * JS_PLAN_CHUNK_BYTES_MAX;
+    JS_TRY(area_check_pow2("record_slots", config->record_slots, 4, 1u << 20));
     JS_TRY(area_check_pow2("stream_slots", config->stream_slots, 4, 32768));
     JS_TRY(area_check_pow2("all_bytes", config->all_bytes, low, AREA_BYTES_MAX));
     JS_TRY(area_check_pow2("peer_bytes", config->peer_bytes, low, AREA_BYTES_MAX));
@@ -92,6 +99,36 @@ static uint64_t area_queue_bytes(uint32_t slots)
     return js_round_up(bytes, AREA_PAGE_BYTES);
 }
 
+static uint64_t area_record_bytes(const js_seg_config *config)
+{
+    return js_round_up(config->record_slots * sizeof(js_record), AREA_PAGE_BYTES);
+}
+
+static uint64_t area_bytes(const js_seg_config *config)
+{
+    js_area area;
+    js_area_init(&area, NULL, config, 0);
+    return area.end_offset;
+}
+
+void js_area_group_config(const js_seg_config *world, uint32_t count, js_seg_config *out)
+{
+    uint64_t low = 2 * JS_PLAN_CHUNK_BYTES_MAX;
+    *out = *world;
+    out->world = count;
+    out->heap_bytes = 0;
+    out->queue_slots = (uint32_t)js_min_u64(world->queue_slots, AREA_GROUP_QUEUE_SLOTS);
+    out->record_slots = (uint32_t)js_min_u64(world->record_slots, AREA_GROUP_RECORD_SLOTS);
+    while (area_bytes(out) > AREA_GROUP_BYTES && js_max_u64(out->all_bytes, out->peer_bytes) > low) {
+        if (out->all_bytes >= out->peer_bytes) {
+            out->all_bytes /= 2;
+        } else {
+            out->peer_bytes /= 2;
+        }
+        out->message_bytes = js_min_u64(out->message_bytes, js_max_u64(low, out->peer_bytes / 2));
+    }
+}
+
 void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uint64_t start_offset)
 {
     uint64_t world = config->world;
@@ -109,7 +146,7 @@ void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uin
     area->counters_offset = at;
     at += js_round_up(world * JS_AREA_COUNTER_SLOTS * sizeof(uint64_t), AREA_PAGE_BYTES);
     area->records_offset = at;
-    at += world * JS_RECORD_SLOTS * sizeof(js_record);
+    at += world * area_record_bytes(config);
     area->queues_offset = at;
     at += world * area->queue_bytes;
     area->all_offset = at;
@@ -157,7 +194,7 @@ void js_area_prefault(const js_area *area, uint32_t rank)
 {
     uint64_t shared_bytes = area->records_offset - area->control_offset;
     (void)madvise(area->base + area->control_offset, shared_bytes, MADV_POPULATE_WRITE);
-    (void)madvise(js_area_records(area, rank), JS_RECORD_SLOTS * sizeof(js_record),
+    (void)madvise(js_area_records(area, rank), area_record_bytes(&area->config),
                   MADV_POPULATE_WRITE);
     (void)madvise(area->base + area->queues_offset + rank * area->queue_bytes, area->queue_bytes,
                   MADV_POPULATE_WRITE);
@@ -166,6 +203,11 @@ void js_area_prefault(const js_area *area, uint32_t rank)
 js_control *js_area_control(const js_area *area)
 {
     return (js_control *)(void *)(area->base + area->control_offset);
+}
+
+js_area_card *js_area_get_card(const js_area *area)
+{
+    return &js_area_control(area)->card;
 }
 
 js_board *js_area_board(const js_area *area, uint32_t rank)
@@ -183,7 +225,8 @@ uint64_t *js_area_counters(const js_area *area, uint32_t rank)
 js_record *js_area_records(const js_area *area, uint32_t rank)
 {
     JS_ASSERT(rank < area->config.world);
-    return (js_record *)(void *)(area->base + area->records_offset) + rank * JS_RECORD_SLOTS;
+    return (js_record *)(void *)(area->base + area->records_offset) +
+           (size_t)rank * area->config.record_slots;
 }
 
 void js_area_queue_pair(const js_area *area, uint32_t rank, js_qp *out)

@@ -8,6 +8,14 @@
 
 #include <jetstream/js_api.h>
 
+/* What an area holds, if it is not that of the world: its members check it before they believe
+ * where it is said to lie. W: the rank that made the area, before it tells the others. */
+typedef struct js_area_card {
+    uint64_t id; /* never zero, unique in the job; written last */
+    js_seg_config config;
+    uint16_t members[JS_RANKS_MAX]; /* ranks in the job */
+} js_area_card;
+
 /* Written by whoever fails first, or goes to sleep; read in every wait loop. */
 typedef struct js_control {
     uint32_t abort;       /* 0, or 1 + the rank that aborted; W: first to fail (cas) */
@@ -15,6 +23,7 @@ typedef struct js_control {
     uint32_t reserved[14];
     uint32_t sleepers JS_ALIGNED(JS_CACHE_LINE); /* ranks asleep or about to be; W: all (add) */
     js_fault fault JS_ALIGNED(JS_CACHE_LINE);
+    js_area_card card JS_ALIGNED(JS_CACHE_LINE);
 } js_control;
 
 /* What a rank is doing. Its peers read it only when they have waited long or see a mismatch. */
@@ -23,7 +32,9 @@ typedef struct js_board {
     uint64_t call[4];  /* js_call of it */
     uint32_t active;   /* non-zero while inside it */
     uint32_t closed;   /* non-zero once the rank has left */
-    uint64_t reserved[2];
+    uint32_t gone;     /* non-zero once it will not touch the area again; W: owner, rel/acq */
+    uint32_t opened;   /* non-zero once the rank has opened a group's area; W: owner */
+    uint32_t reserved[2];
     uint32_t doorbell JS_ALIGNED(JS_CACHE_LINE); /* 1: owner sleeps (futex); W: owner and waker */
 } JS_ALIGNED(2 * JS_CACHE_LINE) js_board;
 
@@ -58,6 +69,9 @@ typedef struct js_area {
 
 /* Fills in defaults and checks ranges; returns JS_ERR_INVALID with a text. */
 int32_t js_area_config_check(js_seg_config *config);
+/* Sizes for a communicator of `count` of the ranks of a world: as deep as that of the world where
+ * it is small, shallower where its rings would take more than a part of a heap. */
+void js_area_group_config(const js_seg_config *world, uint32_t count, js_seg_config *out);
 /* Computes the layout of a communicator that begins at start_offset. */
 void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uint64_t start_offset);
 /* Writes start values of streams and queue indices into zeroed memory. */
@@ -68,6 +82,7 @@ void js_area_format(const js_area *area);
 void js_area_prefault(const js_area *area, uint32_t rank);
 
 js_control *js_area_control(const js_area *area);
+js_area_card *js_area_get_card(const js_area *area);
 js_board *js_area_board(const js_area *area, uint32_t rank);
 uint64_t *js_area_counters(const js_area *area, uint32_t rank);
 js_record *js_area_records(const js_area *area, uint32_t rank);

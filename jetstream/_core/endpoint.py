@@ -1,26 +1,27 @@
-"""One rank's native handles: engine and communicator, from opening to closing."""
+"""One rank's native handles: the engine of the process and its communicators."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from jetstream._core.native import check, ffi, lib
 from jetstream._core.segment import Segment
+from jetstream.errors import BusyError
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "Engine"]
 
 _open: weakref.WeakSet[Endpoint] = weakref.WeakSet()
 
 
-class Endpoint:
-    """The world communicator of a segment, as this rank holds it.
+class Engine:
+    """What this process is in a job. It leaves the job with the last of its communicators.
 
-    ``handle`` is the cffi pointer ``js_comm *``, NULL once closed. ``pidfds[i]`` watches rank i
-    (-1: nothing does); the endpoint keeps duplicates.
+    ``handle`` is the cffi pointer ``js_engine *``, NULL once it has left.
     """
 
     def __init__(
@@ -29,36 +30,100 @@ class Endpoint:
         rank: int,
         *,
         pidfds: Sequence[int],
-        oversubscribed: bool = False,
-        spin_us: int = 0,
+        oversubscribed: bool,
+        spin_us: int,
     ) -> None:
-        self.handle: Any = ffi.NULL
-        self.is_forked = False
-        self._segment = segment
         config = ffi.new("js_wait_config *")
         config.spin_us = spin_us
         config.oversubscribed = int(oversubscribed)
-        engine = ffi.new("js_engine **")
-        check(lib.js_engine_new(segment.handle, rank, ffi.new("int32_t[]", pidfds), config, engine))
-        self._engine = engine[0]
-        out = ffi.new("js_comm **")
-        try:
-            check(lib.js_comm_open(self._engine, out))
-        except BaseException:
-            lib.js_engine_free(self._engine)
-            raise
-        self.handle = out[0]
+        out = ffi.new("js_engine **")
+        check(lib.js_engine_new(segment.handle, rank, ffi.new("int32_t[]", pidfds), config, out))
+        self.handle: Any = out[0]
+        self.segment = segment
+        self._users = 0
+        self._lock = threading.Lock()
+
+    def retain(self) -> None:
+        """One communicator more."""
+        with self._lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """One communicator less; with the last one the rank has left, and the segment goes."""
+        with self._lock:
+            self._users -= 1
+            if self._users > 0 or self.handle == ffi.NULL:
+                return
+            lib.js_engine_free(self.handle)
+            self.handle = ffi.NULL
+        self.segment.close()
+
+
+class Endpoint:
+    """One communicator, as this rank holds it.
+
+    ``handle`` is the cffi pointer ``js_comm *``, NULL once closed.
+    """
+
+    def __init__(self, engine: Engine, handle: Any) -> None:
+        self.engine = engine
+        self.handle = handle
+        self.is_forked = False
+        engine.retain()
         _open.add(self)
 
+    @classmethod
+    def world(
+        cls,
+        segment: Segment,
+        rank: int,
+        *,
+        pidfds: Sequence[int],
+        oversubscribed: bool = False,
+        spin_us: int = 0,
+    ) -> Endpoint:
+        """Join the job of a segment and open the communicator of all its ranks.
+
+        ``pidfds[i]`` watches rank i (-1: nothing does); the engine keeps duplicates.
+        """
+        engine = Engine(
+            segment, rank, pidfds=pidfds, oversubscribed=oversubscribed, spin_us=spin_us
+        )
+        out = ffi.new("js_comm **")
+        try:
+            check(lib.js_comm_open(engine.handle, out))
+        except BaseException:
+            lib.js_engine_free(engine.handle)
+            raise
+        return cls(engine, out[0])
+
+    def offer(self, group: Any) -> None:
+        """Take memory for the communicator of a ``js_group *`` and fill in where it is.
+
+        For its first member alone. Raises SystemCallError where the heap has no room.
+        """
+        check(lib.js_group_create(self.engine.handle, group))
+
+    def join(self, group: Any) -> Endpoint:
+        """Open the communicator of a ``js_group *`` that its first member has offered.
+
+        Raises SegmentError, SystemCallError.
+        """
+        out = ffi.new("js_comm **")
+        check(lib.js_comm_open_group(self.engine.handle, group, out))
+        return Endpoint(self.engine, out[0])
+
     def close(self) -> None:
-        """Leave: peers that still wait for this rank get an error. Idempotent."""
+        """Leave: peers that still wait for this rank get an error. Idempotent.
+
+        Raises BusyError while another thread is inside a call: then nothing is closed.
+        """
         if self.handle == ffi.NULL or self.is_forked:
             return
+        check(lib.js_comm_close(self.handle))
         _open.discard(self)
-        lib.js_comm_close(self.handle)
         self.handle = ffi.NULL
-        lib.js_engine_free(self._engine)
-        self._segment.close()
+        self.engine.release()
 
     def forget(self) -> None:
         """In the child of a fork: never touch the parent's segment again."""
@@ -68,7 +133,10 @@ class Endpoint:
 
 def _close_all() -> None:
     for endpoint in list(_open):
-        endpoint.close()
+        try:
+            endpoint.close()
+        except BusyError:  # a daemon thread is still inside: its memory must stay
+            lib.js_comm_abort(endpoint.handle, lib.JS_ERR_PEER_CLOSED)
 
 
 def _forget_all() -> None:

@@ -117,6 +117,8 @@ typedef struct js_seg_config {
     uint64_t message_bytes;  /* payload in flight, rank to rank, send and receive: by world */
     uint32_t queue_slots;    /* send and receive queue depth: default 256 */
     uint32_t sequence_start; /* first frame and descriptor number; tests start near 2^32 */
+    uint32_t record_slots;   /* records kept per rank: 4 or more, default JS_RECORD_SLOTS */
+    uint32_t reserved;
     uint64_t heap_bytes;     /* symmetric memory of each rank: a multiple of 2 MiB, default 2 GiB */
 } js_seg_config;
 
@@ -202,6 +204,15 @@ typedef struct js_heap_usage {
     uint64_t block_count;
 } js_heap_usage;
 
+/* Some of the ranks of a job, in the order of their ranks in a communicator of their own. */
+typedef struct js_group {
+    uint64_t offset; /* where js_group_create has put it in the segment, and its number: what it */
+    uint64_t id;     /* tells the other members */
+    uint32_t size;
+    uint32_t rank;                  /* of the caller in the group */
+    uint16_t members[JS_RANKS_MAX]; /* their ranks in the job, `size` of them */
+} js_group;
+
 typedef struct js_error {
     int32_t status;
     int32_t sys_errno;
@@ -255,10 +266,22 @@ JS_API int32_t js_engine_new(js_seg *seg, uint32_t rank, const int32_t *pidfds,
 /* Marks the rank closed. All communicators must have been closed. */
 JS_API void js_engine_free(js_engine *engine);
 
+/* Takes memory for a communicator from the caller's heap and fills in offset and id. For the first
+ * member alone; it is freed when all that opened it have closed it or ended. */
+JS_API int32_t js_group_create(js_engine *engine, js_group *group);
+
 /* --- communicator -------------------------------------------------------------------------- */
+/* Communicators of one engine may be used by different threads at the same time. Within one, a
+ * second thread gets JS_ERR_BUSY. */
+/* Opens that of all ranks of the job, once. */
 JS_API int32_t js_comm_open(js_engine *engine, js_comm **out);
-/* Leaves; peers that still wait for this rank get JS_ERR_PEER_CLOSED. */
-JS_API void js_comm_close(js_comm *comm);
+/* Opens that of a group, once on each member. JS_ERR_SEGMENT: it is not where the group says. */
+JS_API int32_t js_comm_open_group(js_engine *engine, const js_group *group, js_comm **out);
+/* Leaves; peers that still wait for this rank get JS_ERR_PEER_CLOSED. JS_ERR_BUSY: another thread
+ * is inside; nothing is closed. */
+JS_API int32_t js_comm_close(js_comm *comm);
+/* Rank in the job of a member; JS_ERR_INVALID. */
+JS_API int32_t js_comm_member(const js_comm *comm, uint32_t rank);
 /* In the child of a fork: forgets the communicator without touching the segment. */
 JS_API void js_comm_forked(js_comm *comm);
 JS_API int32_t js_comm_load_plan(js_comm *comm, const void *bytes, size_t size_bytes,
@@ -297,8 +320,9 @@ JS_API void js_comm_fault(js_comm *comm, js_fault *out);
 /* Makes every rank's present and later operations fail with JS_ERR_ABORTED. */
 JS_API void js_comm_abort(js_comm *comm, int32_t status);
 JS_API int32_t js_comm_last_record(js_comm *comm, js_record *out); /* JS_ERR_EMPTY: none yet */
-/* The ring of this rank's records in the segment: JS_RECORD_SLOTS of them. */
+/* The ring of this rank's records in the segment, and how many it holds. */
 JS_API const js_record *js_comm_records(js_comm *comm);
+JS_API uint32_t js_comm_record_slots(js_comm *comm);
 JS_API int32_t js_comm_counters(js_comm *comm, uint32_t rank, uint64_t *out, uint32_t capacity);
 /* Launches a plan `iterations` times from C; latency_ns[i] is what launch i took. */
 JS_API int32_t js_comm_repeat(js_comm *comm, uint32_t plan_id, const void *input, void *output,

@@ -1,0 +1,73 @@
+/* Rounds for the other communicators of this process.
+ *
+ * A rank that waits in one communicator still owes its peers what it has posted in others: without
+ * this, two ranks that start a send in one and then meet at a barrier of another would wait for
+ * each other for ever. Whoever waits therefore goes round the communicators that were left with
+ * operations in flight and have no thread inside; a thread that comes back to one of them meanwhile
+ * waits until that round is over. */
+#include "js_comm.h"
+
+#include "js_status.h"
+
+#include <sched.h>
+
+#define HELP_SPINS 100u
+
+static uint32_t help_round(js_comm *comm)
+{
+    if (comm->failed != JS_OK) {
+        return 0;
+    }
+    if (js_load_rlx_u32(&comm->control->abort) != 0) {
+        (void)js_fault_adopt(comm);
+        return 1;
+    }
+    int32_t progress = js_duty_round(comm);
+    return progress < 0 ? 1 : (uint32_t)progress;
+}
+
+uint32_t js_help_others(js_comm *self)
+{
+    js_engine *engine = self->engine;
+    uint32_t progress = 0;
+    if (!js_help_is_wanted(self) || pthread_mutex_trylock(&engine->lock) != 0) {
+        return 0; /* or somebody helps at this moment */
+    }
+    for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
+        if (comm != self && js_load_rlx_u32(&comm->has_work) != 0 &&
+            js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
+            progress += help_round(comm);
+            (void)js_comm_leave(comm, JS_OK);
+        }
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return progress;
+}
+
+int32_t js_comm_enter_slow(js_comm *comm)
+{
+    uint32_t spins = 0;
+    for (;;) {
+        uint32_t busy = js_load_rlx_u32(&comm->busy);
+        if (busy == JS_COMM_FORKED) {
+            return JS_ERR_FORKED; /* the queues and streams are the parent's */
+        }
+        if (busy == JS_COMM_ENTERED) {
+            return JS_FAIL(JS_ERR_BUSY, "another thread is inside a call on this communicator");
+        }
+        if (busy == JS_COMM_FREE && js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED)) {
+            return JS_OK;
+        }
+        if (++spins > HELP_SPINS) {
+            sched_yield(); /* the helper may have lost its core */
+        } else {
+            js_cpu_relax();
+        }
+    }
+}
+
+void js_comm_note_work(js_comm *comm, bool has_work)
+{
+    js_store_rlx_u32(&comm->has_work, has_work);
+    js_add_seq_u32(&comm->engine->working_count, has_work ? 1u : UINT32_MAX);
+}
