@@ -174,7 +174,7 @@ class _Lib:
         self,
         a0: FFI.CData,  # struct js_comm *
         /,
-    ) -> None: ...  # void
+    ) -> int: ...  # int32_t
     def js_comm_counters(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -223,10 +223,23 @@ class _Lib:
         a3: FFI.CData,  # uint32_t *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_member(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint32_t
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_open(
         self,
         a0: FFI.CData,  # struct js_engine *
         a1: FFI.CData,  # struct js_comm * *
+        /,
+    ) -> int: ...  # int32_t
+    def js_comm_open_group(
+        self,
+        a0: FFI.CData,  # struct js_engine *
+        a1: FFI.CData,  # struct js_group *
+        a2: FFI.CData,  # struct js_comm * *
         /,
     ) -> int: ...  # int32_t
     def js_comm_progress(
@@ -259,6 +272,11 @@ class _Lib:
         a5: FFI.CData,  # struct js_cqe *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_record_slots(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        /,
+    ) -> int: ...  # uint32_t
     def js_comm_records(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -345,6 +363,12 @@ class _Lib:
     def js_fold(
         self,
         a0: FFI.CData,  # struct js_fold_request *
+        /,
+    ) -> int: ...  # int32_t
+    def js_group_create(
+        self,
+        a0: FFI.CData,  # struct js_engine *
+        a1: FFI.CData,  # struct js_group *
         /,
     ) -> int: ...  # int32_t
     def js_isa(self) -> int: ...  # uint32_t

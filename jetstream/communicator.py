@@ -15,6 +15,7 @@ from jetstream.collective_calls import NOTHING, CollectiveCalls
 from jetstream.config import Config
 from jetstream.dtypes import Kind, RedOp
 from jetstream.errors import ArgumentError
+from jetstream.groups import split
 from jetstream.launcher import Launcher
 from jetstream.messages import MessageCalls
 from jetstream.premultiply import contribution
@@ -26,12 +27,13 @@ __all__ = ["Communicator"]
 
 
 class Communicator(CollectiveCalls, MessageCalls):
-    """An ordered group of ranks. Made by :func:`jetstream.init`.
+    """An ordered group of ranks. Made by :func:`jetstream.init`, ``split`` and ``dup``.
 
     All ranks must call the same collectives with the same arguments in the same order; each call
     is checked, and a difference raises MismatchError on every rank with both calls in its text.
-    A failed collective makes the communicator unusable on all ranks. One thread at a time may be
-    inside a call; a second one gets BusyError.
+    A failed collective makes the communicator unusable on all ranks, and no other. One thread at a
+    time may be inside a call, a second one gets BusyError; each thread can have its own
+    communicator.
 
     ``timeout`` is the default for every wait, in seconds. Errors that any operation may raise:
     ArgumentError (nothing was sent), MismatchError, PeerDiedError, PeerClosedError,
@@ -52,6 +54,8 @@ class Communicator(CollectiveCalls, MessageCalls):
         self.size = size
         self.local_rank = local_rank
         self.hosts = hosts
+        self._endpoint = endpoint
+        self._config = config
         self._launcher = Launcher(endpoint, rank, size, config)
 
     def __repr__(self) -> str:
@@ -150,6 +154,47 @@ class Communicator(CollectiveCalls, MessageCalls):
         """How much of this rank's symmetric memory is used, and how much is left."""
         return heap_usage(self._launcher.handle())
 
+    # --- groups --------------------------------------------------------------------------------
+
+    def split(self, color: int | None, key: int = 0) -> Communicator | None:
+        """Make a communicator of the ranks that give the same ``color``; all ranks must call it.
+
+        Its ranks are in the order of ``key``, then of the rank here. A rank with a ``color`` of
+        None or below zero joins none, and gets None. The new communicator is independent: it may
+        be used by another thread, fails alone, and may be closed before or after this one. The
+        timeout is taken over. Its memory comes from the heap of its rank 0.
+
+        Raises ArgumentError, and on all ranks of a group OutOfMemoryError where there is no room.
+        """
+        self._launcher.handle()
+        endpoint = split(self, self._endpoint, color, key)
+        return None if endpoint is None else self._child(endpoint)
+
+    def dup(self) -> Communicator:
+        """Make a communicator of the same ranks; all ranks must call it.
+
+        Messages and collectives of the two never meet. Raises what ``split`` raises.
+        """
+        child = self.split(0, self.rank)
+        assert child is not None
+        return child
+
+    def _child(self, endpoint: Endpoint) -> Communicator:
+        """The communicator of an endpoint whose members are ranks of this one."""
+        members = [self._endpoint.members.index(job_rank) for job_rank in endpoint.members]
+        hosts = tuple(self.hosts[member] for member in members)
+        rank = members.index(self.rank)
+        child = Communicator(
+            endpoint,
+            rank,
+            len(members),
+            local_rank=hosts[:rank].count(hosts[rank]),
+            hosts=hosts,
+            config=self._config,
+        )
+        child.timeout = self.timeout
+        return child
+
     # --- watching ------------------------------------------------------------------------------
 
     @property
@@ -162,7 +207,8 @@ class Communicator(CollectiveCalls, MessageCalls):
 
     def records(self) -> np.ndarray[Any, np.dtype[np.void]]:
         """The last collectives of this rank, oldest first: ``jetstream.records.RECORD_DTYPE``."""
-        return view_ring(lib.js_comm_records(self._launcher.handle()))
+        handle = self._launcher.handle()
+        return view_ring(lib.js_comm_records(handle), lib.js_comm_record_slots(handle))
 
     def counters(self, rank: int | None = None) -> dict[str, int]:
         """Counters of a rank (default: this one) by name; ``docs/data-plane.md`` lists them."""

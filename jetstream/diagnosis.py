@@ -61,7 +61,14 @@ def _ranks(fault: Any) -> str:
 
 
 def _who(fault: Any) -> str:
-    return f"rank {fault.culprit} (pid {fault.culprit_pid})"
+    job = f"rank {fault.culprit_job} of the job, " if fault.culprit_job != fault.culprit else ""
+    return f"rank {fault.culprit} ({job}pid {fault.culprit_pid})"
+
+
+def _reporter(fault: Any) -> str:
+    if fault.reporter_job == fault.reporter:
+        return f"rank {fault.reporter}"
+    return f"rank {fault.reporter} (rank {fault.reporter_job} of the job)"
 
 
 def _deeds(fault: Any) -> str:
@@ -81,7 +88,7 @@ def _progress_story(fault: Any) -> str:
     if fault.my_call.kind == lib.JS_KIND_NONE:
         return ""
     return (
-        f"; rank {fault.reporter} is in {describe_call(fault.my_call)} #{fault.my_sequence}, "
+        f"; {_reporter(fault)} is in {describe_call(fault.my_call)} #{fault.my_sequence}, "
         f"operation {fault.op_index + 1} of {fault.op_count} of its plan, "
         f"{fault.bytes_done} of {fault.bytes_total} bytes done"
     )
@@ -112,7 +119,7 @@ def _difference(fault: Any) -> str:
         )
     unknown = ", or other counts or another chunk size" if not fault.peer_call.chunk_bytes else ""
     return (
-        f"rank {fault.reporter} called {describe_call(fault.my_call)}, {_who(fault)} called "
+        f"{_reporter(fault)} called {describe_call(fault.my_call)}, {_who(fault)} called "
         f"{describe_call(fault.peer_call)}{unknown}. All ranks must make the same calls with the "
         "same arguments in the same order."
     )
@@ -121,9 +128,9 @@ def _difference(fault: Any) -> str:
 def _what_happened(fault: Any) -> str:
     if fault.status == lib.JS_ERR_ABORTED:
         waiting = f", waiting for {_peer_story(fault)}" if fault.culprit >= 0 else ""
-        return f"rank {fault.reporter} aborted the communicator{waiting}"
+        return f"{_reporter(fault)} aborted the communicator{waiting}"
     if fault.culprit < 0:
-        return f"{status_text(fault.status)}, as rank {fault.reporter} reports"
+        return f"{status_text(fault.status)}, as {_reporter(fault)} reports"
     if fault.status == lib.JS_ERR_PEER_DEAD:
         return f"{_who(fault)} died; it {_deeds(fault)}"
     if fault.status == lib.JS_ERR_PEER_CLOSED:
@@ -145,5 +152,5 @@ def raise_failure(handle: Any, status: int) -> None:
         check(status)
     text = describe_fault(fault)
     if status == lib.JS_ERR_ABORTED and fault.status != status:
-        text = f"rank {fault.reporter} gave up: {text}"
+        text = f"{_reporter(fault)} gave up: {text}"
     raise_status(status, text)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jetstream._core.native import ffi, lib, status_name
+from jetstream._core.native import ffi, status_name
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 
 __all__ = ["RECORD_DTYPE", "OperationRecord", "from_native", "view_ring"]
@@ -105,9 +105,9 @@ def from_native(record: Any) -> OperationRecord:
     )
 
 
-def view_ring(pointer: Any) -> np.ndarray[Any, np.dtype[np.void]]:
+def view_ring(pointer: Any, slots: int) -> np.ndarray[Any, np.dtype[np.void]]:
     """Copy the ring of records out of the segment, oldest first, without unused slots."""
-    size = lib.JS_RECORD_SLOTS * RECORD_DTYPE.itemsize
+    size = slots * RECORD_DTYPE.itemsize
     ring = np.frombuffer(ffi.buffer(pointer, size), dtype=RECORD_DTYPE).copy()
     complete = ring[(ring["commit"] != 0) & (ring["commit"] == ring["op_id"])]
     ordered: np.ndarray[Any, np.dtype[np.void]] = np.sort(complete, order="op_id")

@@ -271,12 +271,14 @@ void js_comm_fault(js_comm *comm, js_fault *out)
         return;
     }
     *out = (js_fault){ .reporter = (int32_t)comm->rank, .culprit = -1 };
+    out->reporter_job = comm->members[comm->rank];
     out->status = result == JS_ERR_FORKED ? result : JS_OK;
 }
 
 void js_comm_abort(js_comm *comm, int32_t status)
 {
     js_fault fault = { .status = status, .reporter = (int32_t)comm->rank, .culprit = -1 };
+    fault.reporter_job = comm->members[comm->rank];
     int32_t result = js_comm_enter(comm);
     if (result == JS_ERR_BUSY) {
         (void)js_fault_publish(comm, &fault); /* the thread inside finds it in its wait */

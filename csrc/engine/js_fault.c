@@ -78,6 +78,7 @@ static void fault_fill_peer(const js_comm *comm, js_fault *fault, uint32_t peer)
 {
     const js_seg_rank *rank = fault_rank(comm, peer);
     fault->culprit = (int32_t)peer;
+    fault->culprit_job = comm->members[peer];
     fault->culprit_pid = (int32_t)js_load_acq_u32(&rank->pid);
     fault->culprit_state = (int32_t)js_load_acq_u32(&rank->state);
     fault_read_board(comm, peer, &fault->peer_sequence, &fault->peer_call, &fault->peer_active);
@@ -144,6 +145,7 @@ void js_fault_describe(js_comm *comm, js_fault *out)
     *out = (js_fault){
         .status = JS_OK,
         .reporter = (int32_t)comm->rank,
+        .reporter_job = comm->members[comm->rank],
         .culprit = -1,
         .my_sequence = comm->sequence,
     };
@@ -211,8 +213,10 @@ int32_t js_fault_adopt(js_comm *comm)
     if (js_load_acq_u32(&control->fault_ready) != 0) {
         comm->fault = control->fault;
     } else {
+        uint32_t reporter = js_load_rlx_u32(&control->abort) - 1;
         comm->fault = (js_fault){ .status = JS_ERR_ABORTED, .culprit = -1 };
-        comm->fault.reporter = (int32_t)js_load_rlx_u32(&control->abort) - 1;
+        comm->fault.reporter = (int32_t)reporter;
+        comm->fault.reporter_job = reporter < comm->world ? comm->members[reporter] : -1;
     }
     bool is_shared = comm->fault.status == JS_ERR_MISMATCH ||
                      comm->fault.status == JS_ERR_PEER_DEAD ||

@@ -27,8 +27,10 @@ static int32_t group_check(const js_engine *engine, const js_group *group)
     for (uint32_t i = 0; i < group->size; i++) {
         uint32_t member = group->members[i];
         if (member >= engine->world || is_member[member] != 0) {
-            return JS_FAIL(JS_ERR_INVALID, "member %u of the group is rank %u of the job: twice, "
-                           "or not one of %u", i, member, engine->world);
+            return JS_FAIL(JS_ERR_INVALID,
+                           "member %u of the group is rank %u of the job: twice, "
+                           "or not one of %u",
+                           i, member, engine->world);
         }
         is_member[member] = 1;
     }
@@ -87,7 +89,8 @@ int32_t js_group_find_area(const js_engine *engine, const js_group *group, js_ar
     uint64_t bytes = out->end_offset;
     if (group->offset % GROUP_PAGE_BYTES != 0 || group->offset < heap_offset ||
         bytes > heap_bytes || group->offset - heap_offset > heap_bytes - bytes) {
-        return JS_FAIL(JS_ERR_SEGMENT, "a communicator at offset %llu is not in the heap of rank %u",
+        return JS_FAIL(JS_ERR_SEGMENT,
+                       "a communicator at offset %llu is not in the heap of rank %u",
                        (unsigned long long)group->offset, group->members[0]);
     }
     js_area_init(out, seg->base, &config, group->offset);
@@ -107,8 +110,8 @@ static bool group_is_empty(const js_engine *engine, const js_group_area *made)
     for (uint32_t i = 0; i < made->area.config.world; i++) {
         const js_seg_rank *rank = js_seg_get_rank(engine->seg, made->members[i]);
         uint32_t state = js_load_acq_u32(&rank->state);
-        if (js_load_acq_u32(&js_area_board(&made->area, i)->gone) == 0 &&
-            state != JS_PEER_CLOSED && state != JS_PEER_DEAD) {
+        if (js_load_acq_u32(&js_area_board(&made->area, i)->gone) == 0 && state != JS_PEER_CLOSED &&
+            state != JS_PEER_DEAD) {
             return false;
         }
     }

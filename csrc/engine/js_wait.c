@@ -29,7 +29,7 @@
 #define WAIT_CHECK_NS 50000u       /* between looks at the peers' boards */
 #define WAIT_LIVENESS_NS 20000000u /* between questions to the kernel */
 #define WAIT_SLICE_NS 20000000u
-#define WAIT_SLICE_HELP_NS 1000000u /* the shortest slice where other communicators are at work */
+#define WAIT_SLICE_HELP_NS 1000000u  /* the shortest slice where other communicators are at work */
 #define WAIT_SLICE_BLIND_NS 1000000u /* without membarrier a wake-up may be lost for so long */
 
 static uint64_t wait_ticks(const js_comm *comm, uint64_t ns)

@@ -119,7 +119,8 @@ void js_area_group_config(const js_seg_config *world, uint32_t count, js_seg_con
     out->heap_bytes = 0;
     out->queue_slots = (uint32_t)js_min_u64(world->queue_slots, AREA_GROUP_QUEUE_SLOTS);
     out->record_slots = (uint32_t)js_min_u64(world->record_slots, AREA_GROUP_RECORD_SLOTS);
-    while (area_bytes(out) > AREA_GROUP_BYTES && js_max_u64(out->all_bytes, out->peer_bytes) > low) {
+    while (area_bytes(out) > AREA_GROUP_BYTES &&
+           js_max_u64(out->all_bytes, out->peer_bytes) > low) {
         if (out->all_bytes >= out->peer_bytes) {
             out->all_bytes /= 2;
         } else {

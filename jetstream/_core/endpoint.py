@@ -65,9 +65,11 @@ class Endpoint:
     ``handle`` is the cffi pointer ``js_comm *``, NULL once closed.
     """
 
-    def __init__(self, engine: Engine, handle: Any) -> None:
+    def __init__(self, engine: Engine, handle: Any, size: int) -> None:
         self.engine = engine
         self.handle = handle
+        #: Ranks in the job, by rank in this communicator.
+        self.members = tuple(lib.js_comm_member(handle, rank) for rank in range(size))
         self.is_forked = False
         engine.retain()
         _open.add(self)
@@ -95,7 +97,7 @@ class Endpoint:
         except BaseException:
             lib.js_engine_free(engine.handle)
             raise
-        return cls(engine, out[0])
+        return cls(engine, out[0], segment.world)
 
     def offer(self, group: Any) -> None:
         """Take memory for the communicator of a ``js_group *`` and fill in where it is.
@@ -111,7 +113,7 @@ class Endpoint:
         """
         out = ffi.new("js_comm **")
         check(lib.js_comm_open_group(self.engine.handle, group, out))
-        return Endpoint(self.engine, out[0])
+        return Endpoint(self.engine, out[0], group.size)
 
     def close(self) -> None:
         """Leave: peers that still wait for this rank get an error. Idempotent.

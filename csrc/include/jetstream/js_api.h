@@ -119,7 +119,7 @@ typedef struct js_seg_config {
     uint32_t sequence_start; /* first frame and descriptor number; tests start near 2^32 */
     uint32_t record_slots;   /* records kept per rank: 4 or more, default JS_RECORD_SLOTS */
     uint32_t reserved;
-    uint64_t heap_bytes;     /* symmetric memory of each rank: a multiple of 2 MiB, default 2 GiB */
+    uint64_t heap_bytes; /* symmetric memory of each rank: a multiple of 2 MiB, default 2 GiB */
 } js_seg_config;
 
 typedef struct js_wait_config {
@@ -180,7 +180,9 @@ typedef struct js_fault {
         is_split_mismatch;   /* non-zero: the two agree on the call but not on what they exchange */
     uint32_t split_sent;     /* elements that the culprit sends to the reporter */
     uint32_t split_expected; /* elements that the reporter awaits of it */
-    uint64_t bytes_done;     /* of the reporter's plan */
+    int32_t reporter_job;    /* their ranks in the job */
+    int32_t culprit_job;
+    uint64_t bytes_done; /* of the reporter's plan */
     uint64_t bytes_total;
     uint64_t waited_ns;
 } js_fault;

@@ -1,0 +1,120 @@
+"""Communicators of some of the ranks: splitting and duplicating a communicator."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jetstream._core.endpoint import Endpoint
+from jetstream._core.native import ffi, lib, raise_status, status_text
+from jetstream.errors import ArgumentError, JetstreamError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from jetstream.communicator import Communicator
+
+__all__ = ["split"]
+
+_INT64_MAX = 2**63 - 1
+_NO_COLOR = -1
+
+
+@dataclass
+class _Progress:
+    """How far this rank has got: its error, if it could not do its part."""
+
+    endpoint: Endpoint | None = None
+    error: JetstreamError | None = None
+
+    @property
+    def status(self) -> int:
+        """The error as a status of the data plane; zero for none."""
+        if self.error is None:
+            return 0
+        return int(getattr(lib, self.error.status or "", lib.JS_ERR_SYSTEM))
+
+
+def _integer(value: Any, name: str) -> int:
+    if not isinstance(value, (int, np.integer)) or not -_INT64_MAX <= value <= _INT64_MAX:
+        raise ArgumentError(f"split: {name} is {value!r}: an integer of 64 bits is needed")
+    return int(value)
+
+
+def split(comm: Communicator, endpoint: Endpoint, color: int | None, key: int) -> Endpoint | None:
+    """Open the communicator of the ranks that give the same ``color``: three small collectives.
+
+    Returns this rank's endpoint and None where it is no member; the members are in the endpoint.
+    All ranks of a group raise when one of them could not take part; ``comm`` stays usable.
+    """
+    own = _NO_COLOR if color is None else max(_NO_COLOR, _integer(color, "color"))
+    rows = _exchange(comm, own, _integer(key, "key"))
+    members: list[int] = []
+    if own != _NO_COLOR:
+        members = [rank for rank in range(comm.size) if rows[rank][0] == own]
+        members.sort(key=lambda rank: (rows[rank][1], rank))
+    group = _group(endpoint, comm.rank, members)
+    progress = _Progress()
+    if members and members[0] == comm.rank:
+        _offer(endpoint, group, progress)
+    offers = _exchange(comm, group.offset, group.id, progress.status)
+    try:
+        if members and offers[members[0]][2] == 0:
+            group.offset, group.id = offers[members[0]][:2]
+            _join(endpoint, group, progress)
+        states = _exchange(comm, progress.status)
+        failed = [rank for rank in members if states[rank][0] != 0]
+        if failed:
+            _refuse(failed[0], states[failed[0]][0], progress)
+    except BaseException:
+        if progress.endpoint is not None:
+            progress.endpoint.close()
+        raise
+    return progress.endpoint
+
+
+def _exchange(comm: Communicator, *values: int) -> list[list[int]]:
+    """The values of all ranks, by rank."""
+    mine = np.array(values, dtype=np.int64)
+    rows: list[list[int]] = comm.all_gather(mine).reshape(comm.size, len(values)).tolist()
+    return rows
+
+
+def _group(endpoint: Endpoint, rank: int, members: list[int]) -> Any:
+    """A ``js_group *``, for ranks of the communicator of ``endpoint``."""
+    group = ffi.new("js_group *")
+    group.size = len(members)
+    for index, member in enumerate(members):
+        group.members[index] = endpoint.members[member]
+        if member == rank:
+            group.rank = index
+    return group
+
+
+def _offer(endpoint: Endpoint, group: Any, progress: _Progress) -> None:
+    try:
+        try:
+            endpoint.offer(group)
+        except OutOfMemoryError:
+            gc.collect()  # arrays and communicators in reference cycles
+            endpoint.offer(group)
+    except JetstreamError as error:
+        progress.error = error
+
+
+def _join(endpoint: Endpoint, group: Any, progress: _Progress) -> None:
+    try:
+        progress.endpoint = endpoint.join(group)
+    except JetstreamError as error:
+        progress.error = error
+
+
+def _refuse(rank: int, status: int, progress: _Progress) -> None:
+    if progress.error is not None:
+        raise progress.error
+    raise_status(
+        status,
+        f"rank {rank} could not take part in the new communicator: {status_text(status)}; its own "
+        "error says more. The communicator that was to be split can still be used.",
+    )
