@@ -76,12 +76,12 @@ static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
         slot->since_ticks = slot->since_ticks ? slot->since_ticks : now;
         patience = patience ? patience : now;
         uint64_t waited_ns = js_clock_span_ns(&comm->engine->clock, now - slot->since_ticks);
+        if (js_clock_span_ns(&comm->engine->clock, now - patience) >= POST_PATIENCE_NS) {
+            return JS_ERR_AGAIN;
+        }
         if (waited_ns >= timeout_ns) {
             slot->since_ticks = 0; /* the next wait begins anew */
             return JS_ERR_TIMEOUT;
-        }
-        if (js_clock_span_ns(&comm->engine->clock, now - patience) >= POST_PATIENCE_NS) {
-            return JS_ERR_AGAIN;
         }
     }
     comm->wr_waited = 0;

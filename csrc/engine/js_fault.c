@@ -115,7 +115,7 @@ static uint64_t fault_other_ranks(const js_comm *comm)
 /* Has a rank left this communicator? */
 static bool fault_has_left(const js_comm *comm, uint32_t peer)
 {
-    uint32_t state = js_load_acq_u32(&js_seg_get_rank(comm->engine->seg, peer)->state);
+    uint32_t state = js_load_acq_u32(&fault_rank(comm, peer)->state);
     bool has_closed = js_load_acq_u32(&js_area_board(&comm->area, peer)->closed) != 0;
     return has_closed || state == JS_PEER_CLOSED;
 }

@@ -94,6 +94,7 @@ int32_t js_group_find_area(const js_engine *engine, const js_group *group, js_ar
                        (unsigned long long)group->offset, group->members[0]);
     }
     js_area_init(out, seg->base, &config, group->offset);
+    out->segment_bytes = seg->total_bytes;
     const js_area_card *card = js_area_get_card(out);
     if (js_load_acq_u64(&card->id) != group->id || group->id == 0 ||
         memcmp(&card->config, &config, sizeof(config)) != 0 ||

@@ -41,7 +41,7 @@ class Engine:
         self.handle: Any = out[0]
         self.segment = segment
         self._users = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an endpoint may be collected anywhere
 
     def retain(self) -> None:
         """One communicator more."""
@@ -122,10 +122,17 @@ class Endpoint:
         """
         if self.handle == ffi.NULL or self.is_forked:
             return
-        check(lib.js_comm_close(self.handle))
+        handle, self.handle = self.handle, ffi.NULL  # other threads see it closed from here on
+        status = lib.js_comm_close(handle)
+        if status != lib.JS_OK:
+            self.handle = handle
+            check(status)
         _open.discard(self)
-        self.handle = ffi.NULL
         self.engine.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", ffi.NULL) != ffi.NULL:
+            self.close()  # nobody can be inside
 
     def forget(self) -> None:
         """In the child of a fork: never touch the parent's segment again."""
