@@ -26,6 +26,7 @@ __all__ = [
     "PREFIXES",
     "REDUCING",
     "ROOTED",
+    "SHARDED",
     "Case",
     "Operation",
     "build",
@@ -47,7 +48,8 @@ ROOTED = ("broadcast", "reduce", "gather", "scatter")
 #: Kinds that Communicator.time_launches can repeat.
 LAUNCHED_FROM_C = ("all_reduce", "barrier")
 
-_SHARDED = ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter")
+#: Kinds whose arrays have a part for each rank.
+SHARDED = ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter")
 _IN_PLACE = ("all_reduce", "broadcast", "reduce", "scan", "exscan")
 _SAME_EVERYWHERE = ("all_reduce", "all_gather", "broadcast")
 
@@ -73,20 +75,20 @@ class Case:
         """Elements as nccl-tests counts them: of one part where there are parts."""
         if self.kind == "barrier":
             return 0
-        shards = self.world if self.kind in _SHARDED else 1
+        shards = self.world if self.kind in SHARDED else 1
         return max(1, self.requested_bytes // (self.itemsize * shards))
 
     @property
     def size_bytes(self) -> int:
         """The size column: what was asked for, rounded to whole elements on every rank."""
-        return self.count * self.itemsize * (self.world if self.kind in _SHARDED else 1)
+        return self.count * self.itemsize * (self.world if self.kind in SHARDED else 1)
 
     @property
     def busbw_factor(self) -> float:
         """What algbw is multiplied with to get the load on one rank's link (nccl-tests)."""
         if self.kind == "all_reduce":
             return 2.0 * (self.world - 1) / self.world
-        return (self.world - 1) / self.world if self.kind in _SHARDED else 1.0
+        return (self.world - 1) / self.world if self.kind in SHARDED else 1.0
 
     @property
     def same_everywhere(self) -> bool:

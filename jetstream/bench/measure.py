@@ -26,7 +26,14 @@ from jetstream.bench.stats import slowest_rank
 if TYPE_CHECKING:
     from jetstream.communicator import Communicator
 
-__all__ = ["ITERATIONS_MIN", "Effort", "Samples", "gather_text", "measure"]
+__all__ = [
+    "ITERATIONS_MIN",
+    "Effort",
+    "Samples",
+    "gather_text",
+    "measure",
+    "no_garbage_collection",
+]
 
 ITERATIONS_MIN = 20
 _ITERATIONS_MAX = 1_000_000
@@ -64,7 +71,7 @@ def measure(comm: Communicator, case: Case, effort: Effort) -> Samples:
     operation = build(comm, case)
     run = _launch_c if effort.launch == "c" else _launch_python
     checker = _Checker(operation, case)
-    with _no_garbage_collection():
+    with no_garbage_collection():
         iterations = _settle(comm, case, operation, effort, run)
         latency_ns = np.full(iterations, -1, np.int64)  # written: no page faults in the loop
         first = 0
@@ -225,7 +232,8 @@ def _collect(
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Collects garbage now, and not again before the end of the block."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from jetstream.bench import table
@@ -15,9 +16,10 @@ from jetstream.bench.results import Report, Row
 from jetstream.bench.sizes import format_size
 from jetstream.bench.worker import EVENT_MARK
 
-__all__ = ["Console", "run_session"]
+__all__ = ["CLEAR_LINE", "Console", "run_session", "run_worker"]
 
-_CLEAR_LINE = "\r\x1b[K"
+#: Goes to the begin of the line on a terminal and empties it.
+CLEAR_LINE = "\r\x1b[K"
 _END_GRACE_S = 10.0
 
 
@@ -33,7 +35,7 @@ class Console:
     def handle(self, event: dict[str, Any]) -> None:
         """Shows one event and adds it to the report."""
         if self._progress is not None:
-            self._progress.write(_CLEAR_LINE)
+            self._progress.write(CLEAR_LINE)
             self._progress.flush()
         kind = event["event"]
         if kind == "start":
@@ -75,7 +77,7 @@ class Console:
         if done:
             elapsed_s = time.monotonic() - self._begin_s
             text += f", about {elapsed_s / done * (total - done):.0f} s left"
-        self._progress.write(_CLEAR_LINE + text)
+        self._progress.write(CLEAR_LINE + text)
         self._progress.flush()
 
     def _write(self, lines: list[str]) -> None:
@@ -88,19 +90,35 @@ def run_session(config: BenchConfig, console: Console) -> int:
 
     Returns the exit status: 0, 1 for wrong data, else that of the launcher.
     """
-    command = [sys.executable, "-m", "jetstream", "run", "-n", str(config.ranks), "--no-label"]
-    command += ["--bind", config.bind, "-m", "jetstream.bench.worker", config.to_json()]
+    options = ["-n", str(config.ranks), "--bind", config.bind]
+    worker = ["jetstream.bench.worker", config.to_json()]
+    return run_worker(options, worker, console.handle, console.write_text)
+
+
+def run_worker(
+    options: list[str],
+    worker: list[str],
+    handle: Callable[[dict[str, Any]], None],
+    write_text: Callable[[str], None],
+    *,
+    variables: Mapping[str, str] | None = None,
+) -> int:
+    """Runs ``jetstream run OPTIONS -m WORKER`` and passes on events, and lines that are none.
+
+    ``variables`` are for the ranks, in addition to those of this process. Returns the exit status.
+    """
+    command = [sys.executable, "-m", "jetstream", "run", "--no-label", *options, "-m", *worker]
     # A folder named jetstream in the working directory must not be taken for the package.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", **(variables or {})}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     try:
         with process.stdout:
             for line in process.stdout:
                 if line.startswith(EVENT_MARK):
-                    console.handle(json.loads(line[1:]))
+                    handle(json.loads(line[1:]))
                 else:
-                    console.write_text(line)
+                    write_text(line)
         return process.wait()
     finally:
         _end(process)

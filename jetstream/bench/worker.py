@@ -23,7 +23,7 @@ from jetstream.errors import JetstreamError
 if TYPE_CHECKING:
     from jetstream.communicator import Communicator
 
-__all__ = ["EVENT_MARK", "Emit", "measure_all", "run_rank"]
+__all__ = ["EVENT_MARK", "Emit", "measure_all", "print_event", "run_rank"]
 
 #: First character of a line that carries an event.
 EVENT_MARK = "\x1e"
@@ -71,7 +71,8 @@ def measure_all(comm: Communicator, config: BenchConfig, emit: Emit) -> int:
     return int(failed)
 
 
-def _print_event(event: dict[str, Any]) -> None:
+def print_event(event: dict[str, Any]) -> None:
+    """Write an event to standard output."""
     sys.stdout.write(EVENT_MARK + json.dumps(event, separators=(",", ":")) + "\n")
     sys.stdout.flush()
 
@@ -79,7 +80,7 @@ def _print_event(event: dict[str, Any]) -> None:
 def main(arguments: list[str]) -> int:
     """Entry point of a rank: one argument, the configuration as JSON."""
     (text,) = arguments
-    return run_rank(BenchConfig.from_json(text), _print_event)
+    return run_rank(BenchConfig.from_json(text), print_event)
 
 
 if __name__ == "__main__":

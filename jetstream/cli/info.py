@@ -75,6 +75,7 @@ def collect() -> Sections:
         "memory": _memory(),
         "kernel": _kernel(native),
         "links": [_probe("shm", _shared_memory)],
+        "tuning": _tuning(),
         "environment": _environment(),
     }
 
@@ -186,6 +187,26 @@ def _kernel(native: dict[str, str]) -> list[Finding]:
         _probe("fd passing", _fd_passing),
         _probe("binding to cores", _binding),
     ]
+
+
+def _tuning() -> list[Finding]:
+    """What algorithms and chunk sizes a job here chooses by, if this process were its rank 0."""
+    from jetstream.tuning import find_tuning
+
+    setting = os.environ.get("JETSTREAM_TUNE", "").strip()
+    try:
+        found = find_tuning(setting)
+    except JetstreamError as error:
+        return [Finding("measurements", str(error), works=False)]
+    if found.problem:
+        where = f"{found.path}: " if found.path else ""
+        return [Finding("measurements", f"not used: {where}{found.problem}", works=False)]
+    if not found.is_used:
+        why = "JETSTREAM_TUNE is off" if setting == "off" else "see 'jetstream tune'"
+        return [Finding("measurements", f"none, the built-in choice is used ({why})")]
+    worlds = sorted({world for rules in found.rules.values() for world, _ in rules})
+    text = f"{found.path}, for jobs of {', '.join(map(str, worlds))} ranks"
+    return [Finding("measurements", text)]
 
 
 def _environment() -> list[Finding]:

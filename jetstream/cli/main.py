@@ -13,13 +13,14 @@ from jetstream.errors import JetstreamError
 __all__ = ["main"]
 
 #: Each is a module of this folder with ``add_parser(subparsers)``, which sets ``func``.
-COMMANDS = ("run", "bench", "info")
+COMMANDS = ("run", "bench", "tune", "info")
 
 _EXAMPLES = """\
 examples:
   jetstream run -n 4 train.py --steps 10     four ranks of a script on this host
   jetstream run -n 2 --bind core -m my.app   two ranks of a module, one CPU each
   jetstream bench all_reduce -n 2            latency and its tail
+  jetstream tune -n 2                        measures what is chosen by call and size
   jetstream info                             what works here, and why something does not
 
 'jetstream COMMAND --help' says more.

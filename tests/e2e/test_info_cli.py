@@ -12,6 +12,11 @@ import pytest
 
 pytest.importorskip("jetstream._native", reason="the data plane is not built")
 
+from jetstream.collectives.select import Rule
+from jetstream.collectives.tuning import SCHEMA, write_rules
+from jetstream.dtypes import Algorithm, Kind
+from jetstream.tuning import this_host, write_file
+
 
 def info(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -30,7 +35,7 @@ def test_text_has_all_sections(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     heads = [line for line in done.stdout.splitlines() if line and not line.startswith(" ")]
-    sections = ["jetstream", "processor", "memory", "kernel", "links", "environment"]
+    sections = ["jetstream", "processor", "memory", "kernel", "links", "tuning", "environment"]
     assert heads[:-1] == sections
     assert max(len(line) for line in done.stdout.splitlines()) < 200
 
@@ -61,3 +66,25 @@ def test_wrong_setting_is_told_not_raised(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "no: JETSTREAM_ALGO is 'ring'" in done.stdout
     assert "does not work here: settings" in done.stdout
+
+
+def test_tuning_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "tune.json"
+    host = this_host()
+    rules = {(3, Kind.REDUCE): (Rule(None, Algorithm.DIRECT, 64),)}
+    document = {
+        "schema": SCHEMA,
+        "host": {"cpu": host.cpu, "cores": host.cores},
+        "rules": write_rules(rules, is_crowded=True),
+    }
+    write_file(path, document)
+    assert f"{path}, for jobs of 3 ranks" in info(cwd=tmp_path, JETSTREAM_TUNE=str(path)).stdout
+    assert "(JETSTREAM_TUNE is off)" in info(cwd=tmp_path, JETSTREAM_TUNE="off").stdout
+    empty = info(cwd=tmp_path, JETSTREAM_TUNE="", XDG_CACHE_HOME=str(tmp_path)).stdout
+    assert "none, the built-in choice is used (see 'jetstream tune')" in empty
+    path.write_text("{")
+    damaged = info(cwd=tmp_path, JETSTREAM_TUNE=str(path))
+    assert damaged.returncode == 0
+    assert f"no: not used: {path}: it is no JSON" in damaged.stdout
+    path.unlink()
+    assert "which cannot be read" in info(cwd=tmp_path, JETSTREAM_TUNE=str(path)).stdout

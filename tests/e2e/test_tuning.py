@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +133,61 @@ def test_algorithm_that_the_kind_does_not_have() -> None:
     for kind, text in run_ranks(init_error, 2, variables):
         assert kind == "ConfigurationError"
         assert text == "JETSTREAM_ALGO asks for lend of broadcast, which has only direct"
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def tune_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jetstream", "tune", *arguments],
+        cwd=cwd,
+        env={**os.environ, "XDG_CACHE_HOME": str(cwd)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_command_writes_what_jobs_use(tmp_path: Path) -> None:
+    kinds = ("all_reduce", "gather")
+    done = tune_command(*kinds, "-n", "3", "--sizes", "64,8K", "--budget", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (path,) = (tmp_path / "jetstream").iterdir()
+    assert f"# written: {path}" in done.stdout
+    document = json.loads(path.read_text())
+    listed = {(rule["world"], rule["kind"]) for rule in document["rules"]}
+    assert listed == {(3, kind) for kind in kinds}
+    assert [(cell["kind"], cell["bytes"]) for cell in document["measurements"]] == [
+        (kind, size) for kind in kinds for size in (64, 8192)
+    ]
+    for cell in document["measurements"]:
+        rows = cell["algorithm_chunk_p50_p90"]
+        assert all(0 < p50 <= p90 for _, _, p50, p90 in rows)
+        expected = {"one_shot", "two_shot", "lend"} if cell["kind"] == "all_reduce" else {"direct"}
+        assert {row[0] for row in rows} == expected
+    chosen = [{"JETSTREAM_TUNE": str(path)}] * 3
+    assert len(run_ranks(algorithms_by_size, 3, chosen)) == 3
+
+
+def test_command_ends_when_its_time_is_up(tmp_path: Path) -> None:
+    begin_s = time.monotonic()
+    done = tune_command("--budget", "0.01", "--sizes", "1M", "--output", "t.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the time was up" in done.stdout
+    assert 0 < len(json.loads((tmp_path / "t.json").read_text())["measurements"]) < 10
+    assert time.monotonic() - begin_s < 60
+
+
+def test_interrupted_command_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jetstream", "tune", "--output", "t.json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process, process.stdout as lines:
+        while "all_reduce" not in lines.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert list(tmp_path.iterdir()) == []
