@@ -31,11 +31,14 @@ from report import Results, Table, parse_size, render
 ITERATIONS_MIN, ITERATIONS_MAX = 20, 20000
 ITERATIONS_BYTES = 1 << 30  # total payload of one case
 FIXED_ITERATIONS = {"long_wait": 2, "after_rest": 20, "fair_share": 1}
-MESSAGES = ("all_gather", "reduce_scatter", "broadcast", "all_to_all", "barrier", "sendrecv")
+OTHERS = (
+    *("all_reduce_out", "all_gather", "reduce_scatter", "broadcast", "all_to_all", "barrier"),
+    "sendrecv",
+)
 TABLES = {
     "all_reduce": [Table("all_reduce, 2 ranks")],
     "bfloat16": [Table("all_reduce, 2 ranks", sizes="8,8K,64K,1M,8M", dtype="bfloat16")],
-    "others": [Table("other collectives, 2 ranks", MESSAGES, sizes="8,4K,8K,64K,1M")],
+    "others": [Table("other operations, 2 ranks", OTHERS, sizes="8,4K,8K,64K,1M")],
     "oversubscribed": [
         Table("all_reduce, 4 ranks", sizes="8,8K,64K,1M", ranks=4),
         Table("all_reduce, 8 ranks", sizes="8,8K,64K", ranks=8),

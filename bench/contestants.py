@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 RUN_TIMEOUT_S = 150
 EVERYTHING = (
     "all_reduce",
+    "all_reduce_out",
     "all_gather",
     "reduce_scatter",
     "broadcast",
@@ -80,6 +81,14 @@ CONTESTANTS = (
     Contestant(
         "floor",
         ("{programs}/floor",),
+        build=FLOOR_BUILD,
+        is_floor=True,
+        collectives=("all_reduce",),
+        dtypes=("float32",),
+    ),
+    Contestant(
+        "floor-sym",
+        ("{programs}/floor", "--symmetric"),
         build=FLOOR_BUILD,
         is_floor=True,
         collectives=("all_reduce",),
@@ -153,20 +162,33 @@ CONTESTANTS = (
         is_peer=True,
         collectives=ALL_REDUCE,
     ),
-    Contestant("gloo", (*TORCH_PROGRAM, "gloo"), venv="torch", packages=TORCH, is_peer=True),
     Contestant(
-        "floor-c",
-        ("{programs}/floor", "--back-to-back"),
-        build=FLOOR_BUILD,
-        is_floor=True,
-        collectives=("all_reduce",),
-        dtypes=("float32",),
+        "gloo",
+        (*TORCH_PROGRAM, "gloo"),
+        venv="torch",
+        packages=TORCH,
+        is_peer=True,
+        collectives=tuple(name for name in EVERYTHING if name != "all_reduce_out"),
     ),
-    Contestant(
-        "jetstream-c",
-        (*JETSTREAM, "--launched"),
-        collectives=("all_reduce", "barrier"),
-        dtypes=("float32",),
+    *(
+        Contestant(
+            f"floor{suffix}-c",
+            ("{programs}/floor", "--back-to-back", *options),
+            build=FLOOR_BUILD,
+            is_floor=True,
+            collectives=("all_reduce",),
+            dtypes=("float32",),
+        )
+        for suffix, options in (("", ()), ("-sym", ("--symmetric",)))
+    ),
+    *(
+        Contestant(
+            f"jetstream{suffix}-c",
+            (*JETSTREAM, "--launched", "--memory", memory),
+            collectives=("all_reduce",),
+            dtypes=("float32",),
+        )
+        for suffix, memory in (("", "private"), ("-sym", "symmetric"))
     ),
 )
 PEERS = tuple(contestant.name for contestant in CONTESTANTS if contestant.is_peer)

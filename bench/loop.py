@@ -188,7 +188,7 @@ class Elements:
 def expected(collective: str, inputs: Array, rank: int) -> Array:
     """What `collective` gives `rank`; inputs: shape (ranks, elements), the ranks' inputs."""
     size = len(inputs)
-    if collective == "all_reduce":
+    if collective.startswith("all_reduce"):
         return inputs.sum(axis=0)
     if collective == "reduce_scatter":
         return inputs.sum(axis=0).reshape(size, -1)[rank]

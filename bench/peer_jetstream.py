@@ -17,11 +17,12 @@ import numpy as np
 import jetstream
 
 
-def run_launched(comm: Any, bench: loop.Bench, arguments: argparse.Namespace) -> None:
+def run_launched(comm: Any, bench: loop.Bench, arguments: argparse.Namespace, new: Any) -> None:
     """Measure launches from C. Values double in each one; the first few are checked exactly."""
     for case in arguments.cases:
         pattern = np.arange(max(1, case.size_bytes // 4), dtype=np.int64) % loop.PATTERN
-        x = (pattern + comm.rank).astype(np.float32)
+        x = new(pattern.size, np.float32)
+        x[:] = pattern + comm.rank
         checked = 3
         comm.time_launches(case.collective, x, checked)
         total = comm.size * pattern + comm.size * (comm.size - 1) // 2
@@ -36,8 +37,8 @@ def bind(comm: Any, dtype: str, collective: str, x: loop.Array, out: loop.Array)
     """The call as a user writes it."""
     if dtype == "bfloat16":
         x, out = x.view(ml_dtypes.bfloat16), out.view(ml_dtypes.bfloat16)
-    if collective in ("all_gather", "reduce_scatter", "all_to_all"):
-        call = getattr(comm, collective)
+    if collective in ("all_reduce_out", "all_gather", "reduce_scatter", "all_to_all"):
+        call = getattr(comm, collective.removesuffix("_out"))
         return (lambda x, out: call(x, out=out)), (x, out)
     if collective == "barrier":
         return comm.barrier, ()
@@ -67,7 +68,7 @@ def main() -> None:
             new = partial(new_symmetric, comm)
         bench = loop.Bench(meeting, arguments, partial(bind, comm, arguments.dtype), new)
         if arguments.launched:
-            run_launched(comm, bench, arguments)
+            run_launched(comm, bench, arguments, new)
         else:
             bench.run()
 

@@ -31,6 +31,8 @@ def bind(mpi: Any, collective: str, x: loop.Array, out: loop.Array) -> loop.Oper
     world = mpi.COMM_WORLD
     if collective == "all_reduce":
         return world.Allreduce, (mpi.IN_PLACE, x)
+    if collective == "all_reduce_out":
+        return world.Allreduce, (x, out)
     if collective == "reduce_scatter":
         return world.Reduce_scatter_block, (x, out)
     if collective == "all_gather":

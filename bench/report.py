@@ -13,7 +13,7 @@ FAR = 2.0  # cores are far apart when a line takes this many times the shortest 
 PERCENTILES = {"p50": "p50_us", "p99": "p99_us", "p99.9": "p999_us"}
 OURS = ("jetstream", "jetstream-sym")
 #: What else is set against what, at the median.
-PAIRS = (("jetstream", "floor"), ("jetstream-sym", "floor"), ("jetstream-c", "floor-c"))
+PAIRS = tuple((f"jetstream{suffix}", f"floor{suffix}") for suffix in ("", "-sym", "-c", "-sym-c"))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Results:
 
     A hypervisor may move the virtual cores closer together or further apart while we measure, so
     each sample carries the time of one line from core to core before and after it. Only samples
-    of one distance, the one met most often in that case, are compared with each other.
+    of one distance, the one that most contestants met in that case, are compared.
     """
 
     def __init__(self, table: Table) -> None:
@@ -96,10 +96,17 @@ class Results:
                 record["distance"] = name
                 self.distances[name] += 1
 
+    def _met(self, distance: str, key: Key) -> tuple[int, int]:
+        """How many contestants have samples of this distance in one case, and how many samples."""
+        counts = [
+            sum(key in samples and samples[key]["distance"] == distance for samples in by_round)
+            for by_round in (rounds.values() for rounds in self.rounds.values())
+        ]
+        return sum(count > 0 for count in counts), sum(counts)
+
     def kept(self, name: str | None, key: Key) -> dict[int, Record]:
         """The records of a contestant in one case that count, by round."""
-        met = [s[key]["distance"] for r in self.rounds.values() for s in r.values() if key in s]
-        wanted = max(("near", "far"), key=met.count)
+        wanted = max(("near", "far"), key=lambda distance: self._met(distance, key))
         rounds = self.rounds.get(name or "", {}).items()
         records = {i: samples[key] for i, samples in rounds if key in samples}
         return {i: record for i, record in records.items() if record["distance"] == wanted}

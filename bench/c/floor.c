@@ -3,129 +3,12 @@
  * least work the hardware allows. It shares nothing with the product: an independent yardstick.
  *
  * Build: cc -O3 -march=native -o floor floor.c
- * Usage: floor [--back-to-back] BYTES:ITERATIONS...
+ * Usage: floor [--back-to-back] [--symmetric] BYTES:ITERATIONS...
+ * --symmetric: the ranks' arrays lie in memory that both can address, so nothing need be copied.
  * Prints one JSON line per size: percentiles of the slower rank of each iteration.
  */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/uio.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-#include <x86intrin.h>
-
-enum {
-    FLOOR_RANKS = 2,
-    FLOOR_LINE_FLOATS = 14, /* payload beside the sequence number in one cache line */
-    FLOOR_LINES = 20,       /* lines per buffer: 1 KiB of payload needs 19 */
-    FLOOR_RING_BYTES = 8 << 20,
-    FLOOR_SCRATCH_BYTES = 256 << 10,
-    FLOOR_SAMPLES = 1 << 16,         /* most iterations of one size */
-    FLOOR_ECHOES = 1000,             /* exchanges of one line in a probe */
-    FLOOR_LIMIT_S = 120,             /* SIGALRM ends a run that hangs */
-    FLOOR_START_MARGIN_TICKS = 1000, /* from the later arrival to the common start */
-};
-
-/* One cache line: payload and flag travel in one transfer. Writer: owner. seq is stored last. */
-typedef struct {
-    float values[FLOOR_LINE_FLOATS];
-    uint64_t seq;
-} js_floor_line;
-
-/* What one rank shows the other. Everything here is written by its owner only. */
-typedef struct {
-    _Alignas(128) uint64_t arrival_ticks[2]; /* release; alternate, see floor_meet */
-    _Alignas(128) uint64_t published;        /* release: chunks of the first stream */
-    _Alignas(128) uint64_t folded;           /* release: chunks of the second stream */
-    _Alignas(128) uint64_t echo;             /* release; see floor_probe */
-    _Alignas(128) js_floor_line lines[2][FLOOR_LINES];
-    _Alignas(4096) unsigned char ring[2][FLOOR_RING_BYTES];
-    uint64_t latency_ticks[FLOOR_SAMPLES];
-    uint64_t wrong_count;
-    pid_t pid;
-    bool reads_peer; /* process_vm_readv of the peer is permitted */
-} js_floor_rank;
-
-/* The private state of one rank. x lies at the same address in both processes. */
-typedef struct {
-    js_floor_rank *own;
-    js_floor_rank *peer;
-    unsigned rank;
-    float *x;
-    float *scratch;
-    size_t count;
-    size_t chunk_floats;
-    size_t ahead;
-    size_t slots;
-    uint64_t meetings;
-    uint64_t start_ticks; /* of the last meeting */
-    uint64_t echoes;
-    uint64_t line_seq;
-    uint64_t chunks_before; /* chunks of all operations before this one */
-} js_floor;
-
-typedef struct {
-    const char *name;
-    void (*run)(js_floor *floor);
-    size_t chunk_bytes;
-    size_t ahead;      /* chunks */
-    size_t ring_bytes; /* at least 2 * ahead + 1 chunks */
-    size_t max_bytes;  /* of an operation */
-} js_floor_method;
-
-static void floor_fail(const char *what)
-{
-    fprintf(stderr, "floor: %s: %s\n", what, strerror(errno));
-    _exit(1);
-}
-
-static uint64_t floor_load(const uint64_t *word)
-{
-    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
-}
-
-static void floor_store(uint64_t *word, uint64_t value)
-{
-    __atomic_store_n(word, value, __ATOMIC_RELEASE);
-}
-
-static void floor_wait(const uint64_t *word, uint64_t value)
-{
-    while (floor_load(word) < value) {
-    }
-}
-
-static void floor_copy(float *restrict target, const float *restrict source, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        target[i] = source[i];
-    }
-}
-
-static void floor_add(float *restrict target, const float *restrict source, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        target[i] += source[i];
-    }
-}
-
-static void floor_add_to_both(float *restrict x, float *restrict slot, const float *restrict source,
-                              size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        x[i] += source[i];
-        slot[i] = x[i];
-    }
-}
+#include "floor.h"
 
 /*
  * Up to 1 KiB: each line carries its own flag. Two buffers alternate: a rank that completes
@@ -266,6 +149,31 @@ static void floor_kernel(js_floor *floor)
 }
 
 /*
+ * Fold the own half where the peer put it, and write the sum there too: each line goes to the
+ * folding rank and comes back. Symmetric arrays need no copies. Meets at the start and at the end.
+ */
+static void floor_lend(js_floor *floor)
+{
+    size_t half = floor->count / 2;
+    size_t begin = floor->rank * half;
+    float *theirs = floor->x + (1 - floor->rank) * half;
+    float *lent = (float *)(void *)floor->own->ring[0];
+    float *source = floor->peer_x ? floor->peer_x + begin : (void *)floor->peer->ring[0];
+    uint64_t now = ++floor->chunks_before;
+    if (floor->peer_x == NULL) {
+        floor_copy(lent, theirs, half);
+    }
+    floor_store(&floor->own->published, now);
+    floor_wait(&floor->peer->published, now);
+    floor_add_to_both(floor->x + begin, source, source, half);
+    floor_store(&floor->own->folded, now);
+    floor_wait(&floor->peer->folded, now);
+    if (floor->peer_x == NULL) {
+        floor_copy(theirs, lent, half);
+    }
+}
+
+/*
  * Which of them is fastest depends on the size and on the machine's caches, so each run tries all.
  * A ring larger than the second-level cache can win at middle sizes: a slot comes round again
  * only after the peer's copy of it has been evicted, so that writing it invalidates nobody's line.
@@ -284,6 +192,8 @@ static const js_floor_method floor_methods[] = {
     { "two-shot-128k-deep", floor_two_shot, 128 << 10, 2, 4 << 20, SIZE_MAX },
     { "two-shot-256k", floor_two_shot, 256 << 10, 1, 1 << 20, SIZE_MAX },
     { "kernel-256k", floor_kernel, 256 << 10, 0, 0, SIZE_MAX },
+    { "lend", floor_lend, 0, 0, 0, FLOOR_RING_BYTES },
+    { "zero-copy", floor_lend, 0, 0, 0, SIZE_MAX },
 };
 
 /*
@@ -400,7 +310,11 @@ static bool floor_fits(const js_floor *floor, const js_floor_method *method)
     if (method->run == floor_kernel && !(floor->own->reads_peer && floor->peer->reads_peer)) {
         return false;
     }
-    bool halves = method->run == floor_two_shot || method->run == floor_kernel;
+    bool is_zero_copy = method->run == floor_lend && method->max_bytes == SIZE_MAX;
+    if (floor->peer_x ? method->run == floor_kernel : is_zero_copy) {
+        return false;
+    }
+    bool halves = method->run != floor_lines && method->run != floor_ring;
     if (halves && floor->count % FLOOR_RANKS != 0) {
         return false;
     }
@@ -537,9 +451,13 @@ static void floor_run(js_floor *floor, char **sizes, int sizes_count, bool back_
 
 int main(int argc, char **argv)
 {
-    bool back_to_back = argc > 1 && strcmp(argv[1], "--back-to-back") == 0;
-    char **sizes = argv + 1 + back_to_back;
-    int sizes_count = argc - 1 - back_to_back;
+    int next = 1;
+    bool back_to_back = next < argc && strcmp(argv[next], "--back-to-back") == 0;
+    next += back_to_back;
+    bool symmetric = next < argc && strcmp(argv[next], "--symmetric") == 0;
+    next += symmetric;
+    char **sizes = argv + next;
+    int sizes_count = argc - next;
     size_t x_bytes = 0;
     for (int i = 0; i < sizes_count; i++) {
         size_t bytes;
@@ -547,10 +465,10 @@ int main(int argc, char **argv)
         floor_parse_size(sizes[i], &bytes, &iterations);
         x_bytes = bytes > x_bytes ? bytes : x_bytes;
     }
-    x_bytes += sizeof(js_floor_line); /* floor_lines works on whole lines */
+    x_bytes = (x_bytes + sizeof(js_floor_line) + 4095) & ~(size_t)4095; /* lines: whole ones */
 
     js_floor_rank *ranks = floor_map(FLOOR_RANKS * sizeof(js_floor_rank), MAP_SHARED);
-    js_floor floor = { .x = floor_map(x_bytes, MAP_PRIVATE),
+    js_floor floor = { .x = floor_map(FLOOR_RANKS * x_bytes, symmetric ? MAP_SHARED : MAP_PRIVATE),
                        .scratch = floor_map(FLOOR_SCRATCH_BYTES, MAP_PRIVATE) };
     pid_t parent = getpid();
     pid_t grandparent = getppid();
@@ -561,6 +479,11 @@ int main(int argc, char **argv)
     floor.rank = child == 0;
     floor.own = &ranks[floor.rank];
     floor.peer = &ranks[1 - floor.rank];
+    if (symmetric) {
+        size_t floats = x_bytes / sizeof(float);
+        floor.peer_x = floor.x + (1 - floor.rank) * floats;
+        floor.x += floor.rank * floats;
+    }
     floor_start(&floor, x_bytes, child == 0 ? parent : grandparent);
     floor_run(&floor, sizes, sizes_count, back_to_back);
     if (child == 0) {
