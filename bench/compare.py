@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import calls
+import model
 from contestants import (
     CONTESTANTS,
     HERE,
@@ -210,6 +211,8 @@ def main() -> None:
             if arguments.json:
                 record = {"machine": machine, "tables": done}
                 arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        if name == "scaling":
+            tell(model.render())
 
 
 if __name__ == "__main__":
