@@ -10,6 +10,8 @@ class _Lib:
     JS_ALGO_ONE_SHOT: Final = 1
     JS_ALGO_TWO_SHOT: Final = 2
     JS_BUILD_ID_BYTES: Final = 40
+    JS_CALL_MISS: Final = 1
+    JS_CALL_TABLE_ENTRIES: Final = 32
     JS_COUNTER_BYTES_RECEIVED: Final = 6
     JS_COUNTER_BYTES_SENT: Final = 5
     JS_COUNTER_COMPLETIONS: Final = 1
@@ -128,6 +130,28 @@ class _Lib:
     JS_RQ_TAG_ANY: Final = 9223372036854775808
     JS_SQ_LAUNCH: Final = 2
     JS_SQ_SEND: Final = 1
+    def js_array_call(
+        self,
+        a0: FFI.CData,  # struct js_call_table *
+        a1: int,  # uintptr_t
+        a2: int,  # uintptr_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_array_look(
+        self,
+        a0: int,  # uintptr_t
+        a1: FFI.CData,  # struct js_array_seen *
+        /,
+    ) -> None: ...  # void
+    def js_array_remember(
+        self,
+        a0: FFI.CData,  # struct js_call_table *
+        a1: int,  # uintptr_t
+        a2: int,  # uintptr_t
+        a3: int,  # uint32_t
+        a4: int,  # uint32_t
+        /,
+    ) -> int: ...  # uint32_t
     def js_block_address(
         self,
         a0: FFI.CData,  # struct js_block *
@@ -383,6 +407,11 @@ class _Lib:
         /,
     ) -> int: ...  # int32_t
     def js_last_error(self) -> Any: ...  # struct js_error *
+    def js_persistent_call(
+        self,
+        a0: FFI.CData,  # struct js_persistent *
+        /,
+    ) -> int: ...  # int32_t
     def js_scale(
         self,
         a0: int,  # uint32_t

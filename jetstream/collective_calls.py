@@ -1,54 +1,89 @@
-"""The collectives of a communicator, but for all_reduce: arguments in, plan and buffers out."""
+"""The collectives of a communicator: arguments in, plan and buffers out."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jetstream.arrays import Array, forbid_overlap, share, share_contiguous, share_writable, unshare
-from jetstream.dtypes import Kind, RedOp, redop_of
+from jetstream.array_calls import array_call
+from jetstream.arrays import forbid_overlap, share_contiguous, share_writable, unshare
+from jetstream.call_parts import NOTHING, CallParts, Mode
+from jetstream.dtypes import Kind, RedOp
 from jetstream.errors import ArgumentError
-from jetstream.launcher import Launcher
 from jetstream.premultiply import contribution
 from jetstream.shapes import (
     check_axis,
     check_counts,
     check_rank,
     choose_output,
-    divide,
     element_counts,
+    elements_per_row,
     join_along,
     make_splits,
     split_along,
 )
 
-__all__ = ["NOTHING", "CollectiveCalls"]
+__all__ = ["CollectiveCalls"]
 
-#: The buffer of a rank that has none.
-NOTHING: Array = np.empty(0, dtype=np.uint8)
-
-
-class _Mode(NamedTuple):
-    """How a call is to be carried out."""
-
-    what: str
-    async_op: bool
-    timeout: float | None
-    chunk_bytes: int | None
-    scale: Any = None  # of a premultiplied sum
+# What besides the arrays makes a call that is remembered.
+_ALL_GATHER = (Kind.ALL_GATHER,)
+_ALL_TO_ALL = (Kind.ALL_TO_ALL,)
+_BARRIER = (Kind.BARRIER,)
 
 
-class CollectiveCalls:
-    """What Communicator inherits; ``rank``, ``size`` and the launcher are the communicator's."""
-
-    rank: int
-    size: int
-    _launcher: Launcher
+class CollectiveCalls(CallParts):
+    """What Communicator inherits, and what makes persistent calls out of the same arguments."""
 
     # --- every rank gets a result --------------------------------------------------------------
+
+    def all_reduce(
+        self,
+        x: Any,
+        op: str | RedOp = "sum",
+        *,
+        out: Any = None,
+        scale: Any = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+        algo: str | None = None,
+        chunk_bytes: int | None = None,
+    ) -> Any:
+        """Combine ``x`` of all ranks element by element; every rank gets the same bits.
+
+        In place when ``out`` is None, else into ``out`` (same number of elements, any shape).
+        ``op``: sum, prod, min, max, avg, band, bor, bxor, premul_sum, as far as ``docs/types.md``
+        defines it for the element type. premul_sum multiplies this rank's ``x`` by its ``scale``
+        first, a number that each rank is free to choose; it takes a copy of ``x`` unless ``out``
+        is given. ``algo``: one_shot or two_shot instead of the choice by size. Returns ``x`` or
+        ``out``; a Work with ``async_op``.
+        """
+        launcher = self._launcher
+        result = x if out is None else out
+        is_simple = scale is None and algo is None and chunk_bytes is None
+        is_plain = is_simple and timeout is None and not async_op
+        if is_plain and (table := launcher.tables.get(op)) is not None:
+            try:  # as Launcher.repeat, without the call
+                status = array_call(table, id(x), id(result))
+                if status == 0 or launcher.resume(status):
+                    return result
+            except BaseException as error:
+                launcher.interrupt(error)
+                raise
+        if out is None:
+            source = target = share_writable(x, name="x")
+        else:
+            source = share_contiguous(x)
+            target = choose_output(out, source.size, source, source.shape)
+            forbid_overlap(source, target, same=(source, target))
+        plan = launcher.plan(
+            Kind.ALL_REDUCE, source.dtype, source.size, op=op, algo=algo, chunk_bytes=chunk_bytes
+        )
+        own = contribution(op, scale, source, target)
+        key = op if is_plain else None
+        mode = Mode("all_reduce", async_op, timeout, chunk_bytes, key=key)
+        return self._finish(plan, own, target, result, mode)
 
     def all_gather(
         self,
@@ -68,7 +103,12 @@ class CollectiveCalls:
         equal. ``out`` may have any shape with the right number of elements; ``x`` may be this
         rank's part of it. An asynchronous one needs axis 0.
         """
-        mode = _Mode("all_gather", async_op, timeout, chunk_bytes)
+        is_plain = out is not None and axis == 0 and counts is None and chunk_bytes is None
+        is_plain = is_plain and timeout is None and not async_op
+        if is_plain and self._launcher.repeat(_ALL_GATHER, x, out):
+            return out
+        key = _ALL_GATHER if is_plain else None
+        mode = Mode("all_gather", async_op, timeout, chunk_bytes, key=key)
         return self._collect(Kind.ALL_GATHER, x, out, axis, counts, None, mode)
 
     def reduce_scatter(
@@ -91,7 +131,12 @@ class CollectiveCalls:
         with the right number of elements; it may be this rank's part of x. ``op`` and ``scale`` as
         in ``all_reduce``.
         """
-        mode = _Mode("reduce_scatter", async_op, timeout, chunk_bytes, scale)
+        is_plain = out is not None and axis == 0 and counts is None and chunk_bytes is None
+        is_plain = is_plain and scale is None and timeout is None and not async_op
+        key = (Kind.REDUCE_SCATTER, op) if is_plain else None
+        if is_plain and self._launcher.repeat(key, x, out):
+            return out
+        mode = Mode("reduce_scatter", async_op, timeout, chunk_bytes, scale, key)
         return self._spread(Kind.REDUCE_SCATTER, x, out, axis, counts, (op, 0), mode)
 
     def all_to_all(
@@ -115,11 +160,16 @@ class CollectiveCalls:
         awaits, both get MismatchError with the two numbers: the receiver in this call, the sender
         in this call or its next. An asynchronous one needs axis 0.
         """
-        mode = _Mode("all_to_all", async_op, timeout, chunk_bytes)
+        is_plain = out is not None and axis == 0 and input_splits is output_splits is None
+        is_plain = is_plain and chunk_bytes is None and timeout is None and not async_op
+        if is_plain and self._launcher.repeat(_ALL_TO_ALL, x, out):
+            return out
+        key = _ALL_TO_ALL if is_plain else None
+        mode = Mode("all_to_all", async_op, timeout, chunk_bytes, key=key)
         source = share_contiguous(x)
         axis = check_axis(axis, source)
         self._forbid_async(mode, axis)
-        row_elements = _row_elements(source, axis)
+        row_elements = elements_per_row(source, axis)
         has_splits = input_splits is not None or output_splits is not None
         sent = self._sent_rows(source, axis, input_splits)
         received = self._received_rows(out, axis, output_splits) if has_splits else sent
@@ -162,7 +212,7 @@ class CollectiveCalls:
         ``op`` and ``scale`` as in ``all_reduce``, but no avg. Returns ``x`` or ``out``; a Work
         with ``async_op``.
         """
-        mode = _Mode("scan", async_op, timeout, chunk_bytes, scale)
+        mode = Mode("scan", async_op, timeout, chunk_bytes, scale)
         return self._prefix(Kind.SCAN, x, out, op, mode)
 
     def exscan(
@@ -180,13 +230,16 @@ class CollectiveCalls:
 
         Rank 0 has none below it: as in MPI, its ``x`` or ``out`` stays as it is.
         """
-        mode = _Mode("exscan", async_op, timeout, chunk_bytes, scale)
+        mode = Mode("exscan", async_op, timeout, chunk_bytes, scale)
         return self._prefix(Kind.EXSCAN, x, out, op, mode)
 
     def barrier(self, *, async_op: bool = False, timeout: float | None = None) -> Any:
         """Return when every rank has entered the barrier."""
+        is_plain = timeout is None and not async_op
+        if is_plain and self._launcher.repeat(_BARRIER, NOTHING, NOTHING):
+            return None
         plan = self._launcher.plan(Kind.BARRIER, NOTHING.dtype, 0)
-        mode = _Mode("barrier", async_op, timeout, None)
+        mode = Mode("barrier", async_op, timeout, None, key=_BARRIER if is_plain else None)
         return self._finish(plan, NOTHING, NOTHING, None, mode)
 
     # --- one rank is the root ------------------------------------------------------------------
@@ -201,13 +254,17 @@ class CollectiveCalls:
         chunk_bytes: int | None = None,
     ) -> Any:
         """Copy ``x`` of rank ``root`` into ``x`` of every rank, in place; returns ``x``."""
+        is_plain = timeout is None and chunk_bytes is None and not async_op
+        key = (Kind.BROADCAST, root) if is_plain else None
+        if is_plain and self._launcher.repeat(key, x, x):
+            return x
         root = check_rank(root, self.size, "root")
         see = share_contiguous if self.rank == root else share_writable
         array = see(x, name="x")
         plan = self._launcher.plan(
             Kind.BROADCAST, array.dtype, array.size, root=root, chunk_bytes=chunk_bytes
         )
-        mode = _Mode("broadcast", async_op, timeout, chunk_bytes)
+        mode = Mode("broadcast", async_op, timeout, chunk_bytes, key=key)
         return self._finish(plan, array, array, x, mode)
 
     def reduce(
@@ -245,7 +302,7 @@ class CollectiveCalls:
         )  # fmt: skip
         source = contribution(op, scale, source, target if is_root else None)
         result = (x if out is None else out) if is_root else None
-        mode = _Mode("reduce", async_op, timeout, chunk_bytes)
+        mode = Mode("reduce", async_op, timeout, chunk_bytes)
         return self._finish(plan, source, target, result, mode)
 
     def gather(
@@ -266,7 +323,7 @@ class CollectiveCalls:
         and their ``out`` is not looked at.
         """
         root = check_rank(root, self.size, "root")
-        mode = _Mode("gather", async_op, timeout, chunk_bytes)
+        mode = Mode("gather", async_op, timeout, chunk_bytes)
         return self._collect(Kind.GATHER, x, out, axis, counts, root, mode)
 
     def scatter(
@@ -289,7 +346,7 @@ class CollectiveCalls:
         shape. On the root ``out`` may be left out, and may be its own part of ``x``.
         """
         root = check_rank(root, self.size, "root")
-        mode = _Mode("scatter", async_op, timeout, chunk_bytes)
+        mode = Mode("scatter", async_op, timeout, chunk_bytes)
         if self.rank == root:
             return self._spread(Kind.SCATTER, x, out, axis, counts, ("sum", root), mode)
         if out is None:
@@ -300,158 +357,9 @@ class CollectiveCalls:
         if counts is not None:
             rows = check_counts(counts, self.size)
             self._check_own_rows(target, axis, rows, "out")
-            elements = element_counts(rows, _row_elements(target, axis))
+            elements = element_counts(rows, elements_per_row(target, axis))
         plan = self._launcher.plan(
             Kind.SCATTER, target.dtype, sum(elements) if elements else target.size,
             root=root, chunk_bytes=chunk_bytes, counts=elements,
         )  # fmt: skip
         return self._finish(plan, NOTHING, target, out, mode)
-
-    # --- what they have in common --------------------------------------------------------------
-
-    def _finish(self, plan: int, source: Array, target: Array, result: Any, mode: _Mode) -> Any:
-        if mode.async_op:
-            return self._launcher.start(plan, source, target, result, mode.what)
-        return self._launcher.run(plan, source, target, result, mode.timeout)
-
-    def _collect(
-        self,
-        kind: Kind,
-        x: Any,
-        out: Any,
-        axis: int,
-        counts: Sequence[int] | None,
-        root: int | None,
-        mode: _Mode,
-    ) -> Any:
-        """all_gather, and gather where there is a root."""
-        source = share_contiguous(x)
-        axis = check_axis(axis, source)
-        self._forbid_async(mode, axis)
-        if counts is None:
-            rows = (source.shape[axis] if source.ndim else 1,) * self.size
-        else:
-            rows = check_counts(counts, self.size)
-            self._check_own_rows(source, axis, rows, "x")
-        row_elements = _row_elements(source, axis)
-        shape = (*source.shape[:axis], sum(rows), *source.shape[axis + 1 :])
-        total = sum(rows) * row_elements
-        target = NOTHING
-        if root is None or self.rank == root:
-            target = choose_output(out, total, source, shape)
-        elements = element_counts(rows, row_elements)
-        plan = self._launcher.plan(
-            kind, source.dtype, sum(elements) if elements else source.size,
-            root=root or 0, chunk_bytes=mode.chunk_bytes, counts=elements,
-        )  # fmt: skip
-        if target is NOTHING:
-            return self._finish(plan, source, target, None, mode)
-        result = out if out is not None else unshare(target, x)
-        if axis != 0:  # the parts come one after another
-            flat = np.empty(total, source.dtype)
-            self._finish(plan, source, flat, None, mode)
-            target.reshape(shape)[...] = join_along(flat, rows, source.shape, axis)
-            return result
-        if out is not None:
-            start = sum(rows[: self.rank]) * row_elements
-            own = target.reshape(-1)[start : start + source.size]
-            forbid_overlap(source, target, same=(source, own))
-        return self._finish(plan, source, target, result, mode)
-
-    def _spread(
-        self,
-        kind: Kind,
-        x: Any,
-        out: Any,
-        axis: int,
-        counts: Sequence[int] | None,
-        op_and_root: tuple[str | RedOp, int],
-        mode: _Mode,
-    ) -> Any:
-        """reduce_scatter, and scatter on its root."""
-        source = share_contiguous(x)
-        axis = check_axis(axis, source)
-        rows = self._divided_rows(source, axis, counts, "counts", mode.what)
-        row_elements = _row_elements(source, axis)
-        shape = (*source.shape[:axis], rows[self.rank], *source.shape[axis + 1 :])
-        own_elements = rows[self.rank] * row_elements
-        if axis != 0:  # the parts must lie one after another
-            source = split_along(source, rows, axis)
-        target = choose_output(out, own_elements, source, shape)
-        if out is not None:
-            start = sum(rows[: self.rank]) * row_elements
-            own = source.reshape(-1)[start : start + own_elements]
-            forbid_overlap(source, target, same=(own, target))
-        elements = element_counts(rows, row_elements)
-        op, root = op_and_root
-        plan = self._launcher.plan(
-            kind, source.dtype, sum(elements) if elements else own_elements,
-            op=op, root=root, chunk_bytes=mode.chunk_bytes, counts=elements,
-        )  # fmt: skip
-        source = contribution(op, mode.scale, source)
-        result = out if out is not None else unshare(target, x)
-        return self._finish(plan, source, target, result, mode)
-
-    def _prefix(self, kind: Kind, x: Any, out: Any, op: str | RedOp, mode: _Mode) -> Any:
-        """Scan and exscan."""
-        if redop_of(op) is RedOp.AVG:
-            raise ArgumentError(f"{mode.what}: op 'avg' is not defined for a prefix")
-        if out is None:
-            source = target = share_writable(x, name="x")
-        else:
-            source = share_contiguous(x)
-            target = choose_output(out, source.size, source, source.shape)
-            forbid_overlap(source, target, same=(source, target))
-        plan = self._launcher.plan(
-            kind, source.dtype, source.size, op=op, chunk_bytes=mode.chunk_bytes
-        )
-        own = contribution(op, mode.scale, source)
-        return self._finish(plan, own, target, x if out is None else out, mode)
-
-    def _divided_rows(
-        self,
-        array: Array,
-        axis: int,
-        counts: Sequence[int] | None,
-        name: str,
-        what: str,
-    ) -> tuple[int, ...]:
-        """How many rows of ``array`` belong to each rank."""
-        length = array.shape[axis] if array.ndim else 0
-        if counts is None or array.ndim == 0:
-            return (divide(length, self.size, array, axis, what),) * self.size
-        rows = check_counts(counts, self.size, name)
-        if sum(rows) != length:
-            raise ArgumentError(
-                f"{what}: {name} adds up to {sum(rows)}, axis {axis} of shape {array.shape} "
-                f"has {length}"
-            )
-        return rows
-
-    def _sent_rows(self, source: Array, axis: int, splits: Sequence[int] | None) -> tuple[int, ...]:
-        return self._divided_rows(source, axis, splits, "input_splits", "all_to_all")
-
-    def _received_rows(self, out: Any, axis: int, splits: Sequence[int] | None) -> tuple[int, ...]:
-        if splits is not None:
-            return check_counts(splits, self.size, "output_splits")
-        if out is None:
-            raise ArgumentError("all_to_all: input_splits without output_splits need an out")
-        target = share(out, name="out")
-        return self._divided_rows(target, axis, None, "output_splits", "all_to_all: out")
-
-    def _check_own_rows(self, array: Array, axis: int, rows: tuple[int, ...], name: str) -> None:
-        length = array.shape[axis] if array.ndim else 1
-        if length != rows[self.rank]:
-            raise ArgumentError(
-                f"counts[{self.rank}] is {rows[self.rank]}, but axis {axis} of {name} with shape "
-                f"{array.shape} has {length}"
-            )
-
-    def _forbid_async(self, mode: _Mode, axis: int) -> None:
-        if mode.async_op and axis != 0:
-            raise ArgumentError(f"{mode.what}: async_op needs axis=0")
-
-
-def _row_elements(array: Array, axis: int) -> int:
-    """Elements of one row along ``axis``."""
-    return math.prod(array.shape[:axis]) * math.prod(array.shape[axis + 1 :])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import AGAIN, FULL, check, ffi, lib
+from jetstream.array_calls import MISS, ArrayCalls, array_call
 from jetstream.arrays import Array
 from jetstream.collectives import Splits
 from jetstream.config import Config
 from jetstream.diagnosis import describe_call, describe_wait, raise_failure
 from jetstream.dtypes import Kind, RedOp, check_redop, dtype_of, redop_of
-from jetstream.errors import ArgumentError, ClosedError, TimedOutError
+from jetstream.errors import ArgumentError, ClosedError, JetstreamError, TimedOutError
 from jetstream.plans import PlanCache
 from jetstream.work import Message, Work, timeout_to_ns
 
@@ -51,9 +52,11 @@ class Launcher:
     """Posts operations of one communicator and waits for them."""
 
     def __init__(self, endpoint: Endpoint, rank: int, size: int, config: Config) -> None:
+        self._array_calls = ArrayCalls()
+        self.tables = self._array_calls.tables
         self.timeout = config.timeout_s
         self._endpoint = endpoint
-        self.hot: dict[Any, int] = {}  # plan ids by what the short path has at hand
+        endpoint.on_handle.append(self._array_calls.set_handle)
         self._plans = PlanCache(endpoint.handle, rank, size, config=config, fail=self.fail)
         self._found: dict[Any, int] = {}
         self._outstanding: dict[int, Work] = {}
@@ -68,6 +71,7 @@ class Launcher:
     def timeout(self, seconds: float) -> None:
         self._timeout_ns = timeout_to_ns(seconds, seconds)
         self._timeout_s = seconds
+        self._array_calls.set_timeout(self._timeout_ns)
 
     # --- what Work needs -----------------------------------------------------------------------
 
@@ -141,18 +145,55 @@ class Launcher:
                 plan_id, evicted = self._plans.load(call)
             if evicted:
                 self._found.clear()
-                self.hot.clear()
+                self._array_calls.clear()
             if not is_unequal:
                 self._found[key] = plan_id
         return plan_id
 
-    def run_in_place(self, plan: int, array: Array, timeout: float | None) -> None:
-        """Launch on one contiguous writable array and wait: the short path of most calls."""
-        timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
-        pointer = byte_pointer(array)
-        status = _call(self._endpoint.handle or self.handle(), plan, pointer, pointer, timeout_ns)
-        if status != 0:
-            self._finish_call(plan, array, array, status, timeout_ns)
+    def repeat(self, key: Hashable, source: Any, target: Any) -> bool:
+        """Carry out a call whose like has been remembered: the short path of most calls.
+
+        False: nothing was done, and nothing is known about the arguments.
+        """
+        table = self.tables.get(key)
+        if table is None:
+            return False
+        try:
+            status = array_call(table, id(source), id(target))
+            return status == 0 or self.resume(status)
+        except BaseException as error:
+            self.interrupt(error)
+            raise
+
+    def resume(self, status: int) -> bool:
+        """What a remembered call still needs that was not complete at once.
+
+        False: it was not carried out.
+        """
+        if status in (MISS, FULL):
+            return False
+        self._run_on(self.handle(), status, self._timeout_ns)
+        return True
+
+    def remember(self, key: Hashable, source: Array, target: Array, plan: int) -> None:
+        """From now on ``repeat`` knows calls with arrays like these."""
+        self._array_calls.remember(
+            key, source, target, plan=plan, handle=self.handle(), timeout_ns=self._timeout_ns
+        )
+
+    def prepare(
+        self, owner: object, plan: int, arrays: tuple[Array, Array], timeout: float | None
+    ) -> tuple[Any, Any]:
+        """A ``js_persistent *``, and what must live as long. Its plan stays while owner lives."""
+        call = ffi.new("js_persistent *")
+        buffers = byte_pointer(arrays[0]), byte_pointer(arrays[1])
+        call.comm = self.handle()
+        call.input, call.output = buffers
+        call.timeout_ns = timeout_to_ns(timeout, self.timeout)
+        call.plan_id = plan
+        self._array_calls.watch(call)
+        self._plans.pin(plan, owner)
+        return call, buffers
 
     def run(
         self, plan: int, source: Array, target: Array, result: Any, timeout: float | None
@@ -160,33 +201,44 @@ class Launcher:
         """Launch and wait. A timeout or an interrupt makes the communicator unusable."""
         timeout_ns = timeout_to_ns(timeout, self.timeout)
         inputs, outputs = byte_pointer(source), byte_pointer(target)
-        status = _call(self.handle(), plan, inputs, outputs, timeout_ns)
-        if status != 0:
-            self._finish_call(plan, source, target, status, timeout_ns)
+        handle = self.handle()
+        try:
+            status = _call(handle, plan, inputs, outputs, timeout_ns)
+            if status != 0:
+                self._finish(handle, plan, (inputs, outputs), status, timeout_ns)
+        except BaseException as error:
+            self.interrupt(error)
+            raise
         return result
 
-    def _finish_call(
-        self, plan: int, source: Array, target: Array, status: int, timeout_ns: int
+    def finish(self, call: Any, status: int) -> None:
+        """What a launch of a ``js_persistent *`` still needs that was not complete at once."""
+        pointers = call.input, call.output
+        self._finish(self.handle(), call.plan_id, pointers, status, call.timeout_ns)
+
+    def _finish(
+        self, handle: Any, plan: int, pointers: tuple[Any, Any], status: int, timeout_ns: int
     ) -> None:
-        """What a call does that was not complete at once."""
-        handle = self.handle()
         while status == FULL:
             self._make_room(timeout_ns)
-            status = _call(handle, plan, byte_pointer(source), byte_pointer(target), timeout_ns)
-        if status != lib.JS_OK:
-            self._run_on(handle, status, timeout_ns)
+            status = _call(handle, plan, *pointers, timeout_ns)
+        self._run_on(handle, status, timeout_ns)
+
+    def interrupt(self, error: BaseException) -> None:
+        """After Ctrl-C in the middle of a call: the peers must not wait for this rank."""
+        if isinstance(error, JetstreamError):  # the call has come to its end
+            return
+        handle = self._endpoint.handle
+        if handle != ffi.NULL and lib.js_comm_wait(handle, 0, 0, self._cqe) == AGAIN:
+            lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
 
     def _run_on(self, handle: Any, status: int, timeout_ns: int) -> None:
-        """The slow continuation of ``run``: long waits, signals, failures."""
+        """The slow continuation of a call: long waits, signals, failures."""
         cqe = ffi.new("js_cqe *")
-        try:
-            while status == AGAIN:
-                status = lib.js_comm_wait(handle, 0, timeout_ns, cqe)
-                if status == lib.JS_OK:
-                    status = cqe.status
-        except BaseException:  # Ctrl-C in the middle: the peers must not wait for this rank
-            lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
-            raise
+        while status == AGAIN:
+            status = lib.js_comm_wait(handle, 0, timeout_ns, cqe)
+            if status == lib.JS_OK:
+                status = cqe.status
         if status == lib.JS_ERR_TIMEOUT:
             self._time_out(handle, timeout_ns)
         if status < 0:

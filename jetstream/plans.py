@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -69,6 +70,7 @@ class PlanCache:
         self._fail = fail
         self._ids: dict[Call, int] = {}
         self._unequal: OrderedDict[Any, int] = OrderedDict()  # the oldest first
+        self._pins: Counter[int] = Counter()  # owners of a plan that must stay
 
     def call(
         self,
@@ -141,13 +143,22 @@ class PlanCache:
         else:
             code = compile_splits(call, self._rank, splits)
         while len(self._unequal) >= UNEQUAL_PLANS_MAX:
-            oldest, plan_id = next(iter(self._unequal.items()))
-            if lib.js_comm_unload_plan(self._handle, plan_id) != lib.JS_OK:
+            oldest = next((k for k, plan in self._unequal.items() if not self._pins[plan]), None)
+            if oldest is None or not self._unload(self._unequal[oldest]):
                 break  # it is running; later ones are too
             del self._unequal[oldest]
         plan_id, is_full = self._load_code(code)
         self._unequal[key] = plan_id
         return plan_id, is_full
+
+    def pin(self, plan_id: int, owner: object) -> None:
+        """Keep a plan loaded as long as ``owner`` lives."""
+        self._pins[plan_id] += 1
+        weakref.finalize(owner, self._pins.subtract, (plan_id,)).atexit = False
+
+    def _unload(self, plan_id: int) -> bool:
+        is_pinned = self._pins[plan_id] > 0
+        return not is_pinned and lib.js_comm_unload_plan(self._handle, plan_id) == lib.JS_OK
 
     def _load_code(self, code: bytes) -> tuple[int, bool]:
         aligned = ffi.new("uint64_t[]", -(-len(code) // 8))
@@ -163,9 +174,9 @@ class PlanCache:
         return int(out[0]), is_full
 
     def _drop_all(self) -> None:
-        """Make room: unload every plan that is not running."""
+        """Make room: unload every plan that is not running and not pinned."""
         caches: tuple[dict[Any, int], ...] = (self._ids, self._unequal)
         for ids in caches:
             for key, plan_id in list(ids.items()):
-                if lib.js_comm_unload_plan(self._handle, plan_id) == lib.JS_OK:
+                if self._unload(plan_id):
                     del ids[key]

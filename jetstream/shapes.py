@@ -24,6 +24,7 @@ __all__ = [
     "choose_output",
     "divide",
     "element_counts",
+    "elements_per_row",
     "join_along",
     "make_splits",
     "split_along",
@@ -55,6 +56,11 @@ def check_axis(axis: int, array: Array) -> int:
     if not isinstance(axis, (int, np.integer)) or not -limit <= axis < limit:
         raise ArgumentError(f"axis {axis!r} does not exist in an array of shape {array.shape}")
     return int(axis) % limit
+
+
+def elements_per_row(array: Array, axis: int) -> int:
+    """Elements of one row along ``axis``."""
+    return math.prod(array.shape[:axis]) * math.prod(array.shape[axis + 1 :])
 
 
 def choose_output(out: Any, size: int, source: Array, shape: tuple[int, ...]) -> Array:

@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jetstream._core.native import check, ffi, lib
@@ -71,6 +71,8 @@ class Endpoint:
         #: Ranks in the job, by rank in this communicator.
         self.members = tuple(lib.js_comm_member(handle, rank) for rank in range(size))
         self.is_forked = False
+        #: Called with the handle when it has changed.
+        self.on_handle: list[Callable[[Any], None]] = []
         engine.retain()
         _open.add(self)
 
@@ -122,13 +124,19 @@ class Endpoint:
         """
         if self.handle == ffi.NULL or self.is_forked:
             return
-        handle, self.handle = self.handle, ffi.NULL  # other threads see it closed from here on
+        handle = self.handle
+        self._set_handle(ffi.NULL)  # other threads see it closed from here on
         status = lib.js_comm_close(handle)
         if status != lib.JS_OK:
-            self.handle = handle
+            self._set_handle(handle)
             check(status)
         _open.discard(self)
         self.engine.release()
+
+    def _set_handle(self, handle: Any) -> None:
+        self.handle = handle
+        for update in self.on_handle:
+            update(handle)
 
     def __del__(self) -> None:
         if getattr(self, "handle", ffi.NULL) != ffi.NULL:

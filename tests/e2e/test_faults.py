@@ -176,15 +176,17 @@ def test_receive_from_a_dead_rank(no_leaks: Any) -> None:
     assert outcomes[2].is_ok, outcomes[2]
 
 
-def run_works_in_flight(comm: Communicator) -> int:
+def run_works_in_flight(comm: Communicator, posted: Path) -> int:
     """Everything in flight when a rank dies ends, with the story; nothing hangs."""
     comm.barrier()
     if comm.rank == 1:
-        time.sleep(0.5)
+        while len(list(posted.iterdir())) < 2:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     works = [comm.irecv(np.empty(4), 1, tag) for tag in range(3)]
     works += [comm.all_reduce(np.ones(100_000), async_op=True) for _ in range(100)]
     works += [comm.isend(np.ones(1 << 20), 1, tag=tag) for tag in range(1, 4)]
+    (posted / str(comm.rank)).touch()
     for work in works:
         with pytest.raises(CommunicatorAbortedError, match=r"rank 1 \(pid \d+\) died"):
             work.wait()
@@ -194,9 +196,9 @@ def run_works_in_flight(comm: Communicator) -> int:
     return len(works)
 
 
-def test_works_in_flight(no_leaks: Any) -> None:
+def test_works_in_flight(no_leaks: Any, tmp_path: Path) -> None:
     with RankPool(3, timeout_s=30) as pool:
-        outcomes = pool.collect(run_works_in_flight)
+        outcomes = pool.collect(run_works_in_flight, tmp_path)
     assert outcomes[1].has_died
     assert outcomes[0].is_ok, outcomes[0]
     assert outcomes[2].is_ok, outcomes[2]

@@ -226,6 +226,50 @@ typedef struct js_engine js_engine;
 typedef struct js_comm js_comm;
 typedef struct js_block js_block;
 
+/* A call whose plan and buffers are fixed. */
+typedef struct js_persistent {
+    js_comm *comm; /* NULL: closed */
+    const void *input;
+    void *output;
+    uint64_t timeout_ns;
+    uint32_t plan_id;
+} js_persistent;
+
+/* Plans by what is in the head of the arrays of a call. A dtype is known by its address, so
+ * whoever remembers a call keeps the dtypes alive; 0: the entry is empty. */
+#define JS_CALL_TABLE_ENTRIES 32
+typedef struct js_array_entry {
+    uintptr_t source_dtype;
+    uintptr_t target_dtype;
+    uint64_t source_count; /* elements */
+    uint64_t target_count;
+    uint64_t source_rows; /* length of the first axis, or 0 */
+    uint64_t source_bytes;
+    uint64_t target_bytes;
+    uint32_t plan_id;
+    uint32_t reserved;
+} js_array_entry;
+
+typedef struct js_call_table {
+    js_comm *comm; /* NULL: closed */
+    uint64_t timeout_ns;
+    uintptr_t array_type; /* address of the type of arrays, numpy.ndarray */
+    uint32_t is_by_rows;  /* non-zero: the first axis is divided, and must be the same too */
+    uint32_t remembered;
+    js_array_entry entries[JS_CALL_TABLE_ENTRIES];
+} js_call_table;
+
+/* The head of an array, as js_array_call sees it. */
+typedef struct js_array_seen {
+    uintptr_t type;
+    uintptr_t data;
+    uintptr_t dtype;
+    uint64_t count;
+    uint32_t is_contiguous;
+    uint32_t is_aligned;
+    uint32_t is_writeable;
+} js_array_seen;
+
 /* --- build, status, tables ------------------------------------------------------------- */
 JS_API const char *js_build_id(void);
 JS_API const char *js_status_name(int32_t status);
@@ -331,6 +375,20 @@ JS_API int32_t js_comm_repeat(js_comm *comm, uint32_t plan_id, const void *input
                               uint64_t iterations, uint64_t *latency_ns);
 /* The queue pair of this rank, for device code. */
 JS_API uintptr_t js_comm_queue_pair(js_comm *comm);
+
+/* --- calls from an interpreter: csrc/ffi/js_array_call.c ------------------------------------ */
+/* js_comm_call with everything fixed. */
+JS_API int32_t js_persistent_call(const js_persistent *call);
+/* The call was not carried out: the table does not know it, or the arrays are not plain ones. */
+#define JS_CALL_MISS 1
+/* js_comm_call with the plan remembered for these arrays: addresses of objects of CPython, whose
+ * caller keeps them alive; the same one twice for a call in place. Also returns JS_CALL_MISS. */
+JS_API int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t target);
+/* Remembers the plan of a call with these arrays, perhaps in place of another; returns where. */
+JS_API uint32_t js_array_remember(js_call_table *table, uintptr_t source, uintptr_t target,
+                                  uint32_t itemsize_bytes, uint32_t plan_id);
+/* Whether arrays are laid out as js_array_call believes can be seen by looking at a known one. */
+JS_API void js_array_look(uintptr_t object, js_array_seen *out);
 
 /* --- symmetric memory: any thread may call these, also beside an operation ----------------- */
 /* A block of this rank's heap in the segment, its pages touched; filled with zeros if zeroed is

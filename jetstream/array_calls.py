@@ -1,0 +1,124 @@
+"""Calls like one before: from the arrays straight to the data plane.
+
+What NumPy keeps of an array lies in the first 80 bytes of the object: address, shape, dtype, flags.
+Asking for them one by one costs more than a small all-reduce, so C reads them in place, as every
+extension module built against NumPy does, and looks the plan up.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+
+from jetstream._core.native import ffi, lib
+from jetstream.arrays import Array
+from jetstream.dtypes import Kind
+
+__all__ = ["MISS", "ArrayCalls", "array_call"]
+
+#: (table, id(source), id(target)) -> status; the two objects must stay alive.
+array_call = lib.js_array_call
+
+#: The call was not carried out: no plan is remembered for these arrays.
+MISS: int = lib.JS_CALL_MISS
+
+#: Whether these can be carried out depends on the length of the first axis.
+_DIVIDED = (Kind.REDUCE_SCATTER, Kind.ALL_TO_ALL)
+
+_OBJECT_HEAD_BYTES = 16  # of CPython as it is built normally: reference count and type
+_ARRAY_HEAD_BYTES = 80
+
+
+def _is_layout_known() -> bool:
+    """Whether the head of an array lies where C reads it; else every call takes the long way."""
+    heads = object.__basicsize__, np.ndarray.__basicsize__
+    if sys.implementation.name != "cpython" or sys.maxsize < 2**63 - 1:
+        return False
+    if heads[0] != _OBJECT_HEAD_BYTES or heads[1] < _ARRAY_HEAD_BYTES:
+        return False
+    plain = np.zeros((3, 5), np.float32)
+    fixed = np.zeros(7, np.int16)
+    fixed.flags.writeable = False
+    odd = np.zeros(9, np.uint8)[1:].view(np.uint16)
+    return all(_is_seen_right(array) for array in (plain, plain[1:], plain.T, fixed, odd))
+
+
+def _is_seen_right(array: Array) -> bool:
+    seen = ffi.new("js_array_seen *")
+    lib.js_array_look(id(array), seen)
+    flags = array.flags
+    return (
+        seen.type == id(np.ndarray)
+        and seen.data == array.ctypes.data
+        and seen.dtype == id(array.dtype)
+        and seen.count == array.size
+        and bool(seen.is_contiguous) == flags.c_contiguous
+        and bool(seen.is_aligned) == flags.aligned
+        and bool(seen.is_writeable) == flags.writeable
+    )
+
+
+_IS_LAYOUT_KNOWN = _is_layout_known()
+
+
+class ArrayCalls:
+    """The calls of one communicator that were made before.
+
+    ``tables`` has a ``js_call_table *`` for each key: what besides the arrays makes a call.
+    """
+
+    def __init__(self) -> None:
+        self.tables: dict[Hashable, Any] = {}
+        self._dtypes: dict[tuple[Hashable, int], tuple[Any, Any]] = {}
+        self._persistent: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def remember(
+        self,
+        key: Hashable,
+        source: Any,
+        target: Any,
+        *,
+        plan: int,
+        handle: Any,
+        timeout_ns: int,
+    ) -> None:
+        """From now on a call with arrays like these is known."""
+        if not (_IS_LAYOUT_KNOWN and type(source) is np.ndarray and type(target) is np.ndarray):
+            return  # a subclass: an object of another size
+        table = self.tables.get(key)
+        if table is None:
+            table = ffi.new("js_call_table *")
+            table.comm = handle
+            table.array_type = id(np.ndarray)
+            table.timeout_ns = timeout_ns
+            table.is_by_rows = isinstance(key, tuple) and key[0] in _DIVIDED
+            self.tables[key] = table
+        dtype = source.dtype
+        place = lib.js_array_remember(table, id(source), id(target), dtype.itemsize, plan)
+        # The table knows a dtype by its address, which must not become that of another one.
+        self._dtypes[key, place] = dtype, target.dtype
+
+    def set_timeout(self, timeout_ns: int) -> None:
+        """Change the timeout of all calls."""
+        for table in self.tables.values():
+            table.timeout_ns = timeout_ns
+
+    def clear(self) -> None:
+        """Forget everything: plans are being unloaded."""
+        self.tables.clear()
+        self._dtypes.clear()
+
+    def watch(self, call: Any) -> None:
+        """Have a ``js_persistent *`` whose communicator may close."""
+        self._persistent.add(call)
+
+    def set_handle(self, handle: Any) -> None:
+        """Change the ``js_comm *`` of everything; NULL: it is closed, and its memory goes."""
+        for table in list(self.tables.values()):
+            table.comm = handle
+        for call in self._persistent:
+            call.comm = handle

@@ -1,0 +1,192 @@
+"""What the collectives have in common: from arguments to a plan and its buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jetstream.arrays import Array, forbid_overlap, share, share_contiguous, share_writable, unshare
+from jetstream.dtypes import Kind, RedOp, redop_of
+from jetstream.errors import ArgumentError
+from jetstream.launcher import Launcher
+from jetstream.premultiply import contribution
+from jetstream.shapes import (
+    check_axis,
+    check_counts,
+    choose_output,
+    divide,
+    element_counts,
+    elements_per_row,
+    join_along,
+    split_along,
+)
+
+__all__ = ["NOTHING", "CallParts", "Mode"]
+
+#: The buffer of a rank that has none.
+NOTHING: Array = np.empty(0, dtype=np.uint8)
+
+
+class Mode(NamedTuple):
+    """How a call is to be carried out."""
+
+    what: str
+    async_op: bool
+    timeout: float | None
+    chunk_bytes: int | None
+    scale: Any = None  # of a premultiplied sum
+    key: Hashable = None  # under which the call is remembered; None: it is not
+
+
+class CallParts:
+    """``rank``, ``size`` and the launcher are the communicator's."""
+
+    rank: int
+    size: int
+    _launcher: Launcher
+
+    def _finish(self, plan: int, source: Array, target: Array, result: Any, mode: Mode) -> Any:
+        if mode.key is not None:
+            self._launcher.remember(mode.key, source, target, plan)
+        if mode.async_op:
+            return self._launcher.start(plan, source, target, result, mode.what)
+        return self._launcher.run(plan, source, target, result, mode.timeout)
+
+    def _collect(
+        self,
+        kind: Kind,
+        x: Any,
+        out: Any,
+        axis: int,
+        counts: Sequence[int] | None,
+        root: int | None,
+        mode: Mode,
+    ) -> Any:
+        """all_gather, and gather where there is a root."""
+        source = share_contiguous(x)
+        axis = check_axis(axis, source)
+        self._forbid_async(mode, axis)
+        if counts is None:
+            rows = (source.shape[axis] if source.ndim else 1,) * self.size
+        else:
+            rows = check_counts(counts, self.size)
+            self._check_own_rows(source, axis, rows, "x")
+        row_elements = elements_per_row(source, axis)
+        shape = (*source.shape[:axis], sum(rows), *source.shape[axis + 1 :])
+        total = sum(rows) * row_elements
+        target = NOTHING
+        if root is None or self.rank == root:
+            target = choose_output(out, total, source, shape)
+        elements = element_counts(rows, row_elements)
+        plan = self._launcher.plan(
+            kind, source.dtype, sum(elements) if elements else source.size,
+            root=root or 0, chunk_bytes=mode.chunk_bytes, counts=elements,
+        )  # fmt: skip
+        if target is NOTHING:
+            return self._finish(plan, source, target, None, mode)
+        result = out if out is not None else unshare(target, x)
+        if axis != 0:  # the parts come one after another
+            flat = np.empty(total, source.dtype)
+            self._finish(plan, source, flat, None, mode)
+            target.reshape(shape)[...] = join_along(flat, rows, source.shape, axis)
+            return result
+        if out is not None:
+            start = sum(rows[: self.rank]) * row_elements
+            own = target.reshape(-1)[start : start + source.size]
+            forbid_overlap(source, target, same=(source, own))
+        return self._finish(plan, source, target, result, mode)
+
+    def _spread(
+        self,
+        kind: Kind,
+        x: Any,
+        out: Any,
+        axis: int,
+        counts: Sequence[int] | None,
+        op_and_root: tuple[str | RedOp, int],
+        mode: Mode,
+    ) -> Any:
+        """reduce_scatter, and scatter on its root."""
+        source = share_contiguous(x)
+        axis = check_axis(axis, source)
+        rows = self._divided_rows(source, axis, counts, "counts", mode.what)
+        row_elements = elements_per_row(source, axis)
+        shape = (*source.shape[:axis], rows[self.rank], *source.shape[axis + 1 :])
+        own_elements = rows[self.rank] * row_elements
+        if axis != 0:  # the parts must lie one after another
+            source = split_along(source, rows, axis)
+        target = choose_output(out, own_elements, source, shape)
+        if out is not None:
+            start = sum(rows[: self.rank]) * row_elements
+            own = source.reshape(-1)[start : start + own_elements]
+            forbid_overlap(source, target, same=(own, target))
+        elements = element_counts(rows, row_elements)
+        op, root = op_and_root
+        plan = self._launcher.plan(
+            kind, source.dtype, sum(elements) if elements else own_elements,
+            op=op, root=root, chunk_bytes=mode.chunk_bytes, counts=elements,
+        )  # fmt: skip
+        source = contribution(op, mode.scale, source)
+        result = out if out is not None else unshare(target, x)
+        return self._finish(plan, source, target, result, mode)
+
+    def _prefix(self, kind: Kind, x: Any, out: Any, op: str | RedOp, mode: Mode) -> Any:
+        """Scan and exscan."""
+        if redop_of(op) is RedOp.AVG:
+            raise ArgumentError(f"{mode.what}: op 'avg' is not defined for a prefix")
+        if out is None:
+            source = target = share_writable(x, name="x")
+        else:
+            source = share_contiguous(x)
+            target = choose_output(out, source.size, source, source.shape)
+            forbid_overlap(source, target, same=(source, target))
+        plan = self._launcher.plan(
+            kind, source.dtype, source.size, op=op, chunk_bytes=mode.chunk_bytes
+        )
+        own = contribution(op, mode.scale, source)
+        return self._finish(plan, own, target, x if out is None else out, mode)
+
+    def _divided_rows(
+        self,
+        array: Array,
+        axis: int,
+        counts: Sequence[int] | None,
+        name: str,
+        what: str,
+    ) -> tuple[int, ...]:
+        """How many rows of ``array`` belong to each rank."""
+        length = array.shape[axis] if array.ndim else 0
+        if counts is None or array.ndim == 0:
+            return (divide(length, self.size, array, axis, what),) * self.size
+        rows = check_counts(counts, self.size, name)
+        if sum(rows) != length:
+            raise ArgumentError(
+                f"{what}: {name} adds up to {sum(rows)}, axis {axis} of shape {array.shape} "
+                f"has {length}"
+            )
+        return rows
+
+    def _sent_rows(self, source: Array, axis: int, splits: Sequence[int] | None) -> tuple[int, ...]:
+        return self._divided_rows(source, axis, splits, "input_splits", "all_to_all")
+
+    def _received_rows(self, out: Any, axis: int, splits: Sequence[int] | None) -> tuple[int, ...]:
+        if splits is not None:
+            return check_counts(splits, self.size, "output_splits")
+        if out is None:
+            raise ArgumentError("all_to_all: input_splits without output_splits need an out")
+        target = share(out, name="out")
+        return self._divided_rows(target, axis, None, "output_splits", "all_to_all: out")
+
+    def _check_own_rows(self, array: Array, axis: int, rows: tuple[int, ...], name: str) -> None:
+        length = array.shape[axis] if array.ndim else 1
+        if length != rows[self.rank]:
+            raise ArgumentError(
+                f"counts[{self.rank}] is {rows[self.rank]}, but axis {axis} of {name} with shape "
+                f"{array.shape} has {length}"
+            )
+
+    def _forbid_async(self, mode: Mode, axis: int) -> None:
+        if mode.async_op and axis != 0:
+            raise ArgumentError(f"{mode.what}: async_op needs axis=0")
