@@ -48,7 +48,7 @@ class CallParts:
     _launcher: Launcher
 
     def _finish(self, plan: int, source: Array, target: Array, result: Any, mode: Mode) -> Any:
-        if mode.key is not None:
+        if mode.key is not None:  # all is well with the arguments
             self._launcher.remember(mode.key, source, target, plan)
         if mode.async_op:
             return self._launcher.start(plan, source, target, result, mode.what)

@@ -22,6 +22,7 @@ from jetstream.shapes import (
     elements_per_row,
     join_along,
     make_splits,
+    new_like,
     split_along,
 )
 
@@ -103,10 +104,12 @@ class CollectiveCalls(CallParts):
         equal. ``out`` may have any shape with the right number of elements; ``x`` may be this
         rank's part of it. An asynchronous one needs axis 0.
         """
-        is_plain = out is not None and axis == 0 and counts is None and chunk_bytes is None
+        is_plain = axis == 0 and counts is None and chunk_bytes is None
         is_plain = is_plain and timeout is None and not async_op
-        if is_plain and self._launcher.repeat(_ALL_GATHER, x, out):
-            return out
+        if is_plain:
+            out = new_like(x, self.size, 1) if out is None else out
+            if self._launcher.repeat(_ALL_GATHER, x, out):
+                return out
         key = _ALL_GATHER if is_plain else None
         mode = Mode("all_gather", async_op, timeout, chunk_bytes, key=key)
         return self._collect(Kind.ALL_GATHER, x, out, axis, counts, None, mode)
@@ -131,11 +134,13 @@ class CollectiveCalls(CallParts):
         with the right number of elements; it may be this rank's part of x. ``op`` and ``scale`` as
         in ``all_reduce``.
         """
-        is_plain = out is not None and axis == 0 and counts is None and chunk_bytes is None
+        is_plain = axis == 0 and counts is None and chunk_bytes is None
         is_plain = is_plain and scale is None and timeout is None and not async_op
         key = (Kind.REDUCE_SCATTER, op) if is_plain else None
-        if is_plain and self._launcher.repeat(key, x, out):
-            return out
+        if is_plain:
+            out = new_like(x, 1, self.size) if out is None else out
+            if self._launcher.repeat(key, x, out):
+                return out
         mode = Mode("reduce_scatter", async_op, timeout, chunk_bytes, scale, key)
         return self._spread(Kind.REDUCE_SCATTER, x, out, axis, counts, (op, 0), mode)
 
@@ -160,10 +165,12 @@ class CollectiveCalls(CallParts):
         awaits, both get MismatchError with the two numbers: the receiver in this call, the sender
         in this call or its next. An asynchronous one needs axis 0.
         """
-        is_plain = out is not None and axis == 0 and input_splits is output_splits is None
+        is_plain = axis == 0 and input_splits is output_splits is None
         is_plain = is_plain and chunk_bytes is None and timeout is None and not async_op
-        if is_plain and self._launcher.repeat(_ALL_TO_ALL, x, out):
-            return out
+        if is_plain:
+            out = new_like(x, 1, 1) if out is None else out
+            if self._launcher.repeat(_ALL_TO_ALL, x, out):
+                return out
         key = _ALL_TO_ALL if is_plain else None
         mode = Mode("all_to_all", async_op, timeout, chunk_bytes, key=key)
         source = share_contiguous(x)
@@ -287,8 +294,14 @@ class CollectiveCalls(CallParts):
         looked at, and they get None. ``op`` and ``scale`` as in ``all_reduce``; ``algo``:
         direct or two_shot instead of the choice by size.
         """
-        root = check_rank(root, self.size, "root")
         is_root = self.rank == root
+        is_plain = scale is None and algo is None and chunk_bytes is None
+        is_plain = is_plain and timeout is None and not async_op
+        key = (Kind.REDUCE, op, root) if is_plain else None
+        result = (x if out is None else out) if is_root else None
+        if is_plain and self._launcher.repeat(key, x, result if is_root else NOTHING):
+            return result
+        root = check_rank(root, self.size, "root")
         source = share_writable(x, name="x") if is_root and out is None else share_contiguous(x)
         target = NOTHING
         if is_root:
@@ -301,8 +314,7 @@ class CollectiveCalls(CallParts):
             op=op, root=root, algo=algo, chunk_bytes=chunk_bytes,
         )  # fmt: skip
         source = contribution(op, scale, source, target if is_root else None)
-        result = (x if out is None else out) if is_root else None
-        mode = Mode("reduce", async_op, timeout, chunk_bytes)
+        mode = Mode("reduce", async_op, timeout, chunk_bytes, key=key)
         return self._finish(plan, source, target, result, mode)
 
     def gather(

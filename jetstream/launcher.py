@@ -155,7 +155,10 @@ class Launcher:
 
         False: nothing was done, and nothing is known about the arguments.
         """
-        table = self.tables.get(key)
+        try:
+            table = self.tables.get(key)
+        except TypeError:  # an argument that is no key, and wrong
+            return False
         if table is None:
             return False
         try:

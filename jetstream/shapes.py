@@ -27,6 +27,7 @@ __all__ = [
     "elements_per_row",
     "join_along",
     "make_splits",
+    "new_like",
     "split_along",
 ]
 
@@ -61,6 +62,20 @@ def check_axis(axis: int, array: Array) -> int:
 def elements_per_row(array: Array, axis: int) -> int:
     """Elements of one row along ``axis``."""
     return math.prod(array.shape[:axis]) * math.prod(array.shape[axis + 1 :])
+
+
+def new_like(x: Any, times: int, divisor: int) -> Array | None:
+    """An output for the plain NumPy array ``x``, with ``times / divisor`` as many rows.
+
+    None for other objects, and for rows that the divisor does not divide.
+    """
+    if type(x) is not np.ndarray:
+        return None
+    shape = x.shape
+    rows = shape[0] if shape else 1
+    if rows % divisor:
+        return None
+    return np.empty((rows * times // divisor, *shape[1:]), x.dtype)
 
 
 def choose_output(out: Any, size: int, source: Array, shape: tuple[int, ...]) -> Array:

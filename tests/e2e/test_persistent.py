@@ -148,6 +148,11 @@ def run_refused(comm: Communicator) -> None:
             comm.reduce_scatter(np.ones((3, 2 * comm.size)), out=np.empty((2, 3)))
         with pytest.raises(ArgumentError):
             comm.all_to_all(np.ones((3, 2 * comm.size)), out=np.empty((2 * comm.size, 3)))
+        for root in (-1, comm.size, 0.5, None, [0], "0"):
+            with pytest.raises(ArgumentError, match="root"):
+                comm.broadcast(x, root)
+            with pytest.raises(ArgumentError, match="root"):
+                comm.reduce(x, root)
         comm.barrier()
 
 
