@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from jetstream.collectives.calls import Call
 from jetstream.collectives.ir import (
+    REFER_NEVER_BYTES,
     After,
     Buffer,
     Copy,
@@ -15,12 +16,14 @@ from jetstream.collectives.ir import (
     Range,
     RankPlan,
     Reduce,
+    Refer,
     Send,
     Source,
     ToAll,
     ToPeer,
 )
 from jetstream.collectives.parts import Splits
+from jetstream.collectives.refer import REFER_BYTES
 
 __all__ = ["PlanBuilder"]
 
@@ -85,9 +88,10 @@ class PlanBuilder:
         *,
         after: Iterable[After] = (),
         back: Range | None = None,
+        refer: Refer = Refer.NEVER,
     ) -> int:
         """Append a SEND, one that lends if it has ``back``; returns its index."""
-        return self._append(Send(lane, source, to, tuple(after), back))
+        return self._append(Send(lane, source, to, tuple(after), back, refer))
 
     def reduce(
         self,
@@ -117,6 +121,7 @@ class PlanBuilder:
             scratch_bytes=self._scratch_bytes,
             divisor=call.divisor,
             splits=self.splits,
+            refer_bytes=REFER_BYTES.get(call.kind, REFER_NEVER_BYTES),
         )
 
     def _append(self, op: Op) -> int:

@@ -10,6 +10,7 @@ from jetstream.collectives.ir import (
     Range,
     RankPlan,
     Reduce,
+    Refer,
     Send,
     Source,
     ToAll,
@@ -20,6 +21,7 @@ __all__ = ["disassemble", "format_op", "format_plan"]
 
 
 _STREAMS: dict[type[Source], str] = {FromAll: "all", FromPeer: "peer", FromLent: "lent"}
+_REFERS = {Refer.NEVER: "", Refer.APART: ", or refer apart", Refer.ALWAYS: ", or refer"}
 
 
 def disassemble(data: bytes) -> str:
@@ -47,6 +49,7 @@ def format_op(op: Op) -> str:
         target = "all" if isinstance(op.to, ToAll) else f"peer {op.to.peer}"
         text = f"send   {sources} -> {target}"
         text += f", back to {_format_source(op.back)}" if op.back is not None else ""
+        text += _REFERS[op.refer]
     else:
         text = f"{type(op).__name__.lower():<6} {_format_source(op.target)} <- {sources}"
         text += ", given back" if isinstance(op, Reduce) and op.gives_back else ""

@@ -18,6 +18,7 @@ __all__ = [
     "LANES_MAX",
     "OPS_MAX",
     "REDUCE_SOURCES_MAX",
+    "REFER_NEVER_BYTES",
     "SOURCES_MAX",
     "After",
     "AfterMode",
@@ -30,6 +31,7 @@ __all__ = [
     "Range",
     "RankPlan",
     "Reduce",
+    "Refer",
     "Send",
     "Source",
     "Stream",
@@ -46,6 +48,9 @@ OPS_MAX = 1024
 SOURCES_MAX = 4096
 REDUCE_SOURCES_MAX = 256
 
+#: ``RankPlan.refer_bytes`` of a plan that copies whatever it sends.
+REFER_NEVER_BYTES = 2**64 - 1
+
 
 class Buffer(IntEnum):
     """Relocatable memory; the values are ``enum js_plan_buffer``."""
@@ -60,6 +65,19 @@ class AfterMode(IntEnum):
 
     CHUNK = 0
     DONE = 1
+
+
+class Refer(IntEnum):
+    """When a SEND may publish its source by reference, where that lies in the segment.
+
+    Then the peers read the array itself, until the end of the plan, so no operation may write to
+    it once the SEND has begun: APART promises this for INPUT and OUTPUT that do not overlap,
+    ALWAYS also for calls in place.
+    """
+
+    NEVER = 0
+    APART = 1
+    ALWAYS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +148,7 @@ class Send:
     to: ToAll | ToPeer
     after: tuple[After, ...] = ()
     back: Range | None = None
+    refer: Refer = Refer.NEVER
 
     @property
     def bytes(self) -> int:
@@ -197,6 +216,8 @@ class RankPlan:
     divisor: int
     #: an all_to_all with splits: this rank's
     splits: Splits | None = None
+    #: SENDs of fewer bytes are copied even where they may be published by reference
+    refer_bytes: int = REFER_NEVER_BYTES
 
     @property
     def lane_count(self) -> int:

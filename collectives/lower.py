@@ -21,6 +21,7 @@ from jetstream.collectives.ir import (
     Range,
     RankPlan,
     Reduce,
+    Refer,
     Send,
     Source,
     ToAll,
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 _MAGIC = 0x4E4C504A
-_VERSION = 2
+_VERSION = 3
 _HEADER = struct.Struct("<IHHII BBBBIQIIQ QQQIIIIQ")
 _OP = struct.Struct(f"<BBBBHHIIQQ {AFTER_MAX}H {AFTER_MAX}B IQ")
 _SOURCE = struct.Struct("<BBHIQ")
@@ -58,6 +59,13 @@ _OPCODES: dict[type[Op], int] = {Send: _SEND, Reduce: _REDUCE, Copy: _COPY}
 _PLACE_BUFFER, _PLACE_ALL, _PLACE_PEER, _PLACE_LENT = 0, 1, 2, 3
 # js_plan.h
 _LEND = 1
+_REFER, _REFER_IN_PLACE = 2, 4
+_REFER_FLAGS = {
+    Refer.NEVER: 0,
+    Refer.APART: _REFER,
+    Refer.ALWAYS: _REFER | _REFER_IN_PLACE,
+}
+_REFERS = {flags: refer for refer, flags in _REFER_FLAGS.items()}
 
 
 _PLACES: dict[type[Source], int] = {
@@ -94,7 +102,7 @@ def decode_plan(
     if (magic, version, header_bytes) != (_MAGIC, _VERSION, _HEADER.size):
         raise PlanError(f"not a plan of version {_VERSION}")
     kind, redop, dtype, algo, chunk_bytes, count, root, world, parts = fields[:9]
-    input_bytes, output_bytes, scratch_bytes, op_count, source_count, _, divisor, _ = fields[9:]
+    input_bytes, output_bytes, scratch_bytes, op_count, source_count, _, divisor, refer = fields[9:]
     op_end = _HEADER.size + op_count * _OP.size
     if not total_bytes == len(data) == op_end + source_count * _SOURCE.size:
         raise PlanError(f"{len(data)} bytes given, the header says {total_bytes}")
@@ -118,7 +126,7 @@ def decode_plan(
     except (ValueError, IndexError) as error:
         raise PlanError(f"not a valid plan: {error}") from error
     sizes = (input_bytes, output_bytes, scratch_bytes)
-    return RankPlan(call, rank, tuple(ops), *sizes, divisor, splits)
+    return RankPlan(call, rank, tuple(ops), *sizes, divisor, splits, refer)
 
 
 def _encode_header(plan: RankPlan, source_count: int) -> bytes:
@@ -129,7 +137,7 @@ def _encode_header(plan: RankPlan, source_count: int) -> bytes:
         *(call.kind, call.redop, call.dtype, call.algorithm),
         *(call.chunk_bytes, call.count, call.root, call.world, call.parts),
         *(plan.input_bytes, plan.output_bytes, plan.scratch_bytes),
-        *(len(plan.ops), source_count, plan.lane_count, plan.divisor, 0),
+        *(len(plan.ops), source_count, plan.lane_count, plan.divisor, plan.refer_bytes),
     )
 
 
@@ -140,6 +148,7 @@ def _encode_op(op: Op, source_first: int) -> bytes:
         peer = 0 if isinstance(op.to, ToAll) else op.to.peer
         if op.back is not None:
             target, flags = op.back, _LEND
+        flags |= _REFER_FLAGS[op.refer]
     else:
         target = op.target
         flags = _LEND if isinstance(op, Reduce) and op.gives_back else 0
@@ -164,15 +173,16 @@ def _encode_source(source: Source) -> bytes:
 def _decode_op(fields: tuple[int, ...], sources: list[tuple[int, ...]]) -> Op:
     opcode, buffer, place, after_count, lane, peer, first, count, offset, size_bytes = fields[:10]
     indices, modes = fields[10 : 10 + AFTER_MAX], fields[10 + AFTER_MAX : 10 + 2 * AFTER_MAX]
-    lends = bool(fields[10 + 2 * AFTER_MAX] & _LEND)
+    flags = fields[10 + 2 * AFTER_MAX]
+    lends, refer = bool(flags & _LEND), _REFERS.get(flags & ~_LEND, Refer.NEVER)
     after = tuple(After(indices[i], AfterMode(modes[i])) for i in range(after_count))
     target = Range(Buffer(buffer), offset, size_bytes)
     found = tuple(_decode_source(sources[i], size_bytes) for i in range(first, first + count))
     if opcode == _SEND and isinstance(found[0], Range):
         if place == _PLACE_ALL:
-            return Send(lane, found[0], ToAll(), after)
+            return Send(lane, found[0], ToAll(), after, refer=refer)
         if place == _PLACE_PEER:
-            return Send(lane, found[0], ToPeer(peer), after, target if lends else None)
+            return Send(lane, found[0], ToPeer(peer), after, target if lends else None, refer)
     if opcode == _REDUCE:
         return Reduce(lane, target, found, after, lends)
     if opcode == _COPY:

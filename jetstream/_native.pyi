@@ -17,6 +17,7 @@ class _Lib:
     JS_COUNTER_COMPLETIONS: Final = 1
     JS_COUNTER_FAILURES: Final = 2
     JS_COUNTER_FRAMES_RECEIVED: Final = 4
+    JS_COUNTER_FRAMES_REFERRED: Final = 15
     JS_COUNTER_FRAMES_SENT: Final = 3
     JS_COUNTER_LAUNCHES: Final = 0
     JS_COUNTER_LIVENESS_CHECKS: Final = 13
@@ -111,9 +112,11 @@ class _Lib:
     JS_PLAN_MAGIC: Final = 1313624138
     JS_PLAN_OPS_MAX: Final = 1024
     JS_PLAN_OUTPUT: Final = 1
+    JS_PLAN_REFER: Final = 2
+    JS_PLAN_REFER_IN_PLACE: Final = 4
     JS_PLAN_SCRATCH: Final = 2
     JS_PLAN_SOURCES_MAX: Final = 4096
-    JS_PLAN_VERSION: Final = 2
+    JS_PLAN_VERSION: Final = 3
     JS_RANKS_MAX: Final = 256
     JS_RECORD_SLOTS: Final = 4096
     JS_REDOP_AVG: Final = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import After, FromAll, FromPeer, ToAll, ToPeer
+from jetstream.collectives.ir import After, FromAll, FromPeer, Refer, ToAll, ToPeer
 
 __all__ = [
     "all_gather",
@@ -22,7 +22,7 @@ __all__ = [
 def all_gather(plan: PlanBuilder) -> None:
     """Send INPUT to all; copy it and every peer's into the slots of OUTPUT, in rank order."""
     if plan.peers:
-        plan.send(plan.lane(), plan.input(), ToAll())
+        plan.send(plan.lane(), plan.input(), ToAll(), refer=Refer.ALWAYS)
     plan.copy(plan.lane(), plan.output(*plan.call.part(plan.rank)), plan.input())
     for peer, lane in plan.peer_lanes():
         plan.copy(lane, plan.output(*plan.call.part(peer)), FromAll(peer))
@@ -32,7 +32,7 @@ def gather(plan: PlanBuilder) -> None:
     """Root: copy INPUT and every peer's into the slots of OUTPUT. Others: send INPUT to it."""
     root = plan.call.root
     if plan.rank != root:
-        plan.send(plan.lane(), plan.input(), ToPeer(root))
+        plan.send(plan.lane(), plan.input(), ToPeer(root), refer=Refer.ALWAYS)
         return
     plan.copy(plan.lane(), plan.output(*plan.call.part(root)), plan.input())
     for peer, lane in plan.peer_lanes():
@@ -42,7 +42,8 @@ def gather(plan: PlanBuilder) -> None:
 def reduce_scatter(plan: PlanBuilder) -> None:
     """Send part j of INPUT to rank j; fold everyone's own part, in rank order, into OUTPUT."""
     for peer, lane in plan.peer_lanes():
-        plan.send(lane, plan.input(*plan.call.part(peer)), ToPeer(peer))
+        part = plan.input(*plan.call.part(peer))
+        plan.send(lane, part, ToPeer(peer), refer=Refer.ALWAYS)
     own = plan.input(*plan.call.part(plan.rank))
     plan.reduce(plan.lane(), plan.output(), plan.contributions(own, FromPeer))
 
@@ -51,7 +52,7 @@ def reduce(plan: PlanBuilder) -> None:
     """Root: fold all ranks' contributions, in rank order, into OUTPUT. Others: send INPUT to it."""
     root = plan.call.root
     if plan.rank != root:
-        plan.send(plan.lane(), plan.input(), ToPeer(root))
+        plan.send(plan.lane(), plan.input(), ToPeer(root), refer=Refer.ALWAYS)
         return
     plan.reduce(plan.lane(), plan.output(), plan.contributions(plan.input(), FromPeer))
 
@@ -63,7 +64,8 @@ def scatter(plan: PlanBuilder) -> None:
         plan.copy(plan.lane(), plan.output(), FromPeer(root))
         return
     for peer, lane in plan.peer_lanes():
-        plan.send(lane, plan.input(*plan.call.part(peer)), ToPeer(peer))
+        part = plan.input(*plan.call.part(peer))
+        plan.send(lane, part, ToPeer(peer), refer=Refer.ALWAYS)
     plan.copy(plan.lane(), plan.output(), plan.input(*plan.call.part(root)))
 
 
@@ -74,7 +76,7 @@ def all_to_all(plan: PlanBuilder) -> None:
     """
     sent_parts, received_parts = _pairs(plan)
     sent = {
-        peer: plan.send(lane, plan.input(*sent_parts[peer]), ToPeer(peer))
+        peer: plan.send(lane, plan.input(*sent_parts[peer]), ToPeer(peer), refer=Refer.APART)
         for peer, lane in plan.peer_lanes()
     }
     own = plan.output(*received_parts[plan.rank])
@@ -108,7 +110,7 @@ def broadcast(plan: PlanBuilder) -> None:
         plan.copy(plan.lane(), plan.output(), FromAll(root))
         return
     if plan.peers:
-        plan.send(plan.lane(), plan.input(), ToAll())
+        plan.send(plan.lane(), plan.input(), ToAll(), refer=Refer.ALWAYS)
     plan.copy(plan.lane(), plan.output(), plan.input())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import After, FromAll, ToAll
+from jetstream.collectives.ir import After, FromAll, Refer, ToAll
 
 __all__ = ["all_reduce"]
 
@@ -12,7 +12,7 @@ def all_reduce(plan: PlanBuilder) -> None:
     """Send INPUT to all; fold all ranks' contributions, in rank order, into OUTPUT."""
     after = []
     if plan.peers:
-        sent = plan.send(plan.lane(), plan.input(), ToAll())
+        sent = plan.send(plan.lane(), plan.input(), ToAll(), refer=Refer.APART)
         # OUTPUT may be INPUT: a chunk is overwritten only after it has gone out.
         after = [After(sent)]
     contributions = plan.contributions(plan.input(), FromAll)

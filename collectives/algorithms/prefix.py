@@ -7,7 +7,7 @@ latency grows with the world.
 from __future__ import annotations
 
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import After, FromPeer, Source, ToPeer
+from jetstream.collectives.ir import After, FromPeer, Refer, Source, ToPeer
 
 __all__ = ["exscan", "scan"]
 
@@ -37,5 +37,7 @@ def _send_upwards(plan: PlanBuilder) -> list[After]:
     """
     after: list[After] = []
     for peer in range(plan.rank + 1, plan.call.world):
-        after = [After(plan.send(plan.lane(), plan.input(), ToPeer(peer), after=after))]
+        lane, to = plan.lane(), ToPeer(peer)
+        sent = plan.send(lane, plan.input(), to, after=after, refer=Refer.APART)
+        after = [After(sent)]
     return after

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import After, AfterMode, FromAll, FromPeer, ToAll, ToPeer
+from jetstream.collectives.ir import After, AfterMode, FromAll, FromPeer, Refer, ToAll, ToPeer
 
 __all__ = ["all_reduce", "reduce", "shards"]
 
@@ -37,13 +37,14 @@ def all_reduce(plan: PlanBuilder) -> None:
     parts = shards(plan.input_bytes, plan.call.world)
     own = parts[plan.rank]
     sent = {
-        peer: plan.send(lane, plan.input(*parts[peer]), ToPeer(peer))
+        peer: plan.send(lane, plan.input(*parts[peer]), ToPeer(peer), refer=Refer.APART)
         for peer, lane in plan.peer_lanes()
     }
     contributions = plan.contributions(plan.input(*own), FromPeer)
     folded = plan.reduce(plan.lane(), plan.output(*own), contributions)
     if plan.peers:
-        plan.send(plan.lane(), plan.output(*own), ToAll(), after=[After(folded)])
+        result, after = plan.output(*own), [After(folded)]
+        plan.send(plan.lane(), result, ToAll(), after=after, refer=Refer.ALWAYS)
     for peer, lane in plan.peer_lanes():
         # OUTPUT may be INPUT: a chunk is overwritten only after it has gone out.
         after = [After(sent[peer])]
@@ -61,7 +62,7 @@ def reduce(plan: PlanBuilder) -> None:
     own_bytes = parts[plan.rank][1]
     lanes = dict(plan.peer_lanes())
     sent = {
-        peer: plan.send(lane, plan.input(*parts[peer]), ToPeer(peer))
+        peer: plan.send(lane, plan.input(*parts[peer]), ToPeer(peer), refer=Refer.APART)
         for peer, lane in lanes.items()
     }
     is_root = plan.rank == root

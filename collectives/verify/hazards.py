@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from jetstream.collectives.calls import PREFIXES
-from jetstream.collectives.ir import Buffer, Copy, Range, RankPlan, Send
+from jetstream.collectives.ir import Buffer, Copy, Range, RankPlan, Refer, Send
 from jetstream.collectives.verify.graph import StepGraph
 from jetstream.collectives.verify.structure import op_error, plan_error
 from jetstream.dtypes import Kind
@@ -20,10 +20,11 @@ __all__ = ["check_hazards"]
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where a rank's buffers lie, in one line of addresses."""
+    """Where a rank's buffers lie, in one line of addresses, and what may be referred to there."""
 
     label: str
     bases: tuple[int, int, int]
+    refer: Refer
 
     def address(self, span: Range) -> int:
         return self.bases[span.buffer] + span.offset
@@ -36,6 +37,8 @@ class _Access:
     node: int
     buffer: Buffer
     is_write: bool
+    #: a read that goes on until the plan ends: the peers read the array itself
+    is_shared: bool = False
 
 
 def check_hazards(graph: StepGraph) -> None:
@@ -89,16 +92,17 @@ def _check_stream(graph: StepGraph, before: list[int], nodes: list[int]) -> None
 def _layouts(plan: RankPlan) -> Iterator[_Layout]:
     """The ways in which a caller may lay out INPUT and OUTPUT."""
     scratch = plan.input_bytes + plan.output_bytes
-    yield _Layout("", (0, plan.input_bytes, scratch))
+    yield _Layout("", (0, plan.input_bytes, scratch), Refer.APART)
+    always = Refer.ALWAYS
     call = plan.call
     if call.kind in (Kind.REDUCE, Kind.GATHER, Kind.SCATTER) and plan.rank != call.root:
         return  # has one buffer only
     if call.kind in (Kind.ALL_GATHER, Kind.GATHER):
-        yield _Layout(" in place", (call.part(plan.rank)[0], 0, scratch))
+        yield _Layout(" in place", (call.part(plan.rank)[0], 0, scratch), always)
     elif call.kind in (Kind.REDUCE_SCATTER, Kind.SCATTER):
-        yield _Layout(" in place", (0, call.part(plan.rank)[0], scratch))
+        yield _Layout(" in place", (0, call.part(plan.rank)[0], scratch), always)
     elif call.kind is not Kind.BARRIER and plan.splits is None:
-        yield _Layout(" in place", (0, 0, scratch))
+        yield _Layout(" in place", (0, 0, scratch), always)
 
 
 def _accesses(graph: StepGraph, plan: RankPlan, layout: _Layout) -> Iterator[_Access]:
@@ -121,10 +125,13 @@ def _accesses(graph: StepGraph, plan: RankPlan, layout: _Layout) -> Iterator[_Ac
             layout.address(w) for w in writes
         ]:
             continue  # a copy onto itself is left out
-        for is_write, spans in ((False, reads), (True, writes)):
-            for span in spans:
-                low = layout.address(span)
-                yield _Access(low, low + span.bytes, node, span.buffer, is_write)
+        is_shared = isinstance(op, Send) and op.refer >= layout.refer
+        for span in reads:
+            low = layout.address(span)
+            yield _Access(low, low + span.bytes, node, span.buffer, False, is_shared)
+        for span in writes:
+            low = layout.address(span)
+            yield _Access(low, low + span.bytes, node, span.buffer, True)
 
 
 def _check_memory(graph: StepGraph, before: list[int], plan: RankPlan, layout: _Layout) -> None:
@@ -146,11 +153,13 @@ def _check_pair(
             raise graph.error(one.node, f"has a target that overlaps a source{layout.label}")
         return
     read, write = (other, one) if one.is_write else (one, other)
-    if _is_before(before, read.node, write.node):
-        return
     plan = graph.plans[graph.steps[write.node].rank]
     reader, writer = (graph.steps[access.node].op_index for access in (read, write))
     place = f"{read.buffer.name}{layout.label}"
+    if _is_before(before, read.node, write.node):
+        if read.is_shared:
+            raise op_error(plan, writer, f"overwrites {place}, to which op #{reader} may refer")
+        return
     if not _is_before(before, write.node, read.node):
         verb = "writes" if read.is_write else "reads"
         raise op_error(

@@ -20,6 +20,7 @@ from jetstream.collectives.ir import (
     Range,
     RankPlan,
     Reduce,
+    Refer,
     Send,
     ToAll,
 )
@@ -103,6 +104,8 @@ def _op_fault(plan: RankPlan, op_index: int, op: Op) -> str | None:
 
 
 def _destination_fault(plan: RankPlan, op: Send) -> str | None:
+    if op.back is not None and op.refer is not Refer.NEVER:
+        return "lends what it may publish by reference"
     if isinstance(op.to, ToAll):
         return "there is nobody to send to" if plan.call.world == 1 else None
     return _peer_fault(plan, op.to.peer)

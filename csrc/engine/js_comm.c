@@ -124,6 +124,17 @@ static void comm_unlink(js_comm *comm)
     }
 }
 
+/* Peers may be reading arrays that their owner has back now: they must not take what they read. */
+static void comm_withdraw(js_comm *comm)
+{
+    if (comm->failed == JS_OK && comm->exec.plan != NULL && comm->exec.referred != 0) {
+        js_fault fault;
+        js_fault_describe(comm, &fault);
+        fault.status = JS_ERR_ABORTED;
+        (void)js_fault_raise(comm, &fault);
+    }
+}
+
 int32_t js_comm_close(js_comm *comm)
 {
     if (comm == NULL) {
@@ -136,6 +147,7 @@ int32_t js_comm_close(js_comm *comm)
     }
     if (result == JS_OK) {
         comm_unlink(comm);
+        comm_withdraw(comm);
         js_board *board = comm->board;
         js_store_rel_u32(&board->closed, 1);
         js_wait_wake_all(comm);

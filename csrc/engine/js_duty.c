@@ -89,6 +89,18 @@ static void duty_record(js_comm *comm, int32_t status)
     js_store_rel_u64(&comm->recorded, comm->sequence);
 }
 
+/* --- failing ----------------------------------------------------------------------------- */
+
+/* May what was read by reference be wrong? A rank whose operation has failed has its arrays back
+ * and may write to them; but first it has seen the abort word set. Whoever reads what it writes,
+ * or what another rank has made of it, sees the word too, if it looks afterwards. */
+static bool duty_is_spoilt(const js_comm *comm)
+{
+    const js_exec *exec = &comm->exec;
+    bool has_read = exec->has_read_ref || exec->plan->may_relay;
+    return has_read && js_load_acq_u32(&comm->control->abort) != 0;
+}
+
 /* --- collectives ------------------------------------------------------------------------- */
 
 /* Tells the peers what this rank is about to do, before the first frame of it. */
@@ -149,9 +161,13 @@ static int32_t duty_run_plan(js_comm *comm)
     if (progress != 0) {
         js_wait_wake_all(comm);
     }
+    if (outcome == JS_EXEC_DONE && JS_UNLIKELY(duty_is_spoilt(comm))) {
+        return js_fault_adopt(comm);
+    }
     if (outcome == JS_EXEC_DONE) {
         js_wait_reset(comm); /* the record holds the time waited */
         js_counter_add(comm->counters, JS_COUNTER_FRAMES_SENT, exec->published);
+        js_counter_add(comm->counters, JS_COUNTER_FRAMES_REFERRED, exec->referred);
         duty_finish(comm, JS_OK);
         return (int32_t)progress + 1;
     }

@@ -11,6 +11,44 @@
 /* How much of a ring the frames take that are lent: a few of the largest. */
 #define EXEC_LEND_WINDOW_BYTES (128u << 10)
 
+JS_INLINE uint32_t exec_step_bytes(const js_exec_plan *plan, const js_exec_op *op)
+{
+    uint64_t left = op->bytes - (uint64_t)op->step * plan->call.chunk_bytes;
+    return left < plan->call.chunk_bytes ? (uint32_t)left : plan->call.chunk_bytes;
+}
+
+/* An address in a buffer. By integers: the buffers of a barrier are NULL. */
+JS_INLINE uint8_t *exec_address(const js_exec *exec, uint8_t buffer, uint64_t offset)
+{
+    return (uint8_t *)((uintptr_t)exec->buffers[buffer] + offset);
+}
+
+static bool exec_is_in_place(const js_exec *exec)
+{
+    uintptr_t input = (uintptr_t)exec->buffers[JS_PLAN_INPUT];
+    uintptr_t output = (uintptr_t)exec->buffers[JS_PLAN_OUTPUT];
+    return input < output + exec->plan->output_bytes && output < input + exec->plan->input_bytes;
+}
+
+/* Which SENDs of this launch publish by reference: large ones of memory in the segment that stays
+ * as it is. */
+static void exec_choose_referring(js_exec *exec)
+{
+    js_exec_plan *plan = exec->plan;
+    uint8_t needed = exec_is_in_place(exec) ? JS_EXEC_REFER_ALWAYS : JS_EXEC_REFER_APART;
+    for (uint32_t i = 0; i < plan->op_count; i++) {
+        js_exec_op *op = &plan->ops[i];
+        op->refers = false;
+        if (op->refer >= needed && op->bytes >= plan->refer_bytes) {
+            const js_exec_source *source = op->sources;
+            const uint8_t *from = exec_address(exec, source->buffer, source->offset);
+            op->refers = js_stream_can_refer(op->tx, from, op->bytes);
+            op->refer_psn = op->tx->psn;
+            exec->referring_count += op->refers;
+        }
+    }
+}
+
 void js_exec_start(js_exec *exec, js_exec_plan *plan, const void *input, void *output,
                    uint64_t sequence)
 {
@@ -23,24 +61,15 @@ void js_exec_start(js_exec *exec, js_exec_plan *plan, const void *input, void *o
         plan->ops[i].step = 0;
         plan->ops[i].ready = 0;
     }
+    if (plan->can_refer) {
+        exec_choose_referring(exec);
+    }
     for (uint32_t lane = 0; lane < plan->lane_count; lane++) {
         plan->lanes[lane].cursor = 0;
         if (plan->lanes[lane].count != 0) {
             plan->active[exec->active_count++] = (uint16_t)lane;
         }
     }
-}
-
-JS_INLINE uint32_t exec_step_bytes(const js_exec_plan *plan, const js_exec_op *op)
-{
-    uint64_t left = op->bytes - (uint64_t)op->step * plan->call.chunk_bytes;
-    return left < plan->call.chunk_bytes ? (uint32_t)left : plan->call.chunk_bytes;
-}
-
-/* An address in a buffer. By integers: the buffers of a barrier are NULL. */
-JS_INLINE uint8_t *exec_address(const js_exec *exec, uint8_t buffer, uint64_t offset)
-{
-    return (uint8_t *)((uintptr_t)exec->buffers[buffer] + offset);
 }
 
 /* Have the operations that must come first got far enough? */
@@ -105,6 +134,13 @@ static bool exec_send(js_exec *exec, js_exec_op *op)
             return false;
         }
         js_stream_publish_inline(tx, frame.from, frame.bytes, frame.route, frame.body);
+    } else if (op->refers) {
+        if (!js_stream_has_slot(tx)) {
+            return false;
+        }
+        js_stream_publish_ref(tx, frame.from, frame.route, frame.body);
+        op->refer_psn = tx->psn;
+        exec->referred++;
     } else {
         uint8_t *to = js_stream_reserve(tx, frame.bytes);
         if (to == NULL) {
@@ -139,6 +175,7 @@ static bool exec_lend(js_exec *exec, js_exec_op *op)
         }
         js_stream_lend(tx);
         js_stream_publish_ref(tx, back, frame.route, frame.body);
+        exec->referred++;
     } else {
         uint8_t *to = js_stream_reserve(tx, frame.bytes);
         if (to == NULL) {
@@ -162,6 +199,7 @@ JS_INLINE bool exec_take_frame(js_exec *exec, const js_exec_op *op, js_exec_sour
         return false;
     }
     source->at = js_stream_payload(source->rx, line, bytes);
+    exec->has_read_ref |= (line->route & JS_STREAM_BY_REF) != 0;
     if (JS_UNLIKELY(line->body != body || source->at == NULL)) {
         exec->foreign_peer = source->peer + 1u;
         exec->foreign_imm = js_frame_imm(line->body);
@@ -281,6 +319,20 @@ JS_INLINE bool exec_run(js_exec *exec, js_exec_op *op)
     }
 }
 
+/* Has everything been read that this rank published by reference? Before that the caller must not
+ * have its buffers back. */
+static bool exec_is_drained(js_exec *exec)
+{
+    const js_exec_plan *plan = exec->plan;
+    for (; exec->drained_count < plan->op_count; exec->drained_count++) {
+        const js_exec_op *op = &plan->ops[exec->drained_count];
+        if (op->refers && !js_stream_is_consumed(op->tx, op->refer_psn)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 js_exec_outcome js_exec_step(js_exec *exec, uint32_t *progress)
 {
     js_exec_plan *plan = exec->plan;
@@ -302,7 +354,11 @@ js_exec_outcome js_exec_step(js_exec *exec, uint32_t *progress)
         }
         i++;
     }
-    return exec->active_count == 0 ? JS_EXEC_DONE : JS_EXEC_RUNNING;
+    if (exec->active_count != 0) {
+        return JS_EXEC_RUNNING;
+    }
+    bool is_done = JS_LIKELY(exec->referring_count == 0) || exec_is_drained(exec);
+    return is_done ? JS_EXEC_DONE : JS_EXEC_RUNNING;
 }
 
 static void exec_add_missing(js_exec_missing *out, uint32_t rank, uint32_t op_index)
@@ -334,6 +390,11 @@ void js_exec_find_missing(const js_exec *exec, uint32_t self, js_exec_missing *o
 {
     const js_exec_plan *plan = exec->plan;
     *out = (js_exec_missing){ 0 };
+    if (plan != NULL && exec->active_count == 0 && exec->referring_count != 0 &&
+        exec->drained_count < plan->op_count) {
+        const js_exec_op *op = &plan->ops[exec->drained_count];
+        exec_add_missing(out, exec_slow_reader(op, self), exec->drained_count);
+    }
     for (uint32_t i = 0; plan != NULL && i < exec->active_count; i++) {
         const js_exec_lane *lane = &plan->lanes[plan->active[i]];
         uint32_t index = plan->order[lane->first + lane->cursor];

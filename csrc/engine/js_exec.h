@@ -21,6 +21,13 @@ typedef struct js_exec_source {
     uint8_t buffer;
 } js_exec_source;
 
+/* When nothing in the plan writes to the source of a SEND once that has begun. */
+enum js_exec_refer {
+    JS_EXEC_REFER_NEVER = 0,
+    JS_EXEC_REFER_APART = 1, /* while INPUT and OUTPUT do not overlap */
+    JS_EXEC_REFER_ALWAYS = 2,
+};
+
 typedef struct js_exec_op {
     uint32_t steps;
     uint32_t step;  /* finished */
@@ -35,10 +42,13 @@ typedef struct js_exec_op {
     uint8_t after_count;
     uint8_t opcode;
     uint8_t target_buffer;
-    uint8_t is_all; /* SEND: to all */
-    uint8_t lends;  /* SEND: lends its frames; REDUCE: gives back what it consumes */
-    uint16_t peer;  /* SEND: to this one */
-    uint32_t pair;  /* with splits: elements that the two ranks exchange, mixed into imm */
+    uint8_t is_all;     /* SEND: to all */
+    uint8_t lends;      /* SEND: lends its frames; REDUCE: gives back what it consumes */
+    uint8_t refer;      /* SEND: its source stays as it is: enum js_exec_refer */
+    bool refers;        /* in this launch: frames are published by reference */
+    uint16_t peer;      /* SEND: to this one */
+    uint32_t pair;      /* with splits: elements that the two ranks exchange, mixed into imm */
+    uint32_t refer_psn; /* number of the frame after the last by reference */
 } js_exec_op;
 
 /* Operations of a lane: order[first .. first + count). */
@@ -59,6 +69,9 @@ typedef struct js_exec_plan {
     js_reduce_fn fold;
     uint64_t input_bytes;
     uint64_t output_bytes;
+    uint64_t refer_bytes; /* what is shorter is copied */
+    bool can_refer;       /* this rank may publish by reference, */
+    bool may_relay;       /* or another, and pass on what it has read so */
     uint64_t total_bytes; /* that all operations together move: progress is measured in it */
     uint8_t *scratch;
     js_exec_op *ops;
@@ -81,7 +94,11 @@ typedef struct js_exec {
     uint8_t *buffers[3];
     uint32_t imm; /* fingerprint and number of the call, in every frame */
     uint32_t active_count;
-    uint32_t published; /* frames since the caller last looked */
+    uint32_t referring_count; /* operations that publish by reference, */
+    uint32_t drained_count;   /* of the plan's first so many no frame is unread */
+    uint32_t published;       /* frames since the caller last looked */
+    uint32_t referred;        /* of these, by reference */
+    bool has_read_ref;        /* a frame of a peer was one */
     uint32_t consumed;
     uint64_t bytes_sent;
     uint64_t bytes_received;

@@ -18,6 +18,14 @@ static js_stream_rx *exec_source_stream(js_link_shm *link, const js_plan_source 
     }
 }
 
+static uint8_t exec_refer(uint32_t flags)
+{
+    if ((flags & JS_PLAN_REFER) == 0) {
+        return JS_EXEC_REFER_NEVER;
+    }
+    return (flags & JS_PLAN_REFER_IN_PLACE) != 0 ? JS_EXEC_REFER_ALWAYS : JS_EXEC_REFER_APART;
+}
+
 static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js_plan_op *from,
                            js_exec_plan *plan, js_exec_op *op)
 {
@@ -34,6 +42,7 @@ static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js
         .target_buffer = from->target_buffer,
         .is_all = from->place == JS_PLACE_ALL,
         .lends = (from->flags & JS_PLAN_LEND) != 0,
+        .refer = exec_refer(from->flags),
         .peer = from->peer,
     };
     if (from->opcode == JS_OP_SEND) {
@@ -58,6 +67,9 @@ static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js
         };
     }
     plan->total_bytes += from->bytes;
+    plan->can_refer |= op->refer != JS_EXEC_REFER_NEVER && op->bytes >= plan->refer_bytes;
+    plan->may_relay |= plan->call.algo != JS_ALGO_DIRECT && plan->call.world > 2 &&
+                       (op->lends || op->bytes >= plan->refer_bytes);
 }
 
 /* Groups the operations by lane, keeping their order. */
@@ -116,6 +128,7 @@ int32_t js_exec_load(js_link_shm *link, const void *bytes, size_t size_bytes, ui
     plan->fold = js_reduce_pick(plan->call.dtype, plan->call.redop);
     plan->input_bytes = view.header->input_bytes;
     plan->output_bytes = view.header->output_bytes;
+    plan->refer_bytes = view.header->refer_bytes;
     for (uint32_t i = 0; i < plan->op_count; i++) {
         exec_decode_op(link, &view, &view.ops[i], plan, &plan->ops[i]);
     }

@@ -126,7 +126,10 @@ static int32_t plan_check_source(const js_plan_view *view, uint32_t index, const
 static int32_t plan_check_target(const js_plan_header *header, uint32_t index, const js_plan_op *op)
 {
     bool lends = (op->flags & JS_PLAN_LEND) != 0;
-    if ((op->flags & ~JS_PLAN_LEND) != 0 || (lends && op->opcode == JS_OP_COPY)) {
+    uint32_t refers = op->flags & (JS_PLAN_REFER | JS_PLAN_REFER_IN_PLACE);
+    bool may_refer = op->opcode == JS_OP_SEND && !lends && refers != JS_PLAN_REFER_IN_PLACE;
+    if ((op->flags & ~(JS_PLAN_LEND | refers)) != 0 || (lends && op->opcode == JS_OP_COPY) ||
+        (refers != 0 && !may_refer)) {
         return JS_FAIL(JS_ERR_PLAN, "operation %u has the flags %#x", index, op->flags);
     }
     if (op->opcode != JS_OP_SEND || lends) {

@@ -76,6 +76,17 @@ void js_stream_open_rx(js_stream_rx *rx, void *memory, const js_stream_layout *l
     };
 }
 
+bool js_stream_is_consumed(const js_stream_tx *tx, uint32_t psn)
+{
+    uint32_t later = tx->psn - psn;
+    for (uint32_t i = 0; i < tx->reader_count; i++) {
+        if (stream_behind(tx, i) > later) {
+            return false;
+        }
+    }
+    return true;
+}
+
 uint32_t js_stream_slowest(const js_stream_tx *tx)
 {
     uint32_t slowest = 0;

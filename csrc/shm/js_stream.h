@@ -110,6 +110,8 @@ void js_stream_open_rx(js_stream_rx *rx, void *memory, const js_stream_layout *l
 void js_stream_refresh(js_stream_tx *tx);
 /* Changes the part of the ring that is used. False: not all frames are consumed yet. */
 bool js_stream_change_window(js_stream_tx *tx, uint64_t bytes);
+/* Have all readers consumed the frames before number `psn`, one that has been published? */
+bool js_stream_is_consumed(const js_stream_tx *tx, uint32_t psn);
 /* Index of the reader that is furthest behind. */
 uint32_t js_stream_slowest(const js_stream_tx *tx);
 

@@ -30,6 +30,7 @@ static inline void js_test_plan_begin(js_test_plan *plan, uint32_t rank, const j
         .rank = rank,
         .call = *call,
         .divisor = call->redop == JS_REDOP_AVG ? call->world : 1,
+        .refer_bytes = UINT64_MAX,
     };
 }
 

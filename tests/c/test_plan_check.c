@@ -220,7 +220,11 @@ static void test_targets_and_sources(void)
 
 static void test_lending(void)
 {
-    REFUSED(ops[0].flags = 2);
+    REFUSED(ops[0].flags = 8);
+    REFUSED(ops[0].flags = JS_PLAN_REFER_IN_PLACE); /* in place and not apart */
+    REFUSED(ops[0].flags = JS_PLAN_REFER | JS_PLAN_LEND);
+    REFUSED(ops[1].flags = JS_PLAN_REFER); /* no SEND */
+    REFUSED(ops[4].flags = JS_PLAN_REFER);
     REFUSED(ops[0].flags = JS_PLAN_LEND); /* to all */
     REFUSED(ops[1].flags = JS_PLAN_LEND); /* consumes what was sent to all */
     REFUSED(ops[4].flags = JS_PLAN_LEND); /* a copy */

@@ -32,6 +32,9 @@ def work_forever(comm: Communicator, seed: int) -> None:
     while True:
         count = plan.choice((0, 1, 7, 500, 20_000, 1_000_000))
         x = np.ones(count, plan.choice((np.float32, np.int64)))
+        if plan.random() < 0.5:
+            x = comm.empty(x.shape, x.dtype)
+            x[:] = 1
         match plan.randrange(7):
             case 0:
                 comm.all_reduce(x)

@@ -25,6 +25,7 @@ from jetstream.collectives.ir import (
     Range,
     RankPlan,
     Reduce,
+    Refer,
     Send,
     ToAll,
     ToPeer,
@@ -82,6 +83,9 @@ class Rank:
         else:
             self.input, self.output = memory, memory
         self.input[:] = own
+        is_in_place = np.shares_memory(self.input, self.output)
+        #: from which promise on a SEND publishes by reference: never in every other rank
+        self.refers = 3 if plan.rank % 2 else Refer.ALWAYS if is_in_place else Refer.APART
         self.scratch = np.full(plan.scratch_bytes, 0xAA, np.uint8)
 
     def heads(self) -> list[int]:
@@ -157,8 +161,11 @@ class Interpreter:
                 return False
             if op.back is not None:
                 return self.lend(rank, index, op, streams[0])
+            # The array itself where that is allowed, in every other rank, else a copy.
+            frame = rank.part(op.source, index)
+            frame = frame if op.refer >= rank.refers else frame.copy()
             for stream in streams:
-                stream.append(rank.part(op.source, index).copy())
+                stream.append(frame)
             return True
         sources = [source for source in op.sources if not isinstance(source, Range)]
         streams = [self.source(own, source) for source in sources]

@@ -20,6 +20,7 @@ from jetstream.collectives.ir import (
     Range,
     RankPlan,
     Reduce,
+    Refer,
     Send,
 )
 from jetstream.collectives.verify import verify_plans
@@ -154,4 +155,4 @@ def test_malformed_operations(index: int, changes: dict[str, Any], text: str) ->
 def test_nothing_is_lent_to_all() -> None:
     back = Range(Buffer.OUTPUT, 0, 64)
     text = r"rank 0 op #3 .*lends a frame to all"
-    refused(plans_of(Algorithm.TWO_SHOT), 0, changing(3, back=back), text)
+    refused(plans_of(Algorithm.TWO_SHOT), 0, changing(3, back=back, refer=Refer.NEVER), text)

@@ -17,6 +17,7 @@ from jetstream.collectives.compile import build_plan, compile_plan
 from jetstream.collectives.disassemble import disassemble
 from jetstream.collectives.ir import After, AfterMode, Buffer, Copy, FromPeer, Range, RankPlan
 from jetstream.collectives.parts import Splits
+from jetstream.collectives.refer import REFER_BYTES
 from jetstream.collectives.template import compile_splits
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import PlanError
@@ -83,13 +84,13 @@ def test_header_fields() -> None:
     call = GOLDEN_CALLS["all_reduce_two_shot"]
     data = compile_plan(call, 2)
     magic, version, header_bytes, total_bytes, rank = struct.unpack_from("<4sHHII", data, 0)
-    assert (magic, version, header_bytes, total_bytes, rank) == (b"JPLN", 2, 96, len(data), 2)
+    assert (magic, version, header_bytes, total_bytes, rank) == (b"JPLN", 3, 96, len(data), 2)
     kind_redop_dtype_algo = struct.unpack_from("<4B", data, 16)
     assert kind_redop_dtype_algo == (1, 4, 3, 2)
     assert struct.unpack_from("<IQIIQ", data, 20) == (256, 1001, 0, 3, 0)
     assert struct.unpack_from("<3Q", data, 48) == (2002, 2002, 0)
     # 2 sends, a reduce of 3 sources, a send, 2 copies
-    assert struct.unpack_from("<4IQ", data, 72) == (6, 8, 6, 3, 0)
+    assert struct.unpack_from("<4IQ", data, 72) == (6, 8, 6, 3, REFER_BYTES[Kind.ALL_REDUCE])
     assert len(data) == 96 + 6 * 56 + 8 * 16
 
 
@@ -127,6 +128,8 @@ def test_send_fields() -> None:
     data = compile_plan(GOLDEN_CALLS["all_reduce_two_shot"], 0)
     assert struct.unpack_from("<4BHH", data, 96) == (1, 0, 2, 0, 0, 1)  # to peer 1
     assert struct.unpack_from("<4BHH", data, 96 + 3 * 56) == (1, 0, 1, 1, 3, 0)  # to all
+    # What is sent first may be overwritten in place, the result is not.
+    assert [struct.unpack_from("<I", data, 96 + op * 56 + 44)[0] for op in (0, 3)] == [2, 6]
 
 
 @st.composite
@@ -232,7 +235,7 @@ def test_damaged_bytes_are_a_plan_or_an_error(call: Call, data: st.DataObject) -
     ("offset", "value", "text"),
     [
         (0, 0, "not a plan"),
-        (4, 1, "not a plan of version 2"),
+        (4, 1, "not a plan of version 3"),
         (8, 1, "the header says"),
         (16, 99, "99 is not a valid Kind"),
         (96, 9, "opcode 9"),

@@ -1,4 +1,4 @@
-/* Binary form of a plan: the schedule of one collective for one rank. Little endian, version 1.
+/* Binary form of a plan: the schedule of one collective for one rank. Little endian, version 3.
  *
  * A plan is a header, `op_count` operations and `source_count` sources, in this order and without
  * gaps. Operations sit in lanes: in order within a lane, concurrent across lanes. An operation on
@@ -10,7 +10,8 @@
  * Streams carry frames in order: the k-th frame that a rank sends on a channel is the k-th that
  * every receiver of the channel consumes. A SEND to one peer may lend its frames: the REDUCE that
  * consumes them writes its result over their payload and gives them back, and a COPY of place
- * LENT takes them back, in the order in which they were sent. */
+ * LENT takes them back, in the order in which they were sent. Other SENDs may publish memory of
+ * the segment by reference, where nothing writes to it before the plan ends. */
 #ifndef JS_PLAN_H
 #define JS_PLAN_H
 
@@ -18,7 +19,7 @@
 
 /* cdef: begin */
 #define JS_PLAN_MAGIC 0x4e4c504au /* "JPLN" */
-#define JS_PLAN_VERSION 2
+#define JS_PLAN_VERSION 3
 #define JS_PLAN_AFTER_MAX 4
 #define JS_PLAN_LANES_MAX 256
 #define JS_PLAN_OPS_MAX 1024
@@ -30,6 +31,11 @@
 /* Flags of an operation. SEND to PEER: lend the frames; what comes back is copied to the target,
  * by a COPY of its own. REDUCE: write the result over the frames consumed, all of place PEER. */
 #define JS_PLAN_LEND 1u
+/* SEND that does not lend: once it has begun, nothing in the plan writes to its source. So it may
+ * be published by reference, and the plan then ends when all have read it. With REFER alone this
+ * holds only while INPUT and OUTPUT lie apart, with IN_PLACE too also for legal overlaps. */
+#define JS_PLAN_REFER 2u
+#define JS_PLAN_REFER_IN_PLACE 4u
 
 enum js_plan_buffer {
     JS_PLAN_INPUT = 0,
@@ -78,8 +84,8 @@ typedef struct js_plan_header {
     uint32_t op_count;
     uint32_t source_count;
     uint32_t lane_count;
-    uint32_t divisor; /* contributions to an average; 1 otherwise */
-    uint64_t reserved;
+    uint32_t divisor;     /* contributions to an average; 1 otherwise */
+    uint64_t refer_bytes; /* SENDs of fewer bytes are never published by reference */
 } js_plan_header;
 
 /* 56 bytes. target is used by REDUCE, COPY and a SEND that lends; place and peer by SEND. */
@@ -96,7 +102,7 @@ typedef struct js_plan_op {
     uint64_t bytes;
     uint16_t after_op[JS_PLAN_AFTER_MAX];
     uint8_t after_mode[JS_PLAN_AFTER_MAX];
-    uint32_t flags; /* JS_PLAN_LEND */
+    uint32_t flags; /* JS_PLAN_LEND, JS_PLAN_REFER* */
     uint64_t reserved64;
 } js_plan_op;
 
