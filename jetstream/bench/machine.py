@@ -22,8 +22,16 @@ __all__ = [
 
 
 def cpu_model() -> str:
-    """Returns the processor's name as the kernel gives it."""
-    for line in read_text("/proc/cpuinfo").splitlines():
+    """Returns the processor's name as the kernel gives it.
+
+    Only the first core is looked at: on large hosts the kernel takes long to describe them all.
+    """
+    try:
+        with Path("/proc/cpuinfo").open("rb", buffering=0) as file:
+            text = file.read(4096).decode(errors="replace")
+    except OSError:
+        text = ""
+    for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model"):
             return value.strip()
