@@ -111,7 +111,8 @@ def run_table(arguments: argparse.Namespace, table: Table) -> Results:
                 continue
             begin_s = time.monotonic()
             try:
-                samples = measure(contestant, command, cases_for(contestant, table), options)
+                words = [*arguments.under.split(), *command]
+                samples = measure(contestant, words, cases_for(contestant, table), options)
                 results.rounds.setdefault(name, {})[index] = samples
             except ContestantError as error:
                 results.failures[name] = f"round {index + 1}: {error}"
@@ -152,6 +153,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", help="instead of the tables' own, for example 8,64K,1M")
     parser.add_argument("--budget", type=float, default=0.6, help="seconds a case (default 0.6)")
     parser.add_argument("--only", metavar="NAMES", help="a comma-separated choice of contestants")
+    parser.add_argument(
+        "--under", default="", metavar="COMMAND", help="start contestants with it: 'chrt -r 1'"
+    )
     parser.add_argument("--venv", type=Path, default=HERE / ".venv-peers", metavar="DIR")
     parser.add_argument("--no-install", action="store_true", help="use what DIR holds already")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")

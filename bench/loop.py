@@ -151,6 +151,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=0.6, help="seconds for one case at most")
     parser.add_argument("--library", help="peer_torch.py: gloo, vllm or deepspeed")
     parser.add_argument("--memory", help="jetstream: private or symmetric", default="private")
+    parser.add_argument("--persistent", action="store_true", help="jetstream: comm.persistent")
     parser.add_argument("--launched", action="store_true", help="jetstream: launch from C")
     parser.add_argument("cases", nargs="+", metavar="COLLECTIVE:BYTES:ITERATIONS", type=Case.parse)
     arguments = parser.parse_args()

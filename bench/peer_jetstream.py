@@ -1,7 +1,8 @@
 """jetstream: `python -m jetstream run -n 2 peer_jetstream.py --shared FILE CASES`.
 
-With `--memory symmetric` the arrays come from `comm.empty`. With `--launched`, the same plan is
-launched from C, back to back, as a device would do it.
+With `--memory symmetric` the arrays come from `comm.empty`, with `--persistent` operations from
+`comm.persistent`. With `--launched` the same plan is launched from C, back to back, as a device
+would do it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,18 @@ def bind(comm: Any, dtype: str, collective: str, x: loop.Array, out: loop.Array)
     return getattr(comm, collective), (x,)
 
 
+def bind_persistent(
+    comm: Any, dtype: str, collective: str, x: loop.Array, out: loop.Array
+) -> loop.Operation:
+    """An operation prepared once."""
+    if dtype == "bfloat16":
+        x, out = x.view(ml_dtypes.bfloat16), out.view(ml_dtypes.bfloat16)
+    if collective == "barrier":
+        return comm.persistent(collective), ()
+    kind = collective.removesuffix("_out")
+    return comm.persistent(kind, x, **({} if x is out else {"out": out})), ()
+
+
 def new_symmetric(comm: Any, count: int, dtype: Any) -> loop.Array:
     """An array in memory that all ranks share."""
     element = np.dtype(dtype)
@@ -66,7 +79,8 @@ def main() -> None:
         new: Any = np.zeros
         if arguments.memory == "symmetric":
             new = partial(new_symmetric, comm)
-        bench = loop.Bench(meeting, arguments, partial(bind, comm, arguments.dtype), new)
+        binder = bind_persistent if arguments.persistent else bind
+        bench = loop.Bench(meeting, arguments, partial(binder, comm, arguments.dtype), new)
         if arguments.launched:
             run_launched(comm, bench, arguments, new)
         else:

@@ -11,7 +11,7 @@ from contestants import CONTESTANTS, PEERS, Key, Record, Samples
 
 FAR = 2.0  # cores are far apart when a line takes this many times the shortest time seen
 PERCENTILES = {"p50": "p50_us", "p99": "p99_us", "p99.9": "p999_us"}
-OURS = ("jetstream", "jetstream-sym")
+OURS = ("jetstream", "jetstream-sym", "jetstream-persistent")
 #: What else is set against what, at the median.
 PAIRS = tuple((f"jetstream{suffix}", f"floor{suffix}") for suffix in ("", "-sym", "-c", "-sym-c"))
 

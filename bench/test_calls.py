@@ -55,6 +55,10 @@ def cffi_alone(comm: Any, x: Any) -> Callable[[], object]:
     return repeat(lib.js_comm_call, launcher.handle(), plan, pointer, pointer, TIMEOUT_NS)
 
 
+def persistent(comm: Any, x: Any) -> Callable[[], object]:
+    return repeat(comm.persistent("all_reduce", x))
+
+
 def in_place(comm: Any, x: Any) -> Callable[[], object]:
     return repeat(comm.all_reduce, x)
 
@@ -84,6 +88,7 @@ WAYS = {
     "no operation": nothing,
     "launched from C": launched,
     "one cffi call": cffi_alone,
+    'persistent("all_reduce", x)': persistent,
     "all_reduce(x)": in_place,
     "all_reduce(x, out=y)": out_of_place,
     "all_reduce(x), x symmetric": symmetric,

@@ -137,9 +137,16 @@ def jetstream_contestants(
     private = np.zeros(shape, dtype)
     shared = comm.zeros(shape, dtype)
     partial, total = comm.zeros(shape, dtype), comm.zeros(shape, dtype)
+    prepared = comm.zeros(shape, dtype)
     return [
         Contestant("jetstream, private", private, lambda: comm.all_reduce(private), steps),
         Contestant("jetstream, symmetric", shared, lambda: comm.all_reduce(shared), steps),
+        Contestant(
+            "jetstream, persistent",
+            prepared,
+            comm.persistent("all_reduce", prepared),
+            steps,
+        ),
         Contestant(
             "jetstream, symmetric, out=",
             partial,
