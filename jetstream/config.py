@@ -38,6 +38,7 @@ _BUFFER_BYTES_MAX = 1 << 30
 _HEAP_BYTES_UNIT = 2 << 20
 _HEAP_BYTES_MAX = 1 << 40
 _SPIN_US_MAX = 1_000_000
+_ALGORITHMS_CHARACTERS_MAX = 500
 _SECRET_BYTES_MIN = 16
 _SECRET_BYTES_MAX = 64
 
@@ -47,7 +48,8 @@ class Config:
     """What the environment says about this rank.
 
     ``rendezvous`` is empty for a world of one. ``job_secret`` is empty where the launcher gave
-    none. ``algorithms`` holds pairs (kind, algorithm), the kind "" standing for all kinds.
+    none. ``algorithms`` holds pairs (kind, algorithm), the kind "" standing for all kinds,
+    "all_reduce<=4096" for calls of up to so many bytes.
     ``buffer_bytes``, ``heap_bytes``, ``spin_us``: 0 leaves the choice to the data plane, as does
     ``isa`` "". ``tune`` is "off", the path of a file, or "" for the usual one. ``selection`` is no
     setting: it is what rank 0 has made of its ``tune`` and has handed to all ranks.
@@ -70,10 +72,13 @@ class Config:
     debug: str = ""
     selection: str = field(default="", repr=False)
 
-    def algorithm_for(self, kind: str) -> str | None:
-        """Returns the algorithm forced for `kind` ("all_reduce"), or None."""
+    def algorithm_for(self, kind: str, nbytes: int = 0) -> str | None:
+        """Returns the algorithm forced for a call of `kind` ("all_reduce") on `nbytes`, or None."""
         forced = dict(self.algorithms)
-        return forced.get(kind, forced.get(""))
+        limits = (key.partition("<=") for key in forced)
+        fitting = [int(limit) for name, _, limit in limits if name == kind and limit]
+        at = min((limit for limit in fitting if nbytes <= limit), default=None)
+        return forced.get(kind, forced.get("")) if at is None else forced[f"{kind}<={at}"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,20 +241,24 @@ def _secret(reader: _Reader) -> bytes:
 
 
 def _algorithms(value: str) -> tuple[tuple[str, str], ...]:
-    """Parses "two_shot" or "allreduce:one_shot;broadcast:direct"."""
+    """Parses "two_shot" or "allreduce<=4K:one_shot;allreduce:lend;broadcast:direct"."""
     allowed = (
-        f"one of {', '.join(ALGORITHMS)}, or a list such as 'all_reduce:one_shot;broadcast:direct' "
-        f"with the operations {', '.join(KINDS)}"
+        f"one of {', '.join(ALGORITHMS)}, or a list such as 'all_reduce<=4K:one_shot;"
+        f"all_reduce:lend;broadcast:direct' with the operations {', '.join(KINDS)}"
     )
+    if len(value) > _ALGORITHMS_CHARACTERS_MAX:
+        _bad("JETSTREAM_ALGO", value, f"at most {_ALGORITHMS_CHARACTERS_MAX} characters")
     compact = {kind.replace("_", ""): kind for kind in KINDS}
     forced: dict[str, str] = {}
     for part in filter(None, (part.strip().lower() for part in value.split(";"))):
-        kind, colon, algorithm = part.rpartition(":")
-        kind = compact.get(kind.strip().replace("_", ""), "") if colon else ""
-        algorithm = algorithm.strip()
-        if algorithm not in ALGORITHMS or kind in forced or bool(colon) != bool(kind):
+        kind, colon, algorithm = (word.strip() for word in part.rpartition(":"))
+        kind, limited, size = (word.strip() for word in kind.partition("<="))
+        kind = compact.get(kind.replace("_", ""), "") if colon else ""
+        key = f"{kind}<={_size(size)}" if limited else kind
+        is_known = algorithm in ALGORITHMS and bool(colon) == bool(kind)
+        if not is_known or (limited and _size(size) < 0) or key in forced:
             _bad("JETSTREAM_ALGO", value, allowed)
-        forced[kind] = algorithm
+        forced[key] = algorithm
     return tuple(sorted(forced.items()))
 
 

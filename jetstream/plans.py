@@ -38,7 +38,8 @@ def algorithm_of(label: str) -> Algorithm:
 
 def check_forced(config: Config) -> None:
     """Raise ConfigurationError where JETSTREAM_ALGO gives a kind what it does not have."""
-    for label, algorithm in config.algorithms:
+    for key, algorithm in config.algorithms:
+        label = key.partition("<=")[0]
         if label == "":
             continue
         known = [found.label for found in algorithms_of(_KINDS[label])]
@@ -90,13 +91,13 @@ class PlanCache:
         ``count`` is the sum of ``counts`` where there are any. Raises ArgumentError for an
         algorithm, PlanError for a chunk size that cannot be used.
         """
+        nbytes = max(counts, default=count) * dtype.itemsize
+        nbytes = _SPLITS_BYTES if has_splits else nbytes
         forced = None if algo is None else algorithm_of(algo)
-        if algo is None and (label := self._forced(kind.label)) is not None:
+        if algo is None and (label := self._forced(kind.label, nbytes)) is not None:
             forced = algorithm_of(label)
             # JETSTREAM_ALGO without a kind speaks to the kinds that have the algorithm.
             forced = forced if forced in algorithms_of(kind) else None
-        nbytes = max(counts, default=count) * dtype.itemsize
-        nbytes = _SPLITS_BYTES if has_splits else nbytes
         algorithm, chosen = choose(
             kind, nbytes, self._world, forced=forced, selection=self._selection
         )

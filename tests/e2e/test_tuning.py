@@ -128,6 +128,12 @@ def test_ranks_that_ask_for_different_algorithms() -> None:
         assert "JETSTREAM_ALGO='all_reduce:lend'" in text and "':two_shot'" in text
 
 
+def test_algorithms_by_size() -> None:
+    variables = {"JETSTREAM_ALGO": "allreduce<=16:two_shot;allreduce<=4K:lend;allreduce:one_shot"}
+    expected = ["two_shot", "direct", "lend", "direct", "one_shot", "direct"]
+    assert run_ranks(algorithms_by_size, 2, [variables] * 2) == [expected] * 2
+
+
 def test_algorithm_that_the_kind_does_not_have() -> None:
     variables = [{"JETSTREAM_ALGO": "broadcast:lend"}] * 2
     for kind, text in run_ranks(init_error, 2, variables):

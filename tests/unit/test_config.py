@@ -224,6 +224,11 @@ def test_missing_rendezvous() -> None:
         ("JETSTREAM_ALGO", "ring", "one_shot, two_shot, lend, direct"),
         ("JETSTREAM_ALGO", "allreduce:", "one_shot"),
         ("JETSTREAM_ALGO", ":one_shot", "one_shot"),
+        ("JETSTREAM_ALGO", "<=4K:one_shot", "all_reduce<=4K"),
+        ("JETSTREAM_ALGO", "allreduce<=:one_shot", "all_reduce<=4K"),
+        ("JETSTREAM_ALGO", "allreduce<=4X:one_shot", "all_reduce<=4K"),
+        ("JETSTREAM_ALGO", "allreduce<=4K:lend;all_reduce<=4096:lend", "all_reduce<=4K"),
+        ("JETSTREAM_ALGO", "direct;" * 100, "at most 500 characters"),
         ("JETSTREAM_ALGO", "gathers:one_shot", "all_gather"),
         ("JETSTREAM_ALGO", "broadcast:direct;broadcast:one_shot", "one_shot"),
         ("JETSTREAM_BUFFSIZE", "12", "64K to 1G"),
@@ -290,6 +295,24 @@ def test_algorithms() -> None:
     assert some.algorithm_for("all_gather") == "direct"
     assert some.algorithm_for("barrier") is None
     assert load_config({}).algorithm_for("all_reduce") is None
+
+
+def test_algorithms_by_size() -> None:
+    text = "allreduce<=4K:one_shot; All_Reduce <= 64k : two_shot;all_reduce:lend;reduce<=8:direct"
+    config = load_config({"JETSTREAM_ALGO": text})
+    assert config.algorithms == (
+        ("all_reduce", "lend"),
+        ("all_reduce<=4096", "one_shot"),
+        ("all_reduce<=65536", "two_shot"),
+        ("reduce<=8", "direct"),
+    )
+    sizes = (0, 4096, 4097, 65536, 65537, 1 << 40)
+    chosen = [config.algorithm_for("all_reduce", size) for size in sizes]
+    assert chosen == ["one_shot", "one_shot", "two_shot", "two_shot", "lend", "lend"]
+    assert config.algorithm_for("reduce", 8) == "direct"
+    assert config.algorithm_for("reduce", 9) is None
+    general = load_config({"JETSTREAM_ALGO": "reduce<=8:direct;two_shot"})
+    assert general.algorithm_for("reduce", 9) == "two_shot"
 
 
 @pytest.fixture
