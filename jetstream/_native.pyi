@@ -140,6 +140,14 @@ class _Lib:
         a2: int,  # uintptr_t
         /,
     ) -> int: ...  # int32_t
+    def js_array_launch(
+        self,
+        a0: FFI.CData,  # struct js_call_table *
+        a1: int,  # uintptr_t
+        a2: int,  # uintptr_t
+        a3: FFI.CData,  # uint64_t *
+        /,
+    ) -> int: ...  # int32_t
     def js_array_look(
         self,
         a0: int,  # uintptr_t

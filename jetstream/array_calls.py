@@ -18,10 +18,12 @@ from jetstream._core.native import ffi, lib
 from jetstream.arrays import Array
 from jetstream.dtypes import Kind
 
-__all__ = ["MISS", "ArrayCalls", "array_call"]
+__all__ = ["MISS", "ArrayCalls", "array_call", "array_launch"]
 
 #: (table, id(source), id(target)) -> status; the two objects must stay alive.
 array_call = lib.js_array_call
+#: (table, id(source), id(target), uint64_t * for the number of the operation) -> status.
+array_launch = lib.js_array_launch
 
 #: The call was not carried out: no plan is remembered for these arrays.
 MISS: int = lib.JS_CALL_MISS

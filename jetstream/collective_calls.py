@@ -64,7 +64,11 @@ class CollectiveCalls(CallParts):
         result = x if out is None else out
         is_simple = scale is None and algo is None and chunk_bytes is None
         is_plain = is_simple and timeout is None and not async_op
-        if is_plain and (table := launcher.tables.get(op)) is not None:
+        if async_op and is_simple:
+            work = launcher.repeat_start(op, x, result, "all_reduce")
+            if work is not None:
+                return work
+        elif is_plain and (table := launcher.tables.get(op)) is not None:
             try:  # as Launcher.repeat, without the call
                 status = array_call(table, id(x), id(result))
                 if status == 0 or launcher.resume(status):
@@ -82,7 +86,7 @@ class CollectiveCalls(CallParts):
             Kind.ALL_REDUCE, source.dtype, source.size, op=op, algo=algo, chunk_bytes=chunk_bytes
         )
         own = contribution(op, scale, source, target)
-        key = op if is_plain else None
+        key = op if is_simple else None
         mode = Mode("all_reduce", async_op, timeout, chunk_bytes, key=key)
         return self._finish(plan, own, target, result, mode)
 

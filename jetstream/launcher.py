@@ -7,7 +7,7 @@ from typing import Any
 
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import AGAIN, FULL, check, ffi, lib
-from jetstream.array_calls import MISS, ArrayCalls, array_call
+from jetstream.array_calls import MISS, ArrayCalls, array_call, array_launch
 from jetstream.arrays import Array
 from jetstream.collectives import Splits
 from jetstream.config import Config
@@ -168,6 +168,19 @@ class Launcher:
             self.interrupt(error)
             raise
 
+    def repeat_start(self, key: Hashable, source: Any, target: Any, what: str) -> Work | None:
+        """``repeat`` without waiting; None: nothing was done."""
+        table = self.tables.get(key)
+        if table is None:
+            return None
+        out = ffi.new("uint64_t *")
+        status = array_launch(table, id(source), id(target), out)
+        if status in (MISS, FULL):
+            return None
+        if status < 0:
+            self.fail(status)
+        return self._track(out[0], what, (source, target), target)
+
     def resume(self, status: int) -> bool:
         """What a remembered call still needs that was not complete at once.
 
@@ -265,7 +278,7 @@ class Launcher:
         """Launch without waiting."""
         inputs, outputs = byte_pointer(source), byte_pointer(target)
         wr_id = self._post(lib.js_comm_launch, plan, inputs, outputs)
-        return self._track(wr_id, what, (source, target, inputs, outputs), lambda _nbytes: result)
+        return self._track(wr_id, what, (source, target, inputs, outputs), result)
 
     def time_launches(self, plan: int, array: Array, latency_ns: Array) -> None:
         """Fill ``latency_ns`` (uint64) with the duration of launches in place, run from C."""
@@ -350,7 +363,7 @@ class Launcher:
         """What a receive would get, which stays there; None only without waiting."""
         room = _PROBE if tag is not None else _PROBE | _TAG_ANY
         wr_id = self._post(lib.js_comm_receive, ffi.NULL, room, source, tag or 0)
-        work = self._track(wr_id, f"probe of {_sender(source)}", (), lambda _nbytes: None)
+        work = self._track(wr_id, f"probe of {_sender(source)}", ())
         if is_waiting or work.done() or not self._take_back(work):
             self.finish_message(work, timeout if is_waiting else None)
         return work.message
@@ -389,13 +402,13 @@ class Launcher:
 
     def _track_send(self, wr_id: int, array: Array, pointer: Any, target: int) -> Work:
         what = f"send of {array.nbytes} bytes to rank {target}"
-        return self._track(wr_id, what, (array, pointer), lambda _nbytes: None)
+        return self._track(wr_id, what, (array, pointer))
 
     def _track_receive(
         self, wr_id: int, array: Array, pointer: Any, source: int, finish: Callable[[int], Any]
     ) -> Work:
         what = f"receive of {array.nbytes} bytes from {_sender(source)}"
-        return self._track(wr_id, what, (array, pointer), finish)
+        return self._track(wr_id, what, (array, pointer), finish=finish)
 
     # --- ending --------------------------------------------------------------------------------
 
@@ -432,9 +445,14 @@ class Launcher:
         return int(out[0])
 
     def _track(
-        self, wr_id: int, what: str, keep: tuple[Any, ...], finish: Callable[[int], Any]
+        self,
+        wr_id: int,
+        what: str,
+        keep: tuple[Any, ...],
+        result: Any = None,
+        finish: Callable[[int], Any] | None = None,
     ) -> Work:
-        work = Work(self, wr_id, what, keep=keep, finish=finish)
+        work = Work(self, wr_id, what, keep=keep, result=result, finish=finish)
         self._outstanding[wr_id] = work
         return work
 

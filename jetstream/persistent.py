@@ -73,6 +73,12 @@ class _Preparing:
         self._timeout = timeout
         self.plan = launcher.plan
 
+    def repeat_start(self, *_call: Any) -> None:
+        """No call of this kind has been made before."""
+
+    def remember(self, *_call: Any) -> None:
+        """Nor is this one made."""
+
     def start(self, plan: int, source: Array, target: Array, result: Any, what: str) -> Persistent:
         return Persistent(
             self._launcher, plan, (source, target), result=result, what=what, timeout=self._timeout

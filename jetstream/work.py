@@ -57,6 +57,18 @@ class Work:
     It progresses while this rank is inside any call on the communicator.
     """
 
+    __slots__ = (
+        "_error",
+        "_finish",
+        "_keep",
+        "_owner",
+        "_result",
+        "is_done",
+        "message",
+        "what",
+        "wr_id",
+    )
+
     def __init__(
         self,
         owner: Owner,
@@ -64,17 +76,18 @@ class Work:
         what: str,
         *,
         keep: tuple[Any, ...],
-        finish: Callable[[int], Any],
+        result: Any,
+        finish: Callable[[int], Any] | None,
     ) -> None:
         self._owner = owner
         self.wr_id = wr_id
         self.what = what
         self._keep: tuple[Any, ...] | None = keep  # the buffers, alive until completion
-        self._finish = finish
+        self._finish = finish  # from the size of the message in bytes to the result
         self.is_done = False
         self.message: Message | None = None
         self._error: BaseException | None = None
-        self._result: Any = None
+        self._result = result
 
     def __repr__(self) -> str:
         return f"<Work {self.what}, {'done' if self.is_done else 'in flight'}>"
@@ -103,7 +116,8 @@ class Work:
         try:
             if status < 0 and status != lib.JS_ERR_TRUNCATED:  # finish() knows both sizes
                 self._owner.fail(status)
-            self._result = self._finish(cqe.bytes)
+            if self._finish is not None:
+                self._result = self._finish(cqe.bytes)
         except Exception as error:
             self._error = error
         self._keep = None

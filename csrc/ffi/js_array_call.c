@@ -71,17 +71,17 @@ static bool is_apart(uintptr_t a, uint64_t a_bytes, uintptr_t b, uint64_t b_byte
     return a + a_bytes <= b || b + b_bytes <= a || (a == b && a_bytes == b_bytes);
 }
 
-int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t target)
+/* The entry of a call with these arrays; NULL if it is not known, or not a plain one. */
+static const js_array_entry *table_find(const js_call_table *table, const array_head *from,
+                                        const array_head *to)
 {
-    const array_head *from = array_at(source);
-    const array_head *to = array_at(target);
     const int32_t readable = ARRAY_C_CONTIGUOUS | ARRAY_ALIGNED;
     const int32_t writable = readable | ARRAY_WRITEABLE;
 
     /* Every object begins with its type; what follows is read of arrays only. */
     if (from->type != table->array_type || to->type != table->array_type ||
         (from->flags & readable) != readable || (to->flags & writable) != writable) {
-        return JS_CALL_MISS;
+        return NULL;
     }
     uint64_t source_count = array_count(from);
     uint64_t target_count = from == to ? source_count : array_count(to);
@@ -89,21 +89,46 @@ int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t ta
     const js_array_entry *set = &table->entries[table_set(from->dtype, source_count)];
     for (uint32_t i = 0; i < TABLE_WAYS; i++) {
         const js_array_entry *entry = &set[i];
-        if (entry->source_dtype != from->dtype || entry->source_count != source_count ||
-            entry->target_dtype != to->dtype || entry->target_count != target_count ||
-            entry->source_rows != source_rows) {
-            continue;
+        if (entry->source_dtype == from->dtype && entry->source_count == source_count &&
+            entry->target_dtype == to->dtype && entry->target_count == target_count &&
+            entry->source_rows == source_rows) {
+            bool is_plain =
+                is_apart(from->data, entry->source_bytes, to->data, entry->target_bytes);
+            return is_plain ? entry : NULL;
         }
-        if (!is_apart(from->data, entry->source_bytes, to->data, entry->target_bytes)) {
-            return JS_CALL_MISS;
-        }
-        if (JS_UNLIKELY(table->comm == NULL)) {
-            return JS_ERR_CLOSED;
-        }
-        return js_comm_call(table->comm, entry->plan_id, (const void *)from->data, (void *)to->data,
-                            table->timeout_ns);
     }
-    return JS_CALL_MISS;
+    return NULL;
+}
+
+int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t target)
+{
+    const array_head *from = array_at(source);
+    const array_head *to = array_at(target);
+    const js_array_entry *entry = table_find(table, from, to);
+    if (entry == NULL) {
+        return JS_CALL_MISS;
+    }
+    if (JS_UNLIKELY(table->comm == NULL)) {
+        return JS_ERR_CLOSED;
+    }
+    return js_comm_call(table->comm, entry->plan_id, (const void *)from->data, (void *)to->data,
+                        table->timeout_ns);
+}
+
+int32_t js_array_launch(const js_call_table *table, uintptr_t source, uintptr_t target,
+                        uint64_t *out_wr_id)
+{
+    const array_head *from = array_at(source);
+    const array_head *to = array_at(target);
+    const js_array_entry *entry = table_find(table, from, to);
+    if (entry == NULL) {
+        return JS_CALL_MISS;
+    }
+    if (JS_UNLIKELY(table->comm == NULL)) {
+        return JS_ERR_CLOSED;
+    }
+    return js_comm_launch(table->comm, entry->plan_id, (const void *)from->data, (void *)to->data,
+                          out_wr_id);
 }
 
 uint32_t js_array_remember(js_call_table *table, uintptr_t source, uintptr_t target,

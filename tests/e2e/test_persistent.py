@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -214,7 +215,8 @@ def test_closed() -> None:
     step()
     comm.all_reduce(x)
     comm.close()
-    for call in (step, step.start, lambda: comm.all_reduce(x), comm.barrier):
+    later = partial(comm.all_reduce, x, async_op=True)
+    for call in (step, step.start, lambda: comm.all_reduce(x), later, comm.barrier):
         with pytest.raises(ClosedError):
             call()
     with pytest.raises(ClosedError):

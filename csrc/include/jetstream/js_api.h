@@ -384,6 +384,9 @@ JS_API int32_t js_persistent_call(const js_persistent *call);
 /* js_comm_call with the plan remembered for these arrays: addresses of objects of CPython, whose
  * caller keeps them alive; the same one twice for a call in place. Also returns JS_CALL_MISS. */
 JS_API int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t target);
+/* js_comm_launch, likewise. */
+JS_API int32_t js_array_launch(const js_call_table *table, uintptr_t source, uintptr_t target,
+                               uint64_t *out_wr_id);
 /* Remembers the plan of a call with these arrays, perhaps in place of another; returns where. */
 JS_API uint32_t js_array_remember(js_call_table *table, uintptr_t source, uintptr_t target,
                                   uint32_t itemsize_bytes, uint32_t plan_id);
