@@ -186,6 +186,7 @@ class _Cell:
         case = Case(label, comm.size, all_bytes, request.dtype, redop, root)
         self._operation = build(comm, case)
         self._names_algorithm = len(algorithms_of(kind)) > 1
+        self._steps: dict[Candidate, Callable[[], object]] = {}
 
     def measure(self, budget_s: float) -> Result:
         """Compares all candidates, in turns; what beats the rule has to do so twice."""
@@ -232,10 +233,17 @@ class _Cell:
         return {candidate: (float(p50), float(p90)) for candidate, (p50, p90) in medians.items()}
 
     def _bind(self, candidate: Candidate) -> Callable[[], object]:
-        options: dict[str, Any] = {"chunk_bytes": candidate.chunk_bytes}
-        if self._names_algorithm:
-            options["algo"] = candidate.algorithm.label
-        return partial(self._operation.call, **options)
+        """A persistent operation, so that little but the plan is timed."""
+        step = self._steps.get(candidate)
+        if step is None:
+            call = self._operation.call
+            assert isinstance(call, partial)
+            options: dict[str, Any] = {**call.keywords, "chunk_bytes": candidate.chunk_bytes}
+            if self._names_algorithm:
+                options["algo"] = candidate.algorithm.label
+            step = self._comm.persistent(self._label, *call.args, **options)
+            self._steps[candidate] = step
+        return step
 
 
 def _time_calls(
