@@ -46,19 +46,17 @@ static inline uint16_t bf16_round(float value)
 }
 
 #define PLAIN_LOOP(name, attribute, type, expression)                                              \
-    attribute static void name(void *target, const void *const *sources, uint32_t source_count,    \
-                               size_t element_count, uint32_t divisor)                             \
+    attribute static void name(const js_reduce_args *args)                                         \
     {                                                                                              \
-        type *restrict c = target;                                                                 \
-        const type *restrict a = sources[0];                                                       \
-        const type *restrict b = sources[1];                                                       \
-        const type *restrict d = sources[source_count - 2];                                        \
-        const type *restrict e = sources[source_count - 1];                                        \
+        type *restrict c = args->targets[0];                                                       \
+        const type *restrict a = args->sources[0];                                                 \
+        const type *restrict b = args->sources[1];                                                 \
+        const type *restrict d = args->sources[args->source_count - 2];                            \
+        const type *restrict e = args->sources[args->source_count - 1];                            \
                                                                                                    \
-        (void)divisor;                                                                             \
         (void)d;                                                                                   \
         (void)e;                                                                                   \
-        for (size_t i = 0; i < element_count; i++) {                                               \
+        for (size_t i = 0; i < args->element_count; i++) {                                         \
             c[i] = expression;                                                                     \
         }                                                                                          \
     }
@@ -109,6 +107,12 @@ static double measure(const struct measurement *m)
     const js_clock_scale *scale = js_clock_calibrate();
     uint64_t calls = js_max_u64(CALLS_MIN, js_min_u64(CALLS_MAX, ROUND_BYTES / m->bytes));
     uint64_t best_ticks = UINT64_MAX;
+    js_reduce_args args = { .targets = &m->target,
+                            .sources = m->sources,
+                            .target_count = 1,
+                            .source_count = m->source_count,
+                            .element_count = m->element_count,
+                            .divisor = m->source_count };
 
     if (m->kernel == NULL) {
         return 0.0;
@@ -116,7 +120,7 @@ static double measure(const struct measurement *m)
     for (uint32_t round = 0; round < ROUNDS; round++) {
         uint64_t start = js_clock_ticks();
         for (uint64_t i = 0; i < calls; i++) {
-            m->kernel(m->target, m->sources, m->source_count, m->element_count, m->source_count);
+            m->kernel(&args);
         }
         best_ticks = js_min_u64(best_ticks, js_clock_ticks() - start);
     }

@@ -258,19 +258,24 @@ static void exec_release(js_exec *exec, js_exec_op *op, uint32_t bytes)
     exec->bytes_done += bytes;
 }
 
-/* Folds a step, and writes the result over the frames that are to be given back. */
+/* Folds a step, in one pass into its target and over the frames that are to be given back. */
 static void exec_fold(js_exec *exec, const js_exec_op *op, uint8_t *to, uint32_t bytes)
 {
     js_exec_plan *plan = exec->plan;
+    uint32_t target_count = 0;
+    plan->targets[target_count++] = to;
     for (uint32_t i = 0; i < op->source_count; i++) {
         plan->pointers[i] = op->sources[i].at;
-    }
-    plan->fold(to, plan->pointers, op->source_count, bytes / plan->element_bytes, plan->divisor);
-    for (uint32_t i = 0; op->lends && i < op->source_count; i++) {
-        if (op->sources[i].rx != NULL) {
-            memcpy(op->sources[i].at, to, bytes);
+        if (op->lends && op->sources[i].rx != NULL) {
+            plan->targets[target_count++] = op->sources[i].at;
         }
     }
+    plan->fold(&(js_reduce_args){ .targets = plan->targets,
+                                  .sources = plan->pointers,
+                                  .target_count = target_count,
+                                  .source_count = op->source_count,
+                                  .element_count = bytes / plan->element_bytes,
+                                  .divisor = plan->divisor });
 }
 
 static bool exec_reduce(js_exec *exec, js_exec_op *op)

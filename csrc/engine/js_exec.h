@@ -79,7 +79,8 @@ typedef struct js_exec_plan {
     js_exec_lane *lanes;
     uint16_t *order;
     uint16_t *active;      /* lanes that still have work */
-    const void **pointers; /* of the fold in hand */
+    const void **pointers; /* sources and targets of the fold in hand */
+    void **targets;
 } js_exec_plan;
 
 /* What happened to frames that did not fit the plan. */

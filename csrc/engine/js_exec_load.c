@@ -96,9 +96,10 @@ static int32_t exec_allocate(js_exec_plan *plan, const js_plan_header *header)
     plan->order = calloc(header->op_count + 1, sizeof(*plan->order));
     plan->active = calloc(header->lane_count + 1, sizeof(*plan->active));
     plan->pointers = calloc(sources, sizeof(*plan->pointers));
+    plan->targets = calloc(sources, sizeof(*plan->targets));
     plan->scratch = calloc(1, header->scratch_bytes + JS_CACHE_LINE);
     if (!plan->ops || !plan->sources || !plan->lanes || !plan->order || !plan->active ||
-        !plan->pointers || !plan->scratch) {
+        !plan->pointers || !plan->targets || !plan->scratch) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a plan with %llu bytes of scratch",
                        (unsigned long long)header->scratch_bytes);
     }
@@ -148,6 +149,7 @@ void js_exec_unload(js_exec_plan *plan)
     free(plan->order);
     free(plan->active);
     free(plan->pointers);
+    free(plan->targets);
     free(plan->scratch);
     free(plan);
 }

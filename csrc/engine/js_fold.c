@@ -34,8 +34,12 @@ int32_t js_fold(const js_fold_request *request)
         return JS_FAIL(JS_ERR_UNSUPPORTED, "no kernel: ISA %u, dtype %u, operation %u, %u sources",
                        request->isa, request->dtype, request->redop, request->source_count);
     }
-    fold(request->target, (const void *const *)(const void *)request->sources,
-         request->source_count, request->count, request->source_count);
+    fold(&(js_reduce_args){ .targets = &request->target,
+                            .sources = (const void *const *)(const void *)request->sources,
+                            .target_count = 1,
+                            .source_count = request->source_count,
+                            .element_count = request->count,
+                            .divisor = request->source_count });
     return JS_OK;
 }
 

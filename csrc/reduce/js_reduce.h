@@ -1,4 +1,5 @@
-/* The n-ary reduction kernels: target[i] = sources[0][i] op sources[1][i] op ..., in one pass.
+/* The n-ary reduction kernels: target[i] = sources[0][i] op sources[1][i] op ..., in one pass, also
+ * where the result goes to several targets.
  *
  * What is computed is part of the contract, because all ranks must get the same bits. The result
  * depends on nothing but the source elements, their order and the divisor: not on the instruction
@@ -35,12 +36,21 @@
 
 #include "js_dtype.h"
 
-/* Folds `source_count` arrays (at least 1) of `element_count` elements (0 is fine) into target.
- * target may be equal to any of the sources; otherwise it must not overlap them. Any alignment.
- * divisor (at least 1) is used by avg alone: the number of contributions, which is more than
- * source_count when sources are partial folds. Cannot fail; touches no byte outside the ranges. */
-typedef void (*js_reduce_fn)(void *target, const void *const *sources, uint32_t source_count,
-                             size_t element_count, uint32_t divisor);
+/* What to fold, and where to. */
+typedef struct js_reduce_args {
+    void *const *targets;       /* each gets the whole result */
+    const void *const *sources; /* folded in this order */
+    uint32_t target_count;      /* at least 1 */
+    uint32_t source_count;      /* at least 1 */
+    size_t element_count;       /* of each array; 0 is fine */
+    uint32_t divisor;           /* at least 1, for avg alone: the number of contributions, which is
+                                 * more than source_count when sources are partial folds */
+} js_reduce_args;
+
+/* Folds the sources into every target. A target may be equal to any of the sources; otherwise
+ * arrays that are written must not overlap others. Any alignment. Cannot fail; touches no byte
+ * outside the ranges, and changes nothing of `args`. */
+typedef void (*js_reduce_fn)(const js_reduce_args *args);
 
 /* Chooses the widest instruction set of this CPU unless one has been chosen already. Idempotent;
  * any thread. */

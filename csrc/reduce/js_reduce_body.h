@@ -238,14 +238,27 @@ JS_INLINE struct vec_pair reduce_step(struct vec_pair value, const void *source,
  * no store to target changes it. */
 struct reduce_job {
     const struct reduce_steps *steps;
-    uint8_t *target;
+    void *const *targets;
     const void *const *sources;
-    const void *first;  /* sources[0] */
-    const void *second; /* sources[1], if there are two */
+    uint8_t *target;       /* targets[0] */
+    uint8_t *other_target; /* targets[1], if there are two */
+    const void *first;     /* sources[0] */
+    const void *second;    /* sources[1], if there are two */
     size_t bytes;
+    uint32_t target_count;
     uint32_t source_count;
     uint32_t divisor;
 };
+
+/* Copies a range of the first target to the other ones. Takes no job: its address, once passed to a
+ * function, would keep the job out of registers. */
+__attribute__((noinline)) static void reduce_spread(void *const *targets, uint32_t target_count,
+                                                    size_t at, size_t bytes)
+{
+    for (uint32_t t = 1; t < target_count; t++) {
+        memmove((uint8_t *)targets[t] + at, (const uint8_t *)targets[0] + at, bytes);
+    }
+}
 
 JS_INLINE vec reduce_one(const struct reduce_job *job, size_t at, uint32_t width)
 {
@@ -260,8 +273,17 @@ JS_INLINE vec reduce_one(const struct reduce_job *job, size_t at, uint32_t width
     return job->steps->finish(value, job->divisor);
 }
 
-/* Four registers at a time: each source is visited once for all of them. */
-JS_INLINE void reduce_four(const struct reduce_job *job, size_t at)
+JS_INLINE void reduce_store_four(uint8_t *at, vec value0, vec value1, vec value2, vec value3)
+{
+    vec_store(at, VEC_BYTES, value0);
+    vec_store(at + VEC_BYTES, VEC_BYTES, value1);
+    vec_store(at + 2 * VEC_BYTES, VEC_BYTES, value2);
+    vec_store(at + 3 * VEC_BYTES, VEC_BYTES, value3);
+}
+
+/* Four registers at a time: each source is visited once for all of them. All sources are read
+ * before any target is written. */
+JS_INLINE void reduce_four(const struct reduce_job *job, size_t at, uint32_t target_count)
 {
     const struct reduce_steps *steps = job->steps;
     size_t at1 = at + VEC_BYTES;
@@ -279,14 +301,19 @@ JS_INLINE void reduce_four(const struct reduce_job *job, size_t at)
         value2 = reduce_step(value2, source, at2, VEC_BYTES, steps);
         value3 = reduce_step(value3, source, at3, VEC_BYTES, steps);
     }
-    vec_store(job->target + at, VEC_BYTES, steps->finish(value0, job->divisor));
-    vec_store(job->target + at1, VEC_BYTES, steps->finish(value1, job->divisor));
-    vec_store(job->target + at2, VEC_BYTES, steps->finish(value2, job->divisor));
-    vec_store(job->target + at3, VEC_BYTES, steps->finish(value3, job->divisor));
+    vec result0 = steps->finish(value0, job->divisor);
+    vec result1 = steps->finish(value1, job->divisor);
+    vec result2 = steps->finish(value2, job->divisor);
+    vec result3 = steps->finish(value3, job->divisor);
+    reduce_store_four(job->target + at, result0, result1, result2, result3);
+    for (uint32_t t = 1; t < target_count; t++) {
+        uint8_t *target = t == 1 ? job->other_target : job->targets[t];
+        reduce_store_four(target + at, result0, result1, result2, result3);
+    }
 }
 
 /* Fewer bytes than a register, at least `width`, at most twice that: one fold from the front and
- * one from the back, which may overlap. Both are folded before either is stored, because target
+ * one from the back, which may overlap. Both are folded before either is stored, because a target
  * may be a source. Loads and stores of plain sizes forward to and from those of the user. */
 JS_INLINE void reduce_ends(const struct reduce_job *job, uint32_t width)
 {
@@ -331,7 +358,8 @@ JS_INLINE size_t reduce_skew(const struct reduce_job *job)
 }
 
 /* The registers at both ends may overlap their neighbours. They are folded before anything is
- * stored, because target may be a source, and stored last, with the bits that are there already. */
+ * stored, because a target may be a source, and stored last, with the bits that are there
+ * already. Only the loop stores to several targets; what it leaves is copied. */
 JS_INLINE void reduce_range(const struct reduce_job *job)
 {
     vec front = vec_of_i64(0);
@@ -339,6 +367,9 @@ JS_INLINE void reduce_range(const struct reduce_job *job)
 
     if (job->bytes < VEC_BYTES) {
         reduce_small(job);
+        if (job->target_count > 1) {
+            reduce_spread(job->targets, job->target_count, 0, job->bytes);
+        }
         return;
     }
     size_t last = job->bytes - VEC_BYTES;
@@ -350,9 +381,16 @@ JS_INLINE void reduce_range(const struct reduce_job *job)
         back = reduce_one(job, last, VEC_BYTES);
     }
     size_t at = skew;
-    for (; at + 4 * VEC_BYTES <= job->bytes; at += 4 * VEC_BYTES) {
-        reduce_four(job, at);
+    if (job->target_count == 1) {
+        for (; at + 4 * VEC_BYTES <= job->bytes; at += 4 * VEC_BYTES) {
+            reduce_four(job, at, 1);
+        }
+    } else {
+        for (; at + 4 * VEC_BYTES <= job->bytes; at += 4 * VEC_BYTES) {
+            reduce_four(job, at, job->target_count);
+        }
     }
+    size_t rest = at;
     for (; at + VEC_BYTES <= job->bytes; at += VEC_BYTES) {
         vec_store(job->target + at, VEC_BYTES, reduce_one(job, at, VEC_BYTES));
     }
@@ -362,13 +400,17 @@ JS_INLINE void reduce_range(const struct reduce_job *job)
     if (skew != 0) {
         vec_store(job->target, VEC_BYTES, front);
     }
+    if (job->target_count > 1) {
+        reduce_spread(job->targets, job->target_count, 0, skew);
+        reduce_spread(job->targets, job->target_count, rest, job->bytes - rest);
+    }
 }
 
 /* Two sources are the usual case; those of the usual types get loops of their own. */
 JS_INLINE void reduce_run_any(struct reduce_job job)
 {
-    job.first = job.sources[0];
     job.second = job.source_count > 1 ? job.sources[1] : NULL;
+    job.other_target = job.target_count > 1 ? job.targets[1] : NULL;
     reduce_range(&job);
 }
 
@@ -376,28 +418,26 @@ JS_INLINE void reduce_run(struct reduce_job job)
 {
     if (job.source_count == 2) {
         job.source_count = 2; /* known at compile time from here on */
-        job.first = job.sources[0];
-        job.second = job.sources[1];
-        reduce_range(&job);
+        reduce_run_any(job);
     } else {
         reduce_run_any(job);
     }
 }
 
 /* --- kernels ----------------------------------------------------------------------------- */
-#define REDUCE_SIGNATURE(name)                                                                     \
-    __attribute__((flatten)) static void name(void *target, const void *const *sources,            \
-                                              uint32_t source_count, size_t element_count,         \
-                                              uint32_t divisor)
+#define REDUCE_SIGNATURE(name) __attribute__((flatten)) static void name(const js_reduce_args *args)
 
 #define REDUCE_RUN(run, bytes_each, widen_step, fold_step, finish_step)                            \
     static const struct reduce_steps steps = { bytes_each, widen_step, fold_step, finish_step };   \
     run((struct reduce_job){ .steps = &steps,                                                      \
-                             .target = target,                                                     \
-                             .sources = sources,                                                   \
-                             .bytes = element_count * (bytes_each),                                \
-                             .source_count = source_count,                                         \
-                             .divisor = divisor })
+                             .targets = args->targets,                                             \
+                             .sources = args->sources,                                             \
+                             .target = args->targets[0],                                           \
+                             .first = args->sources[0],                                            \
+                             .bytes = args->element_count * (bytes_each),                          \
+                             .target_count = args->target_count,                                   \
+                             .source_count = args->source_count,                                   \
+                             .divisor = args->divisor })
 
 #define REDUCE_KERNEL(name, bytes_each, widen_step, fold_step, finish_step)                        \
     REDUCE_SIGNATURE(name)                                                                         \
@@ -414,14 +454,15 @@ JS_INLINE void reduce_run(struct reduce_job job)
 
 /* A kernel that sees each element as `parts` elements of another one. */
 #define REDUCE_KERNEL_PARTS(name, parts, part_kernel)                                              \
-    static void name(void *target, const void *const *sources, uint32_t source_count,              \
-                     size_t element_count, uint32_t divisor)                                       \
+    static void name(const js_reduce_args *args)                                                   \
     {                                                                                              \
-        part_kernel(target, sources, source_count, (parts)*element_count, divisor);                \
+        js_reduce_args parts_args = *args;                                                         \
+                                                                                                   \
+        parts_args.element_count *= (parts);                                                       \
+        part_kernel(&parts_args);                                                                  \
     }
 
-#define REDUCE_BY_REFERENCE(dtype, redop)                                                          \
-    js_reduce_ref_table.kernels[dtype][redop](target, sources, source_count, element_count, divisor)
+#define REDUCE_BY_REFERENCE(dtype, redop) js_reduce_ref_table.kernels[dtype][redop](args)
 
 /* For averages whose steps are exact only for `sources_max` sources and a divisor that is not
  * smaller than their number; the reference does what else may be asked. */
@@ -429,7 +470,7 @@ JS_INLINE void reduce_run(struct reduce_job job)
                               finish_step)                                                         \
     REDUCE_SIGNATURE(name)                                                                         \
     {                                                                                              \
-        if (source_count > (sources_max) || divisor < source_count) {                              \
+        if (args->source_count > (sources_max) || args->divisor < args->source_count) {            \
             REDUCE_BY_REFERENCE(dtype, JS_REDOP_AVG);                                              \
             return;                                                                                \
         }                                                                                          \

@@ -200,6 +200,28 @@ static inline void e4m3_store(void *target, size_t index, float value)
     u8_store(target, index, (uint8_t)(rounded >= REF_NAN_E4M3 ? REF_NAN_E4M3 : sign | rounded));
 }
 
+enum {
+    u8_store_bytes = 1,
+    u16_store_bytes = 2,
+    u32_store_bytes = 4,
+    u64_store_bytes = 8,
+    f64_store_bytes = 8,
+    f32_store_bytes = 4,
+    f16_store_bytes = 2,
+    bf16_store_bytes = 2,
+    e4m3_store_bytes = 1,
+    e5m2_store_bytes = 1,
+};
+
+/* Copies what the first target has got to the other ones. */
+static inline void ref_spread(const js_reduce_args *args, size_t offset, size_t bytes)
+{
+    for (uint32_t t = 1; t < args->target_count; t++) {
+        memmove((uint8_t *)args->targets[t] + offset, (const uint8_t *)args->targets[0] + offset,
+                bytes);
+    }
+}
+
 /* --- one step of the fold ------------------------------------------------------------------ */
 #define REF_SUM(a, b) ((a) + (b))
 #define REF_PROD(a, b) ((a) * (b))
@@ -258,27 +280,28 @@ static inline float f32_divide(float value, uint32_t divisor)
 #define REF_AVG_U64(value, divisor) ((uint64_t)((value) / (ref_i128)(divisor)))
 
 /* `type` is what the fold is computed in. A block is stored only when it has been folded, so
- * that target may be one of the sources. */
+ * that targets may be sources. */
 #define REF_KERNEL(name, type, load, fold, finish, store)                                          \
-    static void name(void *target, const void *const *sources, uint32_t source_count,              \
-                     size_t element_count, uint32_t divisor)                                       \
+    static void name(const js_reduce_args *args)                                                   \
     {                                                                                              \
-        for (size_t start = 0; start < element_count; start += REF_BLOCK) {                        \
-            size_t block_count = (size_t)js_min_u64(REF_BLOCK, element_count - start);             \
+        const void *const *sources = args->sources;                                                \
+        for (size_t start = 0; start < args->element_count; start += REF_BLOCK) {                  \
+            size_t block_count = (size_t)js_min_u64(REF_BLOCK, args->element_count - start);       \
             type block[REF_BLOCK];                                                                 \
                                                                                                    \
             for (size_t i = 0; i < block_count; i++) {                                             \
                 block[i] = load(sources[0], start + i);                                            \
             }                                                                                      \
-            for (uint32_t s = 1; s < source_count; s++) {                                          \
+            for (uint32_t s = 1; s < args->source_count; s++) {                                    \
                 for (size_t i = 0; i < block_count; i++) {                                         \
                     type next = load(sources[s], start + i);                                       \
                     block[i] = (type)fold(block[i], next);                                         \
                 }                                                                                  \
             }                                                                                      \
             for (size_t i = 0; i < block_count; i++) {                                             \
-                store(target, start + i, finish(block[i], divisor));                               \
+                store(args->targets[0], start + i, finish(block[i], args->divisor));               \
             }                                                                                      \
+            ref_spread(args, start *store##_bytes, block_count *store##_bytes);                    \
         }                                                                                          \
     }
 
@@ -333,38 +356,45 @@ REF_KERNEL(bool_kernel_band, uint8_t, bool_load, REF_BAND, REF_KEEP, u8_store)
 REF_KERNEL(bool_kernel_bor, uint8_t, bool_load, REF_BOR, REF_KEEP, u8_store)
 REF_KERNEL(bool_kernel_bxor, uint8_t, bool_load, REF_BXOR, REF_KEEP, u8_store)
 
+static js_reduce_args ref_parts(const js_reduce_args *args)
+{
+    js_reduce_args parts = *args;
+
+    parts.element_count *= 2;
+    return parts;
+}
+
 /* A sum of complex numbers is one of their parts. A product takes four multiplications, each
  * rounded, and no care of infinite operands (as in C with CX_LIMITED_RANGE). */
 #define REF_COMPLEX_KERNELS(prefix, part, type)                                                    \
-    static void prefix##_kernel_sum(void *target, const void *const *sources,                      \
-                                    uint32_t source_count, size_t element_count, uint32_t divisor) \
+    static void prefix##_kernel_sum(const js_reduce_args *args)                                    \
     {                                                                                              \
-        part##_kernel_sum(target, sources, source_count, 2 * element_count, divisor);              \
+        js_reduce_args parts = ref_parts(args);                                                    \
+        part##_kernel_sum(&parts);                                                                 \
     }                                                                                              \
                                                                                                    \
-    static void prefix##_kernel_avg(void *target, const void *const *sources,                      \
-                                    uint32_t source_count, size_t element_count, uint32_t divisor) \
+    static void prefix##_kernel_avg(const js_reduce_args *args)                                    \
     {                                                                                              \
-        part##_kernel_avg(target, sources, source_count, 2 * element_count, divisor);              \
+        js_reduce_args parts = ref_parts(args);                                                    \
+        part##_kernel_avg(&parts);                                                                 \
     }                                                                                              \
                                                                                                    \
-    static void prefix##_kernel_prod(void *target, const void *const *sources,                     \
-                                     uint32_t source_count, size_t element_count,                  \
-                                     uint32_t divisor)                                             \
+    static void prefix##_kernel_prod(const js_reduce_args *args)                                   \
     {                                                                                              \
-        (void)divisor;                                                                             \
-        for (size_t i = 0; i < 2 * element_count; i += 2) {                                        \
+        const void *const *sources = args->sources;                                                \
+        for (size_t i = 0; i < 2 * args->element_count; i += 2) {                                  \
             type real = part##_load(sources[0], i);                                                \
             type imag = part##_load(sources[0], i + 1);                                            \
-            for (uint32_t s = 1; s < source_count; s++) {                                          \
+            for (uint32_t s = 1; s < args->source_count; s++) {                                    \
                 type next_real = part##_load(sources[s], i);                                       \
                 type next_imag = part##_load(sources[s], i + 1);                                   \
                 type product = real * next_real - imag * next_imag;                                \
                 imag = real * next_imag + imag * next_real;                                        \
                 real = product;                                                                    \
             }                                                                                      \
-            part##_store(target, i, real);                                                         \
-            part##_store(target, i + 1, imag);                                                     \
+            part##_store(args->targets[0], i, real);                                               \
+            part##_store(args->targets[0], i + 1, imag);                                           \
+            ref_spread(args, i *part##_store_bytes, (size_t)2 * part##_store_bytes);               \
         }                                                                                          \
     }
 

@@ -25,8 +25,14 @@ int32_t js_reduce_scale(enum js_dtype dtype, void *target, const void *source, s
     }
     for (size_t start = 0; start < element_count; start += SCALE_BLOCK) {
         size_t count = (size_t)js_min_u64(SCALE_BLOCK, element_count - start);
+        void *product = (uint8_t *)target + start * bytes;
         const void *factors[] = { (const uint8_t *)source + start * bytes, block };
-        multiply((uint8_t *)target + start * bytes, factors, 2, count, 1);
+        multiply(&(js_reduce_args){ .targets = &product,
+                                    .sources = factors,
+                                    .target_count = 1,
+                                    .source_count = 2,
+                                    .element_count = count,
+                                    .divisor = 1 });
     }
     return JS_OK;
 }

@@ -41,9 +41,23 @@ static uint64_t seg_heaps_offset(const js_seg_config *config)
     return js_round_up(area.end_offset, SEG_HUGE_BYTES);
 }
 
+/* From one rank's heap to the next: an odd number of huge pages. A processor may look lines up by a
+ * hash of some address bits (AMD: 12 to 27) and take two lines for the same; equal places in the
+ * heaps of two ranks, which are read and written together, would be such lines at a distance of,
+ * say, 2 GiB, and each use of one would push the other out of the first cache. */
+static uint64_t seg_heap_stride(const js_seg_config *config)
+{
+    return config->heap_bytes | SEG_HUGE_BYTES;
+}
+
+static uint64_t seg_heaps_bytes(const js_seg_config *config)
+{
+    return (config->world - 1) * seg_heap_stride(config) + config->heap_bytes;
+}
+
 static uint64_t seg_total_bytes(const js_seg_config *config)
 {
-    return seg_heaps_offset(config) + config->world * config->heap_bytes;
+    return seg_heaps_offset(config) + seg_heaps_bytes(config);
 }
 
 /* Fills in defaults and checks ranges; returns JS_ERR_INVALID with a text. */
@@ -115,7 +129,7 @@ static void seg_set_up(js_seg *seg, const js_seg_config *config)
     seg->world_area.segment_bytes = seg->total_bytes;
     seg->heaps_offset = seg_heaps_offset(config);
     uint8_t *heaps = seg->base + seg->heaps_offset;
-    uint64_t heaps_bytes = config->world * config->heap_bytes;
+    uint64_t heaps_bytes = seg_heaps_bytes(config);
     /* Huge pages where the system grants them. No part of a core dump, which would touch every
      * page that nobody has. */
     (void)madvise(heaps, heaps_bytes, MADV_HUGEPAGE);
@@ -237,7 +251,7 @@ uint32_t js_seg_world(const js_seg *seg)
 uint64_t js_seg_heap_offset(const js_seg *seg, uint32_t rank)
 {
     JS_ASSERT(rank < seg->world_area.config.world);
-    return seg->heaps_offset + rank * seg->world_area.config.heap_bytes;
+    return seg->heaps_offset + rank * seg_heap_stride(&seg->world_area.config);
 }
 
 void js_seg_retain(js_seg *seg)

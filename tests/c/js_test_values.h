@@ -1,4 +1,5 @@
-/* Elements worth folding, as bits: the special values of each dtype and random ones. */
+/* Elements worth folding, as bits: the special values of each dtype and random ones. And a call of
+ * a kernel with one target. */
 #ifndef JS_TEST_VALUES_H
 #define JS_TEST_VALUES_H
 
@@ -7,6 +8,7 @@
 #include <string.h>
 
 #include "js_dtype.h"
+#include "js_reduce.h"
 
 #define JS_TEST_SPECIALS_MAX 40
 
@@ -171,6 +173,17 @@ static inline void js_test_draw(uint32_t dtype, void *array, size_t index, uint6
     for (uint32_t i = 0; i < parts; i++) {
         js_test_put(part, array, index * parts + i, js_test_element(part, state));
     }
+}
+
+static inline void js_test_fold(js_reduce_fn kernel, void *target, const void *const *sources,
+                                uint32_t source_count, size_t element_count, uint32_t divisor)
+{
+    kernel(&(js_reduce_args){ .targets = &target,
+                              .sources = sources,
+                              .target_count = 1,
+                              .source_count = source_count,
+                              .element_count = element_count,
+                              .divisor = divisor });
 }
 
 #endif

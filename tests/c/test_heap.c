@@ -57,6 +57,29 @@ static void test_layout(void)
     js_seg_detach(seg);
 }
 
+/* Equal places in the heaps of two ranks never differ in high address bits alone. */
+static void test_distances(void)
+{
+    static const uint64_t heap_bytes[] = { 0, 2 * MIB, 4 * MIB, 256 * MIB };
+
+    for (uint32_t i = 0; i < JS_ARRAY_LEN(heap_bytes); i++) {
+        const js_seg_config config = { .world = 5, .stream_slots = 4, .heap_bytes = heap_bytes[i] };
+        js_seg *seg = NULL;
+        JS_TEST_REQUIRE(js_seg_create(&config, &seg) == JS_OK);
+        uint64_t own_bytes = seg->world_area.config.heap_bytes;
+        for (uint32_t rank = 1; rank < 5; rank++) {
+            uint64_t start = js_seg_heap_offset(seg, rank);
+            JS_TEST_CHECK(start >= js_seg_heap_offset(seg, rank - 1) + own_bytes);
+            JS_TEST_EQ_U64(start % JS_HEAP_HUGE_BYTES, 0);
+            for (uint32_t peer = 0; peer < rank; peer++) {
+                JS_TEST_CHECK((start - js_seg_heap_offset(seg, peer)) % (256 * MIB) != 0);
+            }
+        }
+        JS_TEST_CHECK(js_seg_bytes(seg) >= js_seg_heap_offset(seg, 4) + own_bytes);
+        js_seg_detach(seg);
+    }
+}
+
 static void test_alignment(void)
 {
     static const struct {
@@ -362,9 +385,9 @@ static void test_random_use(void)
     js_heap_release(m.heap);
 }
 
-JS_TEST_MAIN(JS_TEST(test_layout), JS_TEST(test_alignment), JS_TEST(test_exhaustion),
-             JS_TEST(test_freed_blocks_merge), JS_TEST(test_smallest_fit_is_taken),
-             JS_TEST(test_only_blocks_can_be_freed), JS_TEST(test_zero_leaves_the_neighbours),
-             JS_TEST(test_memory_goes_back), JS_TEST(test_memory_is_used_again),
-             JS_TEST(test_holders), JS_TEST(test_a_child_leaves_the_heap_alone),
-             JS_TEST(test_random_use))
+JS_TEST_MAIN(JS_TEST(test_layout), JS_TEST(test_distances), JS_TEST(test_alignment),
+             JS_TEST(test_exhaustion), JS_TEST(test_freed_blocks_merge),
+             JS_TEST(test_smallest_fit_is_taken), JS_TEST(test_only_blocks_can_be_freed),
+             JS_TEST(test_zero_leaves_the_neighbours), JS_TEST(test_memory_goes_back),
+             JS_TEST(test_memory_is_used_again), JS_TEST(test_holders),
+             JS_TEST(test_a_child_leaves_the_heap_alone), JS_TEST(test_random_use))

@@ -1,6 +1,7 @@
 /* Every instruction set against the scalar reference, bit by bit: all kernels, source counts,
- * sizes, alignments and in-place positions; no byte touched outside the arrays; no influence of
- * how a range is split. Then the run-time choice. The reference itself: test_reduce_ref.c. */
+ * sizes, alignments, in-place positions and numbers of targets; no byte touched outside the arrays;
+ * no influence of how a range is split. Then the run-time choice. The reference itself:
+ * test_reduce_ref.c. */
 #include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -29,6 +30,7 @@ struct call {
     uint32_t element_count;
     uint32_t divisor;
     uint32_t in_place; /* index of the source that is the target, or NOT_IN_PLACE */
+    uint32_t also;     /* so many more sources, from the last one on, are targets too */
     uint32_t target_shift;
     uint32_t source_shift;
 };
@@ -73,10 +75,10 @@ static void call_report(const struct call *call, const char *what)
     if (js_test_fail()) {
         fprintf(stderr,
                 "%s: %s %s %s of %u sources, %u elements, divisor %u, in place %d, "
-                "shifts %u %u\n",
+                "%u more targets, shifts %u %u\n",
                 what, js_reduce_isa_name(call->isa), js_dtype_name(call->dtype),
                 js_redop_name(call->redop), call->source_count, call->element_count, call->divisor,
-                (int)call->in_place, call->target_shift, call->source_shift);
+                (int)call->in_place, call->also, call->target_shift, call->source_shift);
     }
 }
 
@@ -88,6 +90,22 @@ static bool guards_intact(const uint8_t *array, size_t bytes)
         }
     }
     return true;
+}
+
+static void call_make(const struct call *call, js_reduce_fn kernel, void *target,
+                      const void *const *sources)
+{
+    void *all_targets[SOURCES_MAX + 1] = { target };
+
+    for (uint32_t t = 1; t <= call->also; t++) {
+        all_targets[t] = (void *)(uintptr_t)sources[call->source_count - t];
+    }
+    kernel(&(js_reduce_args){ .targets = all_targets,
+                              .sources = sources,
+                              .target_count = call->also + 1,
+                              .source_count = call->source_count,
+                              .element_count = call->element_count,
+                              .divisor = call->divisor });
 }
 
 /* Makes the call and the same one to the reference, and compares. Each source has the shift of
@@ -105,6 +123,9 @@ static void call_check(const struct call *call)
     JS_TEST_REQUIRE(bytes <= LARGE_COUNT * ELEMENT_BYTES_MAX && call->source_count <= SOURCES_MAX);
     for (uint32_t s = 0; s < call->source_count; s++) {
         uint32_t shift = (call->source_shift + s * element_bytes) % (SHIFT_MAX + 1);
+        if (call->also != 0) {
+            memset(arrays[s] + shift, GUARD_FILL, bytes + (size_t)2 * GUARD_BYTES);
+        }
         pool_draw(call, arrays[s] + GUARD_BYTES + shift);
         memcpy(copies[s], arrays[s] + GUARD_BYTES + shift, bytes);
         same[s] = copies[s];
@@ -115,8 +136,8 @@ static void call_check(const struct call *call)
         memcpy(target, sources[call->in_place], bytes);
         sources[call->in_place] = target;
     }
-    kernel(target, sources, call->source_count, call->element_count, call->divisor);
-    reference(wants, same, call->source_count, call->element_count, call->divisor);
+    call_make(call, kernel, target, sources);
+    js_test_fold(reference, wants, same, call->source_count, call->element_count, call->divisor);
     if (memcmp(target, wants, bytes) != 0) {
         call_report(call, "wrong bits");
     }
@@ -124,8 +145,12 @@ static void call_check(const struct call *call)
         call_report(call, "wrote outside of the target");
     }
     for (uint32_t s = 0; s < call->source_count; s++) {
-        if (s != call->in_place && memcmp(sources[s], copies[s], bytes) != 0) {
-            call_report(call, "changed a source");
+        bool is_target = s == call->in_place || s >= call->source_count - call->also;
+        if (memcmp(sources[s], is_target ? wants : copies[s], bytes) != 0) {
+            call_report(call, is_target ? "wrong bits in another target" : "changed a source");
+        }
+        if (call->also != 0 && s != call->in_place && !guards_intact(sources[s], bytes)) {
+            call_report(call, "wrote outside of a source");
         }
     }
 }
@@ -244,6 +269,33 @@ static void test_large(void)
     SKIP_UNLESS(kernels_visit(visit_large));
 }
 
+/* As in an all-reduce that gives frames back: the result goes over sources, one of them maybe the
+ * target in place. */
+static void visit_targets(struct call *call)
+{
+    static const uint32_t counts[] = { 0, 1, 2, 3, 5, 9, 15, 16, 33, 66, 130, 259, 1031 };
+
+    for (call->source_count = 2; call->source_count <= 4; call->source_count++) {
+        for (uint32_t i = 0; i < JS_ARRAY_LEN(counts) * 2; i++) {
+            call->element_count = counts[i / 2];
+            call->divisor = call->source_count;
+            call->also = 1 + i / 2 % (call->source_count - 1);
+            call->in_place = i % 2 == 0 ? 0 : NOT_IN_PLACE;
+            call->target_shift = i % 3 * js_dtype_bytes(call->dtype);
+            call->source_shift = i % 5;
+            call_check(call);
+            struct call scalar = *call;
+            scalar.isa = JS_ISA_SCALAR;
+            call_check(&scalar);
+        }
+    }
+}
+
+static void test_targets(void)
+{
+    SKIP_UNLESS(kernels_visit(visit_targets));
+}
+
 /* --- the divisor and many sources ------------------------------------------------------------ */
 static void visit_divisors(struct call *call)
 {
@@ -282,8 +334,10 @@ static void visit_many_sources(struct call *call)
         for (uint32_t s = 0; s < call->source_count; s++) {
             sources[s] = arrays[s % kinds];
         }
-        kernel(targets, sources, call->source_count, call->element_count, call->source_count);
-        reference(wants, sources, call->source_count, call->element_count, call->source_count);
+        js_test_fold(kernel, targets, sources, call->source_count, call->element_count,
+                     call->source_count);
+        js_test_fold(reference, wants, sources, call->source_count, call->element_count,
+                     call->source_count);
         if (memcmp(targets, wants, call->element_count * js_dtype_bytes(call->dtype)) != 0) {
             call_report(call, "wrong bits with many sources");
         }
@@ -314,8 +368,8 @@ static void visit_halves(struct call *call)
         for (uint32_t code = 0; code < 0x10000; code++) {
             js_test_put(call->dtype, arrays[1], code, specials->bits[i % specials->count]);
         }
-        kernel(targets, sources, call->source_count, 0x10000, 3);
-        reference(wants, sources, call->source_count, 0x10000, 3);
+        js_test_fold(kernel, targets, sources, call->source_count, 0x10000, 3);
+        js_test_fold(reference, wants, sources, call->source_count, 0x10000, 3);
         if (memcmp(targets, wants, (size_t)0x10000 * 2) != 0) {
             call_report(call, "wrong bits among all halves");
         }
@@ -344,8 +398,8 @@ static void visit_float8(struct call *call)
     for (uint32_t i = 0; i < 4; i++) {
         call->source_count = 1 + i % 2;
         call->divisor = i < 2 ? 3 : 7;
-        kernel(targets, sources, call->source_count, 0x10000, call->divisor);
-        reference(wants, sources, call->source_count, 0x10000, call->divisor);
+        js_test_fold(kernel, targets, sources, call->source_count, 0x10000, call->divisor);
+        js_test_fold(reference, wants, sources, call->source_count, 0x10000, call->divisor);
         if (memcmp(targets, wants, 0x10000) != 0) {
             call_report(call, "wrong bits among all pairs");
         }
@@ -374,7 +428,7 @@ static void visit_page_ends(struct call *call)
         for (uint32_t s = 0; s < JS_ARRAY_LEN(sources); s++) {
             sources[s] = guarded[1 + s % 2] + at;
         }
-        kernel(guarded[0] + at, sources, i % 4 < 2 ? 2 : 5, i / 4, 5);
+        js_test_fold(kernel, guarded[0] + at, sources, i % 4 < 2 ? 2 : 5, i / 4, 5);
     }
 }
 
@@ -411,14 +465,14 @@ static void split_check(struct call *call)
         pool_draw(call, arrays[s]);
         sources[s] = arrays[s];
     }
-    kernel(wants, sources, 3, call->element_count, 4);
+    js_test_fold(kernel, wants, sources, 3, call->element_count, 4);
     for (uint32_t start = 0; start < call->element_count;) {
         uint32_t part = (uint32_t)(js_test_random(&random_state) % 200);
         part = (uint32_t)js_min_u64(part, call->element_count - start);
         for (uint32_t s = 0; s < 3; s++) {
             parts[s] = arrays[s] + (size_t)start * element_bytes;
         }
-        kernel(targets + (size_t)start * element_bytes, parts, 3, part, 4);
+        js_test_fold(kernel, targets + (size_t)start * element_bytes, parts, 3, part, 4);
         start += part;
     }
     if (memcmp(targets, wants, (size_t)call->element_count * element_bytes) != 0) {
@@ -523,6 +577,7 @@ static void test_names(void)
 
 JS_TEST_MAIN(JS_TEST(test_first_use_by_threads), JS_TEST(test_every_size),
              JS_TEST(test_every_alignment), JS_TEST(test_every_in_place_index), JS_TEST(test_large),
-             JS_TEST(test_divisors), JS_TEST(test_many_sources), JS_TEST(test_every_half),
-             JS_TEST(test_every_float8), JS_TEST(test_touches_nothing_outside), JS_TEST(test_split),
-             JS_TEST(test_pick), JS_TEST(test_out_of_range), JS_TEST(test_names))
+             JS_TEST(test_targets), JS_TEST(test_divisors), JS_TEST(test_many_sources),
+             JS_TEST(test_every_half), JS_TEST(test_every_float8),
+             JS_TEST(test_touches_nothing_outside), JS_TEST(test_split), JS_TEST(test_pick),
+             JS_TEST(test_out_of_range), JS_TEST(test_names))

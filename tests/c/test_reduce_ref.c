@@ -279,7 +279,7 @@ static void batch_check_op(uint32_t redop, uint32_t divisor)
             js_test_put(batch.dtype, arrays[s], i, batch.bits[i][s]);
         }
     }
-    kernel(target, sources, batch.source_count, batch.used, divisor);
+    js_test_fold(kernel, target, sources, batch.source_count, batch.used, divisor);
     for (uint32_t i = 0; i < batch.used; i++) {
         const uint64_t *bits = batch.bits[i];
         uint64_t want = oracle(batch.dtype, redop, bits, batch.source_count, divisor);
@@ -444,15 +444,17 @@ static void complex_check(uint32_t dtype, uint64_t *state)
         double next[] = { part_of(dtype, arrays[s], 0), part_of(dtype, arrays[s], 1) };
         oracle_complex(part == JS_DTYPE_FLOAT32, want, next, want);
     }
-    js_reduce_pick_isa(JS_ISA_SCALAR, type, JS_REDOP_PROD)(target, sources, 3, 1, 3);
+    js_test_fold(js_reduce_pick_isa(JS_ISA_SCALAR, type, JS_REDOP_PROD), target, sources, 3, 1, 3);
     for (uint32_t i = 0; i < 2; i++) {
         double got = part_of(dtype, target, i);
         bool is_same = got == want[i] && !signbit(got) == !signbit(want[i]);
         JS_TEST_CHECK(is_same || (isnan(got) && isnan(want[i]) && !signbit(got)));
     }
     for (uint32_t redop = JS_REDOP_SUM; redop <= JS_REDOP_AVG; redop += JS_REDOP_AVG) {
-        js_reduce_pick_isa(JS_ISA_SCALAR, type, (enum js_redop)redop)(target, sources, 3, 1, 3);
-        js_reduce_pick_isa(JS_ISA_SCALAR, part, (enum js_redop)redop)(parts, sources, 3, 2, 3);
+        js_test_fold(js_reduce_pick_isa(JS_ISA_SCALAR, type, (enum js_redop)redop), target, sources,
+                     3, 1, 3);
+        js_test_fold(js_reduce_pick_isa(JS_ISA_SCALAR, part, (enum js_redop)redop), parts, sources,
+                     3, 2, 3);
         JS_TEST_CHECK(memcmp(target, parts, js_dtype_bytes(dtype)) == 0);
     }
 }
@@ -491,7 +493,8 @@ static void test_scale(void)
             memcpy(factors + (size_t)i * js_dtype_bytes(dtype), factors, js_dtype_bytes(dtype));
         }
         memcpy(target, array, sizeof(target));
-        js_reduce_pick(dtype, JS_REDOP_PROD)(want, (const void *[]){ array, factors }, 2, count, 1);
+        js_test_fold(js_reduce_pick(dtype, JS_REDOP_PROD), want, (const void *[]){ array, factors },
+                     2, count, 1);
         JS_TEST_EQ_I64(js_reduce_scale(dtype, target, array, count, factors), JS_OK);
         JS_TEST_CHECK(memcmp(target, want, bytes) == 0);
         JS_TEST_CHECK(memcmp(target + bytes, array + bytes, js_dtype_bytes(dtype)) == 0);
@@ -509,7 +512,8 @@ static void test_rounds_once(void)
     const void *sources[] = { &one, &half_ulp, &half_ulp };
     uint16_t target = 0;
 
-    js_reduce_pick_isa(JS_ISA_SCALAR, JS_DTYPE_BFLOAT16, JS_REDOP_SUM)(&target, sources, 3, 1, 3);
+    js_test_fold(js_reduce_pick_isa(JS_ISA_SCALAR, JS_DTYPE_BFLOAT16, JS_REDOP_SUM), &target,
+                 sources, 3, 1, 3);
     JS_TEST_EQ_U64(target, 0x3f81);
 }
 
@@ -522,9 +526,9 @@ static void test_left_to_right(void)
     float target = 0.0F;
     js_reduce_fn sum = js_reduce_pick_isa(JS_ISA_SCALAR, JS_DTYPE_FLOAT32, JS_REDOP_SUM);
 
-    sum(&target, (const void *[]){ &huge, &one, &minus }, 3, 1, 3);
+    js_test_fold(sum, &target, (const void *[]){ &huge, &one, &minus }, 3, 1, 3);
     JS_TEST_CHECK(target == 0.0F);
-    sum(&target, (const void *[]){ &huge, &minus, &one }, 3, 1, 3);
+    js_test_fold(sum, &target, (const void *[]){ &huge, &minus, &one }, 3, 1, 3);
     JS_TEST_CHECK(target == 1.0F);
 }
 
