@@ -127,7 +127,8 @@ static void comm_unlink(js_comm *comm)
 /* Peers may be reading arrays that their owner has back now: they must not take what they read. */
 static void comm_withdraw(js_comm *comm)
 {
-    if (comm->failed == JS_OK && comm->exec.plan != NULL && comm->exec.referred != 0) {
+    bool is_lent = comm->exec.plan != NULL && comm->exec.referred != 0;
+    if (comm->failed == JS_OK && (is_lent || js_message_send_is_referring(&comm->message))) {
         js_fault fault;
         js_fault_describe(comm, &fault);
         fault.status = JS_ERR_ABORTED;

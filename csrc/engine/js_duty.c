@@ -39,8 +39,11 @@ void js_duty_message_done(void *context, const js_message_done *done)
         .opcode = done->is_send ? JS_SQ_SEND : 0,
         .sq_head_or_tag = done->tag,
     };
+    if (JS_UNLIKELY(done->was_referred && js_load_acq_u32(&comm->control->abort) != 0)) {
+        cqe.status = JS_ERR_ABORTED; /* as in duty_is_spoilt */
+    }
     uint32_t counter = done->is_send ? JS_COUNTER_MESSAGES_SENT : JS_COUNTER_MESSAGES_RECEIVED;
-    js_counter_add(comm->counters, counter, done->status == JS_OK);
+    js_counter_add(comm->counters, counter, cqe.status == JS_OK);
     duty_complete(comm, &cqe);
 }
 
@@ -272,11 +275,12 @@ static int32_t duty_run_messages(js_comm *comm)
         js_wait_wake_all(comm);
     }
     js_counter_add(comm->counters, JS_COUNTER_FRAMES_SENT, m->published);
+    js_counter_add(comm->counters, JS_COUNTER_FRAMES_REFERRED, m->referred);
     js_counter_add(comm->counters, JS_COUNTER_FRAMES_RECEIVED, m->consumed);
     js_counter_add(comm->counters, JS_COUNTER_BYTES_SENT, m->bytes_sent);
     js_counter_add(comm->counters, JS_COUNTER_BYTES_RECEIVED, m->bytes_received);
     js_counter_add(comm->counters, JS_COUNTER_UNEXPECTED, m->unexpected);
-    m->published = m->consumed = m->unexpected = 0;
+    m->published = m->referred = m->consumed = m->unexpected = 0;
     m->bytes_sent = m->bytes_received = 0;
     return progress;
 }

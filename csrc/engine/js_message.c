@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MESSAGE_LENGTH_BYTES 8u /* the first frame of a long message */
-
 static const js_message_list message_no_list = { JS_MESSAGE_NONE, JS_MESSAGE_NONE };
 
 int32_t js_message_init(js_message *m, js_link_shm *link, uint32_t rank, uint32_t world,
@@ -32,6 +30,7 @@ int32_t js_message_init(js_message *m, js_link_shm *link, uint32_t rank, uint32_
     for (uint32_t i = 0; i < world; i++) {
         m->peers[i] = (js_message_peer){
             .sends = message_no_list,
+            .sending = JS_MESSAGE_NONE,
             .receives = message_no_list,
             .active = JS_MESSAGE_NONE,
         };
@@ -53,107 +52,6 @@ void js_message_fini(js_message *m)
     free(m->receives);
     free(m->peers);
     *m = (js_message){ 0 };
-}
-
-/* --- sending ------------------------------------------------------------------------------ */
-
-bool js_message_post_send(js_message *m, const js_sqe *entry)
-{
-    uint32_t index = m->send_free;
-    if (index == JS_MESSAGE_NONE) {
-        return false;
-    }
-    js_message_send *send = &m->sends[index];
-    js_message_list *list = &m->peers[entry->peer].sends;
-    m->send_free = send->next;
-    *send = (js_message_send){
-        .wr_id = entry->wr_id,
-        .at = (const uint8_t *)(uintptr_t)entry->source_addr,
-        .bytes = entry->bytes,
-        .tag = entry->tag,
-        .next = JS_MESSAGE_NONE,
-    };
-    if (list->tail == JS_MESSAGE_NONE) {
-        list->head = index;
-    } else {
-        m->sends[list->tail].next = index;
-    }
-    list->tail = index;
-    m->outstanding++;
-    return true;
-}
-
-static bool message_send_inline(js_message *m, js_stream_tx *tx, js_message_send *send,
-                                uint32_t flags)
-{
-    bool is_length = (flags & JS_FRAME_FLAG_EOM) == 0;
-    uint32_t bytes = is_length ? MESSAGE_LENGTH_BYTES : (uint32_t)(send->bytes - send->sent);
-    const void *from = is_length ? (const void *)&send->bytes : send->at;
-    if (!js_stream_has_slot(tx)) {
-        return false;
-    }
-    js_stream_publish_inline(tx, from, bytes, js_frame_with_flags(tx->route, flags),
-                             js_frame_body(bytes, send->fragment, send->tag));
-    send->fragment++;
-    m->published++;
-    if (!is_length) {
-        send->sent += bytes;
-        m->bytes_sent += bytes;
-    }
-    return true;
-}
-
-/* Publishes the next part of a message: false if its stream is full. */
-static bool message_send_part(js_message *m, js_stream_tx *tx, js_message_send *send)
-{
-    uint64_t left = send->bytes - send->sent;
-    uint32_t bytes = left < JS_MESSAGE_CHUNK_BYTES ? (uint32_t)left : JS_MESSAGE_CHUNK_BYTES;
-    uint32_t flags = bytes == left ? JS_FRAME_FLAG_EOM : 0u;
-    if (send->fragment == 0) {
-        if (flags == 0 && !message_send_inline(m, tx, send, JS_FRAME_FLAG_SOM)) {
-            return false;
-        }
-        flags |= flags != 0 ? JS_FRAME_FLAG_SOM : 0u;
-    }
-    if (bytes <= JS_STREAM_INLINE_BYTES) {
-        return message_send_inline(m, tx, send, flags);
-    }
-    uint8_t *to = js_stream_reserve(tx, bytes);
-    if (to == NULL) {
-        return false;
-    }
-    memcpy(to, send->at, bytes);
-    js_stream_publish(tx, bytes, js_frame_with_flags(tx->route, flags),
-                      js_frame_body(bytes, send->fragment, send->tag));
-    send->at += bytes;
-    send->sent += bytes;
-    send->fragment++;
-    m->published++;
-    m->bytes_sent += bytes;
-    return true;
-}
-
-static void message_complete_send(js_message *m, uint32_t rank, int32_t status)
-{
-    js_message_list *list = &m->peers[rank].sends;
-    uint32_t index = list->head;
-    js_message_send *send = &m->sends[index];
-    js_message_done done = {
-        .wr_id = send->wr_id,
-        .bytes = send->sent,
-        .status = status,
-        .peer = rank,
-        .tag = send->tag,
-        .is_send = true,
-    };
-    list->head = send->next;
-    if (list->head == JS_MESSAGE_NONE) {
-        list->tail = JS_MESSAGE_NONE;
-    }
-    send->next = m->send_free;
-    m->send_free = index;
-    m->outstanding--;
-    m->sink.on_done(m->sink.context, &done);
 }
 
 /* --- posted receives ---------------------------------------------------------------------- */
@@ -231,6 +129,7 @@ static void message_complete_receive(js_message *m, uint32_t rank, uint32_t inde
         .status = status,
         .peer = rank,
         .tag = receive->tag,
+        .was_referred = receive->was_referred,
     };
     receive->next = m->receive_free;
     m->receive_free = index;
@@ -304,6 +203,7 @@ static bool message_serve_early(js_message *m, uint32_t rank, uint32_t index)
     }
     receive->tag = early->tag;
     receive->total = early->total;
+    receive->was_referred = early->was_referred;
     if (receive->is_probe) {
         message_finish_receive(m, rank, index);
     } else {
@@ -404,17 +304,22 @@ static int32_t message_begin(js_message *m, uint32_t rank, uint32_t tag, uint64_
 }
 
 /* Stores a frame's bytes and ends the message with its last one. */
-static int32_t message_store(js_message *m, uint32_t rank, const uint8_t *from, uint32_t bytes)
+static int32_t message_store(js_message *m, uint32_t rank, const js_stream_line *line,
+                             const uint8_t *from)
 {
     js_message_peer *peer = &m->peers[rank];
     js_message_early *early = peer->arriving;
+    uint32_t bytes = js_frame_length_bytes(line->body);
+    bool is_referred = (line->route & JS_STREAM_BY_REF) != 0;
     if (early != NULL) {
+        early->was_referred |= is_referred;
         if (bytes != 0) {
             memcpy(early->data + early->bytes, from, bytes);
         }
         early->bytes += bytes;
         peer->arriving = early->bytes == early->total ? NULL : early;
     } else {
+        m->receives[peer->active].was_referred |= is_referred;
         message_store_receive(&m->receives[peer->active], from, bytes);
     }
     js_stream_release(&m->link->message_rx[rank]);
@@ -439,7 +344,7 @@ static bool message_is_sound(const js_message *m, const js_message_peer *peer, u
 {
     if (!message_is_begun(peer)) {
         bool is_whole = (flags & JS_FRAME_FLAG_EOM) != 0;
-        return (flags & JS_FRAME_FLAG_SOM) != 0 && (is_whole || bytes == MESSAGE_LENGTH_BYTES);
+        return (flags & JS_FRAME_FLAG_SOM) != 0 && (is_whole || bytes == JS_MESSAGE_LENGTH_BYTES);
     }
     const js_message_receive *receive = peer->arriving == NULL ? &m->receives[peer->active] : NULL;
     uint64_t left =
@@ -464,7 +369,7 @@ static int32_t message_receive_frame(js_message *m, uint32_t rank)
         return JS_FAIL(JS_ERR_PROTOCOL, "malformed message frame from rank %u", rank);
     }
     if (message_is_begun(peer)) {
-        return message_store(m, rank, from, bytes);
+        return message_store(m, rank, line, from);
     }
     uint64_t total = bytes;
     bool is_length = (flags & JS_FRAME_FLAG_EOM) == 0;
@@ -479,7 +384,7 @@ static int32_t message_receive_frame(js_message *m, uint32_t rank)
         return 1; /* a probe has seen it */
     }
     if (!is_length) {
-        return message_store(m, rank, from, bytes);
+        return message_store(m, rank, line, from);
     }
     js_stream_release(rx);
     m->consumed++;
@@ -493,13 +398,7 @@ int32_t js_message_progress(js_message *m)
     for (uint32_t i = 0; i < m->world; i++, rank = rank + 1 < m->world ? rank + 1 : 0) {
         js_message_peer *peer = &m->peers[rank];
         if (peer->sends.head != JS_MESSAGE_NONE) {
-            js_message_send *send = &m->sends[peer->sends.head];
-            if (message_send_part(m, &m->link->message_tx[rank], send)) {
-                progress++;
-                if (send->sent == send->bytes) {
-                    message_complete_send(m, rank, JS_OK);
-                }
-            }
+            progress += js_message_send_step(m, rank);
         }
         if (peer->receives.head == JS_MESSAGE_NONE && m->any.head == JS_MESSAGE_NONE &&
             !message_is_begun(peer)) {
@@ -573,9 +472,7 @@ void js_message_flush(js_message *m, int32_t status)
 {
     for (uint32_t rank = 0; rank < m->world; rank++) {
         js_message_peer *peer = &m->peers[rank];
-        while (peer->sends.head != JS_MESSAGE_NONE) {
-            message_complete_send(m, rank, status);
-        }
+        js_message_send_flush(m, rank, status);
         if (peer->active != JS_MESSAGE_NONE) {
             uint32_t index = peer->active;
             peer->active = JS_MESSAGE_NONE;

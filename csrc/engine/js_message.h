@@ -10,6 +10,9 @@
  * numbers tell which is older. Sources are served in turns. A probe is a receive that completes
  * without taking the message.
  *
+ * A long message that lies in the segment is published by reference, and its send is complete when
+ * it has been received.
+ *
  * A message that no posted receive wants stays in its stream, and so holds its sender back; only
  * when it stands in the way of a receive that is posted is it moved to a buffer. That is the one
  * place where the data plane allocates after opening. No buffered message fits a posted receive:
@@ -23,6 +26,7 @@
 
 #define JS_MESSAGE_NONE UINT32_MAX
 #define JS_MESSAGE_CHUNK_BYTES 16384u
+#define JS_MESSAGE_LENGTH_BYTES 8u /* the first frame of a long message */
 
 typedef struct js_message_send {
     uint64_t wr_id;
@@ -32,6 +36,8 @@ typedef struct js_message_send {
     uint32_t tag;
     uint32_t fragment;
     uint32_t next;
+    uint32_t refer_psn; /* number of the frame after its last by reference */
+    bool refers;        /* its bytes are published by reference */
 } js_message_send;
 
 typedef struct js_message_receive {
@@ -45,6 +51,7 @@ typedef struct js_message_receive {
     uint32_t next;
     bool is_tag_any;
     bool is_probe;
+    bool was_referred; /* some of it was read in the sender's memory */
 } js_message_receive;
 
 /* A message received before anybody asked for it; incomplete while it is arriving. */
@@ -53,6 +60,7 @@ typedef struct js_message_early {
     uint64_t total;
     uint64_t bytes; /* that are here */
     uint32_t tag;
+    bool was_referred;
     uint8_t data[];
 } js_message_early;
 
@@ -62,7 +70,8 @@ typedef struct js_message_list {
 } js_message_list;
 
 typedef struct js_message_peer {
-    js_message_list sends;
+    js_message_list sends; /* not complete, in order, */
+    uint32_t sending;      /* and the first of them that is not all published */
     js_message_list receives;
     uint32_t active;            /* receive that the message in progress goes to */
     js_message_early *arriving; /* or the buffer it goes to */
@@ -78,6 +87,7 @@ typedef struct js_message_done {
     uint32_t peer; /* JS_PEER_ANY: a receive that no message has matched */
     uint32_t tag;
     bool is_send;
+    bool was_referred; /* receive: wrong if the sender has failed in the meantime */
 } js_message_done;
 
 /* Who is told. */
@@ -104,6 +114,7 @@ typedef struct js_message {
     uint64_t bytes_sent;    /* since the caller last looked */
     uint64_t bytes_received;
     uint32_t published;
+    uint32_t referred;
     uint32_t consumed;
     uint32_t unexpected;
 } js_message;
@@ -120,6 +131,16 @@ bool js_message_cancel(js_message *m, uint64_t wr_id);
 /* Moves what can be moved; returns the number of frames handled, or JS_ERR_NO_MEMORY or
  * JS_ERR_PROTOCOL. */
 int32_t js_message_progress(js_message *m);
+/* --- js_message_send.c --- */
+/* Publishes the next part of what is sent to a rank, and completes what has gone out; returns how
+ * much there was to do. */
+int32_t js_message_send_step(js_message *m, uint32_t rank);
+/* Ends all sends to a rank with `status`. */
+void js_message_send_flush(js_message *m, uint32_t rank, int32_t status);
+/* May a peer be reading the memory of a send that is not complete? */
+bool js_message_send_is_referring(const js_message *m);
+
+/* --- js_message.c --- */
 /* Which peer an outstanding wr_id waits for, or JS_PEER_ANY; JS_MESSAGE_NONE if it is not
  * outstanding here. */
 uint32_t js_message_find_peer(const js_message *m, uint64_t wr_id);

@@ -416,8 +416,83 @@ static void test_malformed_frames(void)
     }
 }
 
+/* Memory of the segment that no message stream lies in. */
+static uint8_t *message_segment_memory(uint32_t seed)
+{
+    uint8_t *memory = (uint8_t *)js_area_all_stream(&w.seg->world_area, 0) + 64;
+    message_fill(memory, 1u << 20, seed);
+    return memory;
+}
+
+/* What lies in the segment is not copied from 64 KiB on, and arrives the same; the send is complete
+ * when it has been received, and in its turn. */
+static void test_by_reference(void)
+{
+    static const uint32_t sizes[] = { 65535, 65536, 98324, 262144 + 1 };
+    static uint8_t to[1u << 20];
+    uint8_t small = 7;
+    message_open();
+    uint8_t *from = message_segment_memory(5);
+    for (uint32_t i = 0; i < JS_ARRAY_LEN(sizes); i++) {
+        uint32_t referred = i == 0 ? 0 : (sizes[i] - 41) / 32768 + 1;
+        message_send(0, from, sizes[i], 1, 10 + i);
+        message_send(0, &small, 1, 2, 20 + i);
+        message_receive(1, to, sizes[i], 1, 30 + i);
+        w.sides[0].m.referred = 0;
+        while (message_step(0) > 0) { /* as far as it gets alone */
+        }
+        JS_TEST_EQ_U64(w.sides[0].done_count, 2 * i);
+        JS_TEST_EQ_U64(js_message_send_is_referring(&w.sides[0].m), i != 0);
+        message_run();
+        message_receive(1, to + sizes[i], 1, 2, 40 + i);
+        message_run();
+        JS_TEST_EQ_U64(w.sides[0].m.referred, referred);
+        JS_TEST_CHECK(memcmp(from, to, sizes[i]) == 0 && to[sizes[i]] == 7);
+        message_expect(0, 2 * i, 10 + i, sizes[i], JS_OK);
+        message_expect(0, 2 * i + 1, 20 + i, 1, JS_OK);
+        JS_TEST_EQ_U64(w.sides[1].done[2 * i].was_referred, i != 0);
+        JS_TEST_CHECK(!w.sides[1].done[2 * i + 1].was_referred);
+        JS_TEST_CHECK(!js_message_send_is_referring(&w.sides[0].m));
+    }
+    message_close();
+}
+
+/* One that fits the stream as a whole: sent, but not complete before somebody has taken it. */
+static void test_reference_that_waits(void)
+{
+    static uint8_t to[65536];
+    uint32_t value = 0;
+    message_open();
+    uint8_t *from = message_segment_memory(6);
+    message_send(0, from, sizeof(to), 1, 1);
+    message_run();
+    JS_TEST_EQ_U64(w.sides[0].m.referred, 2);
+    JS_TEST_EQ_U64(w.sides[0].done_count, 0);
+    JS_TEST_EQ_U64(js_message_find_peer(&w.sides[0].m, 1), 1);
+    message_receive(1, &value, 4, 2, 2); /* puts it aside: that is having taken it */
+    message_run();
+    JS_TEST_EQ_U64(w.sides[1].m.unexpected, 1);
+    message_expect(0, 0, 1, sizeof(to), JS_OK);
+    memset(from, 0, sizeof(to));
+    message_receive(1, to, sizeof(to), 1, 3);
+    message_expect(1, 0, 3, sizeof(to), JS_OK);
+    JS_TEST_CHECK(w.sides[1].done[0].was_referred);
+    message_fill(from, sizeof(to), 6);
+    JS_TEST_CHECK(memcmp(from, to, sizeof(to)) == 0);
+    JS_TEST_CHECK(js_message_cancel(&w.sides[1].m, 2));
+    message_send(0, from, sizeof(to), 1, 4);
+    message_send(0, from, 1u << 20, 1, 5);
+    message_run();
+    JS_TEST_CHECK(js_message_send_is_referring(&w.sides[0].m));
+    js_message_flush(&w.sides[0].m, JS_ERR_FLUSHED);
+    JS_TEST_EQ_U64(w.sides[0].done_count, 3);
+    JS_TEST_CHECK(!js_message_send_is_referring(&w.sides[0].m));
+    message_close();
+}
+
 JS_TEST_MAIN(JS_TEST(test_sizes), JS_TEST(test_tags_out_of_order), JS_TEST(test_order_within_a_tag),
              JS_TEST(test_receive_posted_in_the_middle),
              JS_TEST(test_unasked_message_stays_in_the_stream), JS_TEST(test_truncation),
              JS_TEST(test_to_itself), JS_TEST(test_both_ways_at_once), JS_TEST(test_pools_run_out),
-             JS_TEST(test_cancel), JS_TEST(test_flush), JS_TEST(test_malformed_frames))
+             JS_TEST(test_cancel), JS_TEST(test_flush), JS_TEST(test_malformed_frames),
+             JS_TEST(test_by_reference), JS_TEST(test_reference_that_waits))

@@ -22,8 +22,8 @@ from jetstream.testing.plugin import Pools
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SPOILT = -1.0
-#: Rounds of the tests that use arrays again and again.
-ROUNDS = 2000
+#: Rounds of the tests that use arrays again and again, by ranks.
+ROUNDS = {2: 2000, 3: 400}
 
 
 def make(comm: Communicator, count: int, value: float, *, symmetric: bool = True) -> Array:
@@ -89,7 +89,7 @@ def run_used_again(comm: Communicator, seed: int, mixed: bool) -> None:
     plan, own = random.Random(seed), random.Random(seed + 1 + comm.rank)
     n, r = comm.size, comm.rank
     whole = n * (n - 1) / 2
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS[n]):
         count, base, root = plan.randrange(500, 30_000), plan.randrange(1000), plan.randrange(n)
         kind = plan.choice(list(REFER_BYTES))
         if own.random() < 0.05:
@@ -144,7 +144,7 @@ def test_used_again(rank_pools: Pools, world: int, mixed: bool) -> None:
 
 def run_freed(comm: Communicator) -> None:
     """The next array takes the place of the one just sent."""
-    for n in range(ROUNDS // 4):
+    for n in range(ROUNDS[comm.size]):
         got = comm.all_gather(make(comm, 20_000, n + comm.rank)).reshape(comm.size, -1)
         other = make(comm, 20_000, SPOILT)
         for rank in range(comm.size):
@@ -154,6 +154,55 @@ def run_freed(comm: Communicator) -> None:
 
 def test_freed(rank_pools: Pools) -> None:
     rank_pools(3).run(run_freed)
+
+
+def run_messages(comm: Communicator, seed: int) -> None:
+    """Messages round the ranks, several in flight; an array is spoilt once its send is complete."""
+    plan, own = random.Random(seed), random.Random(seed + 1 + comm.rank)
+    n, r = comm.size, comm.rank
+    for base in range(ROUNDS[n] // 8):
+        step = plan.randrange(1, n)
+        counts = [plan.choice((10, 3000, 16_384, 50_001, 200_000)) for _ in range(4)]
+        works = []
+        for tag, count in enumerate(counts):
+            x = make(comm, count, base + r + tag, symmetric=own.random() < 0.7)
+            works.append((comm.isend(x, (r + step) % n, tag), x))
+        for tag in plan.sample(range(4), 4):
+            source = (r - step) % n
+            got = comm.recv(np.empty(counts[tag], np.float32), source, tag)
+            assert (got == base + source + tag).all(), (base, tag, counts)
+        for work, x in works:
+            work.wait()
+            x[:] = SPOILT
+        if r == 0:
+            comm.send(x := make(comm, 100_000, base), 1)
+            x[:] = SPOILT
+        elif r == 1:
+            assert (comm.recv(np.empty(100_000, np.float32), 0) == base).all()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_messages(rank_pools: Pools, world: int) -> None:
+    rank_pools(world).run(run_messages, world)
+
+
+def run_which_messages(comm: Communicator) -> list[bool]:
+    """Whether a message of so many bytes was read in place: of symmetric arrays, private ones."""
+    found = []
+    for symmetric in (True, False):
+        for nbytes in (65_532, 65_536, 1 << 20):
+            before = frames_referred(comm)
+            if comm.rank == 0:
+                comm.send(make(comm, nbytes // 4, 3.0, symmetric=symmetric), 1)
+            else:
+                assert (comm.recv(np.empty(nbytes // 4, np.float32), 0) == 3.0).all()
+            found.append(frames_referred(comm) > before)
+    return found
+
+
+def test_which_messages(rank_pools: Pools) -> None:
+    found = rank_pools(2).run(run_which_messages)
+    assert found == [[False, True, True, False, False, False], [False] * 6]
 
 
 # --- what fails -------------------------------------------------------------------------------
@@ -176,6 +225,31 @@ def run_left_alone(comm: Communicator, delay_s: float, how: str) -> str:
         return type(error).__name__
     assert (x == 5.0).all()
     return "received"
+
+
+def run_message_left_alone(comm: Communicator, delay_s: float) -> str:
+    """As above, of a message."""
+    x = make(comm, 2_000_000, 5.0)
+    comm.barrier()
+    if comm.rank == 0:
+        comm.isend(x, 1)
+        time.sleep(delay_s)
+        comm.abort()
+        x[:] = SPOILT
+        return "gave up"
+    x[:] = 0.0
+    try:
+        comm.recv(x, 0)
+    except JetstreamError as error:
+        return type(error).__name__
+    assert (x == 5.0).all()
+    return "received"
+
+
+def test_message_left_alone(rank_pools: Pools) -> None:
+    plan = random.Random(4)
+    for _ in range(8):
+        rank_pools(2).run(run_message_left_alone, plan.random() * 0.003)
 
 
 @pytest.mark.parametrize("how", ["abort", "close"])
