@@ -16,6 +16,7 @@ import gc
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ ROUND_S = 5.0
 #: How much a rank's private memory may grow after its first rounds: pages of a fragmented heap.
 WARM_ROUNDS = 3
 GROWTH_MAX_BYTES = 8 << 20
+
+#: Arenas of threads and free lists would hold on to memory that nobody uses any more.
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -172,26 +176,31 @@ class Soak:
         self.check(total.wait(), np.full(5, float(size)), "all_reduce in a storm")
 
 
+def anonymous_bytes() -> int:
+    """Private memory of this process."""
+    ctypes.CDLL(None).malloc_trim(0)  # what is free, but not yet given back, is no leak
+    # Counted page by page: the sums in /proc/self/status are only about right.
+    pages = Path("/proc/self/smaps_rollup").read_text()
+    return int(pages.split("Anonymous:")[1].split()[0]) * 1024
+
+
 def run_round(comm: Communicator, seed: int, seconds: float) -> Tally:
     tally = Soak(comm, seed).run(seconds)
     gc.collect()
     assert comm.heap.used_bytes == 0, comm.heap
-    ctypes.CDLL(None).malloc_trim(0)  # what is free, but not yet given back, is no leak
-    # Counted page by page: the sums in /proc/self/status are only about right.
-    pages = Path("/proc/self/smaps_rollup").read_text()
-    tally.memory_bytes = int(pages.split("Anonymous:")[1].split()[0]) * 1024
+    tally.memory_bytes = anonymous_bytes()
     return tally
 
 
-def soak_world(world: int, seconds: float, seed: int) -> bool:
+def soak_world(body: Callable[..., Tally], world: int, seconds: float, seed: int) -> bool:
     """Runs rounds on one pool of ranks; returns whether memory stayed flat. Raises RankError."""
     deadline_s = time.monotonic() + seconds
     first: list[int] = []
     total = Tally()
     number = 0
-    with RankPool(world, fresh=True, timeout_s=120) as pool:
+    with RankPool(world, fresh=True, timeout_s=120, env=MALLOC) as pool:
         while time.monotonic() < deadline_s or number <= WARM_ROUNDS:
-            tallies = pool.run(run_round, seed + number, min(ROUND_S, seconds / 8))
+            tallies = pool.run(body, seed + number, min(ROUND_S, seconds / 8))
             number += 1
             total.operations += tallies[0].operations
             total.checked_bytes += sum(tally.checked_bytes for tally in tallies)
@@ -214,15 +223,16 @@ def parse_ranks(text: str) -> range:
     return range(int(low), int(high or low) + 1)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def soak_main(body: Callable[..., Tally], description: str) -> int:
+    """The command line: rounds of ``body(comm, seed, seconds)``; returns the exit status."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600.0, help="all worlds together (600)")
     parser.add_argument("--ranks", type=parse_ranks, default=range(2, 9), help="4 or 2..8 (2..8)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     share_s = options.seconds / len(options.ranks)
-    flat = [soak_world(world, share_s, options.seed) for world in options.ranks]
+    flat = [soak_world(body, world, share_s, options.seed) for world in options.ranks]
     if not all(flat):
         print("memory has grown")
         return 1
@@ -231,4 +241,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(soak_main(run_round, str(__doc__)))
