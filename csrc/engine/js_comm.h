@@ -55,6 +55,12 @@ typedef struct js_waiter {
     uint64_t helped_ticks;  /* when another communicator last moved instead */
     uint64_t checked_ticks; /* when the peers' boards were last looked at */
     uint64_t spin_ticks;    /* learned: how long spinning has paid off */
+    /* With more ranks than cores: do brief spins pay off? */
+    uint64_t ran_ticks;    /* since when this rank has had its core, as far as it knows */
+    uint32_t is_brief;     /* non-zero: this wait spins before it yields */
+    uint32_t luck;         /* brief spins that paid off, less those that did not */
+    uint32_t waits;        /* since the last brief spin */
+    uint32_t probe_period; /* waits between brief spins while they do not pay off */
     uint32_t spins;
     uint32_t suspect; /* 1 + peer that looked wrong at the last check */
     bool is_armed;    /* the doorbell is up: the next idle round sleeps */

@@ -1,8 +1,12 @@
 /* Waiting: spin, then yield, then sleep on this rank's doorbell.
  *
  * How long to spin is learned: a wait that ended soon after the spin gave up makes the next one
- * spin longer, a wait that outlasted it by far makes it shorter. With more ranks than cores a
- * spinner keeps the awaited rank off the core, so it yields at once.
+ * spin longer, a wait that outlasted it by far makes it shorter.
+ *
+ * With more ranks than cores a spinner may keep the awaited rank off the core, so it yields at once,
+ * unless brief spins turn out to pay off: two ranks that answer each other from two cores need no
+ * scheduler in between. It is tried now and then, ever more seldom while it fails. Even then a core is
+ * given up after a while, so that other ranks get their turn.
  *
  * Falling asleep without losing a wake-up needs the order "doorbell up, then look again" on this
  * side and "publish, then look at the doorbell" on the other, with a full barrier in between on
@@ -26,6 +30,11 @@
 #define WAIT_SPIN_NS_MIN 5000u
 #define WAIT_SPIN_NS_MAX 1000000u
 #define WAIT_YIELD_NS 2000000u
+#define WAIT_BRIEF_NS 4000u  /* about what two switches to another process and back cost */
+#define WAIT_TURN_NS 100000u /* how long brief spins may keep a core */
+#define WAIT_LUCK_MAX 8u
+#define WAIT_PROBE_MIN 16u
+#define WAIT_PROBE_MAX 256u
 #define WAIT_CHECK_NS 50000u       /* between looks at the peers' boards */
 #define WAIT_LIVENESS_NS 20000000u /* between questions to the kernel */
 #define WAIT_SLICE_NS 20000000u
@@ -61,6 +70,43 @@ static void wait_learn(js_comm *comm, uint64_t waited_ticks)
     }
 }
 
+/* Decides whether a wait that begins spins briefly. */
+static void wait_begin_brief(js_waiter *w)
+{
+    w->is_brief = w->luck != 0 || ++w->waits > w->probe_period;
+    w->waits = w->is_brief ? 0 : w->waits;
+}
+
+static void wait_learn_brief(js_waiter *w, bool has_paid_off)
+{
+    if (has_paid_off) {
+        w->luck = w->luck + 2 < WAIT_LUCK_MAX ? w->luck + 2 : WAIT_LUCK_MAX;
+        w->probe_period = WAIT_PROBE_MIN;
+    } else if (w->luck != 0) {
+        w->luck--;
+    } else {
+        uint32_t longer = 2 * w->probe_period;
+        w->probe_period = longer < WAIT_PROBE_MIN   ? WAIT_PROBE_MIN
+                          : longer < WAIT_PROBE_MAX ? longer
+                                                    : WAIT_PROBE_MAX;
+    }
+    w->is_brief = 0;
+}
+
+/* Spin a little, though there are more ranks than cores? */
+static bool wait_is_brief(js_comm *comm, uint64_t now, uint64_t waited)
+{
+    js_waiter *w = &comm->waiter;
+    if (w->is_brief == 0 || now - w->ran_ticks > wait_ticks(comm, WAIT_TURN_NS)) {
+        return false;
+    }
+    if (waited < wait_ticks(comm, WAIT_BRIEF_NS)) {
+        return true;
+    }
+    wait_learn_brief(w, false);
+    return false;
+}
+
 static void wait_disarm(js_comm *comm)
 {
     js_store_rlx_u32(&comm->board->doorbell, 0);
@@ -80,6 +126,9 @@ void js_wait_reset(js_comm *comm)
         if (waited > w->spin_ticks / 4) {
             wait_learn(comm, waited);
         }
+    }
+    if (w->is_brief != 0) {
+        wait_learn_brief(w, true);
     }
     w->since_ticks = 0;
     w->helped_ticks = 0;
@@ -155,6 +204,8 @@ static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
     waited = js_min_u64(waited, now - w->helped_ticks);
     if (waited < wait_spin_ticks(comm) + wait_ticks(comm, WAIT_YIELD_NS)) {
         sched_yield();
+        w->is_brief = 0;
+        w->ran_ticks = js_clock_ticks();
         js_counter_add(comm->counters, JS_COUNTER_YIELDS, 1);
     } else if (!w->is_armed) {
         wait_arm(comm);
@@ -172,6 +223,9 @@ int32_t js_wait_idle(js_comm *comm)
     }
     if (w->since_ticks == 0) {
         w->since_ticks = js_clock_ticks();
+        if (comm->engine->wait.oversubscribed != 0) {
+            wait_begin_brief(w);
+        }
         return JS_OK;
     }
     w->spins++;
@@ -186,7 +240,7 @@ int32_t js_wait_idle(js_comm *comm)
         w->helped_ticks = now; /* whoever is served there may be the one awaited here */
     }
     uint64_t waited = now - w->since_ticks;
-    if (waited < wait_spin_ticks(comm)) {
+    if (waited < wait_spin_ticks(comm) || wait_is_brief(comm, now, waited)) {
         js_cpu_relax();
         return JS_OK;
     }
