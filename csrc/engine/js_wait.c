@@ -3,10 +3,10 @@
  * How long to spin is learned: a wait that ended soon after the spin gave up makes the next one
  * spin longer, a wait that outlasted it by far makes it shorter.
  *
- * With more ranks than cores a spinner may keep the awaited rank off the core, so it yields at once,
- * unless brief spins turn out to pay off: two ranks that answer each other from two cores need no
- * scheduler in between. It is tried now and then, ever more seldom while it fails. Even then a core is
- * given up after a while, so that other ranks get their turn.
+ * With more ranks than cores a spinner may keep the awaited rank off the core, so it yields at
+ * once, unless brief spins turn out to pay off: two ranks that answer each other from two cores
+ * need no scheduler in between. It is tried now and then, ever more seldom while it fails. Even
+ * then a core is given up after a while, so that other ranks get their turn.
  *
  * Falling asleep without losing a wake-up needs the order "doorbell up, then look again" on this
  * side and "publish, then look at the doorbell" on the other, with a full barrier in between on
