@@ -12,10 +12,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _LEAK_PATIENCE_S = 5.0
 #: In the environment of all that this session starts.
 _MARK = "JETSTREAM_TEST_SESSION"
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("jetstream", deadline=None, database=None)
+settings.load_profile("jetstream")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -240,7 +240,7 @@ def test_buffer_size_reaches_the_segment(job: Job) -> None:
 
 
 def test_missing_rank_is_named(job: Job) -> None:
-    processes = [job.start(rank, 4, timeout_s=2.0) for rank in (0, 1, 3)]
+    processes = [job.start(rank, 4, timeout_s=6.0) for rank in (0, 1, 3)]
     ((error, text),) = errors_of(processes)
     assert error == "RendezvousError"
     for rank, process in zip((0, 1, 3), processes, strict=True):
