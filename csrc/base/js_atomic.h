@@ -62,6 +62,18 @@ JS_INLINE bool js_cas_seq_u32(uint32_t *p, uint32_t expected, uint32_t value)
                                        __ATOMIC_SEQ_CST);
 }
 
+/* A relaxed load after all loads before it, of plain memory too: it asks whether what has
+ * been read still counts. An acquire load would only hold back the loads after it. */
+JS_INLINE uint32_t js_load_last_u32(const uint32_t *p)
+{
+#if defined(__aarch64__)
+    __asm__ __volatile__("dmb ishld" ::: "memory");
+#else
+    __asm__ __volatile__("" ::: "memory"); /* x86 does not reorder loads */
+#endif
+    return js_load_rlx_u32(p);
+}
+
 /* A hint to the core that this is a spin loop. */
 JS_INLINE void js_cpu_relax(void)
 {

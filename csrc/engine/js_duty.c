@@ -39,7 +39,7 @@ void js_duty_message_done(void *context, const js_message_done *done)
         .opcode = done->is_send ? JS_SQ_SEND : 0,
         .sq_head_or_tag = done->tag,
     };
-    if (JS_UNLIKELY(done->was_referred && js_load_acq_u32(&comm->control->abort) != 0)) {
+    if (JS_UNLIKELY(done->was_referred && js_load_last_u32(&comm->control->abort) != 0)) {
         cqe.status = JS_ERR_ABORTED; /* as in duty_is_spoilt */
     }
     uint32_t counter = done->is_send ? JS_COUNTER_MESSAGES_SENT : JS_COUNTER_MESSAGES_RECEIVED;
@@ -101,7 +101,7 @@ static bool duty_is_spoilt(const js_comm *comm)
 {
     const js_exec *exec = &comm->exec;
     bool has_read = exec->has_read_ref || exec->plan->may_relay;
-    return has_read && js_load_acq_u32(&comm->control->abort) != 0;
+    return has_read && js_load_last_u32(&comm->control->abort) != 0;
 }
 
 /* --- collectives ------------------------------------------------------------------------- */
