@@ -18,9 +18,11 @@ _LEAK_PATIENCE_S = 5.0
 #: In the environment of all that this session starts.
 _MARK = "JETSTREAM_TEST_SESSION"
 
-# How long an example takes says something about the machine, not about the code.
-settings.register_profile("jetstream", deadline=None, database=None)
-settings.load_profile("jetstream")
+# How long an example takes says something about the machine, not about the code. The same examples
+# every time, but in the long runs that look for new ones.
+settings.register_profile("steady", deadline=None, database=None, derandomize=True)
+settings.register_profile("searching", deadline=None, database=None)
+settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--full-matrix"):
+        settings.load_profile("searching")
     os.environ["JETSTREAM_TUNE"] = "off"  # a file of this host would change what is chosen
     os.environ[_MARK] = secrets.token_hex(8)
     # Under nohup, or in the background of a shell, some signals come ignored, and would be so in

@@ -83,7 +83,10 @@ def test_rules_are_read_by_crowding() -> None:
     assert read_rules(document_of(rules=both), HOST) == {False: RULES, True: RULES}
 
 
-@given(st.lists(st.tuples(st.sampled_from(algorithms_of(Kind.ALL_REDUCE)), CHUNKS), min_size=1))
+CHOICES = st.tuples(st.sampled_from(algorithms_of(Kind.ALL_REDUCE)), CHUNKS)
+
+
+@given(st.lists(CHOICES, min_size=1, max_size=20))  # of up to 4**19 bytes
 def test_merged_rules_keep_every_choice(choices: list[tuple[Algorithm, int]]) -> None:
     points = [(4**i, Rule(None, *choice)) for i, choice in enumerate(choices)]
     rules = merge_rules(points)
