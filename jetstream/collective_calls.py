@@ -57,8 +57,8 @@ class CollectiveCalls(CallParts):
         ``op``: sum, prod, min, max, avg, band, bor, bxor, premul_sum, as far as ``docs/types.md``
         defines it for the element type. premul_sum multiplies this rank's ``x`` by its ``scale``
         first, a number that each rank is free to choose; it takes a copy of ``x`` unless ``out``
-        is given. ``algo``: one_shot or two_shot instead of the choice by size. Returns ``x`` or
-        ``out``; a Work with ``async_op``.
+        is given. ``algo``: one_shot, two_shot or lend instead of the choice by size. Returns ``x``
+        or ``out``; a Work with ``async_op``.
         """
         launcher = self._launcher
         result = x if out is None else out
@@ -68,11 +68,16 @@ class CollectiveCalls(CallParts):
             work = launcher.repeat_start(op, x, result, "all_reduce")
             if work is not None:
                 return work
-        elif is_plain and (table := launcher.tables.get(op)) is not None:
-            try:  # as Launcher.repeat, without the call
-                status = array_call(table, id(x), id(result))
-                if status == 0 or launcher.resume(status):
-                    return result
+        elif is_plain:  # as Launcher.repeat, without its call
+            try:
+                table = launcher.tables.get(op)
+            except TypeError:
+                table = None
+            try:
+                if table is not None:
+                    status = array_call(table, id(x), id(result))
+                    if status == 0 or launcher.resume(status):
+                        return result
             except BaseException as error:
                 launcher.interrupt(error)
                 raise

@@ -158,7 +158,9 @@ def dtype_of(dtype: DTypeLike) -> DType:
 
 def redop_of(op: str | RedOp) -> RedOp:
     """Translate the name of a reduction; raises ArgumentError naming them all for any other."""
-    found = op if isinstance(op, RedOp) else _REDOP_BY_LABEL.get(op)
+    found = op if isinstance(op, RedOp) else None
+    if isinstance(op, str):
+        found = _REDOP_BY_LABEL.get(op)
     if found is None:
         raise ArgumentError(f"op {op!r} is not one of {', '.join(_REDOP_BY_LABEL)}")
     return found

@@ -123,7 +123,10 @@ class Launcher:
         is_unequal = counts != () or splits is not None
         key = (kind, dtype, count, op, root, algo, chunk_bytes)
         full_key = (key, counts, splits)
-        plan_id = self._plans.find_unequal(full_key) if is_unequal else self._found.get(key)
+        try:
+            plan_id = self._plans.find_unequal(full_key) if is_unequal else self._found.get(key)
+        except TypeError:  # an argument that is no key, and wrong: what follows says which
+            plan_id = None
         if plan_id is None:
             self.handle()
             element, redop = dtype_of(dtype), redop_of(op)
@@ -150,15 +153,19 @@ class Launcher:
                 self._found[key] = plan_id
         return plan_id
 
+    def table_of(self, key: Hashable) -> Any:
+        """The calls remembered under ``key``; None: none, or an argument that is no key."""
+        try:
+            return self.tables.get(key)
+        except TypeError:  # what is wrong with it, the long way finds
+            return None
+
     def repeat(self, key: Hashable, source: Any, target: Any) -> bool:
         """Carry out a call whose like has been remembered: the short path of most calls.
 
         False: nothing was done, and nothing is known about the arguments.
         """
-        try:
-            table = self.tables.get(key)
-        except TypeError:  # an argument that is no key, and wrong
-            return False
+        table = self.table_of(key)
         if table is None:
             return False
         try:
@@ -170,7 +177,7 @@ class Launcher:
 
     def repeat_start(self, key: Hashable, source: Any, target: Any, what: str) -> Work | None:
         """``repeat`` without waiting; None: nothing was done."""
-        table = self.tables.get(key)
+        table = self.table_of(key)
         if table is None:
             return None
         out = ffi.new("uint64_t *")

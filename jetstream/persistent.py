@@ -109,8 +109,9 @@ def prepare(
         if name in options:
             raise ArgumentError(f"persistent: {name} cannot be fixed")
     # Both would be copied now, and launches would see the copy.
-    if kind != Kind.BARRIER.label and arguments and arguments[0] is not None:
-        x = share(arguments[0], name="x")
+    given = arguments[0] if arguments else options.get("x")
+    if kind != Kind.BARRIER.label and given is not None:
+        x = share(given, name="x")
         if not x.flags.c_contiguous:
             raise ArgumentError(
                 f"persistent: x is not C-contiguous (strides {x.strides} for shape {x.shape})"

@@ -7,6 +7,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
+
 from jetstream._core.native import ffi, lib
 from jetstream.collectives import Call, Splits, choose, compile_plan, compile_splits
 from jetstream.collectives.select import algorithms_of
@@ -30,7 +32,7 @@ _ALGORITHMS = {algorithm.label: algorithm for algorithm in Algorithm}
 
 def algorithm_of(label: str) -> Algorithm:
     """Translate the name of an algorithm. Raises ArgumentError naming them all."""
-    found = _ALGORITHMS.get(label)
+    found = _ALGORITHMS.get(label) if isinstance(label, str) else None
     if found is None:
         raise ArgumentError(f"algo {label!r} is not one of {', '.join(_ALGORITHMS)}")
     return found
@@ -91,6 +93,8 @@ class PlanCache:
         ``count`` is the sum of ``counts`` where there are any. Raises ArgumentError for an
         algorithm, PlanError for a chunk size that cannot be used.
         """
+        if chunk_bytes is not None and not isinstance(chunk_bytes, (int, np.integer)):
+            raise ArgumentError(f"chunk_bytes is {chunk_bytes!r}, not a number of bytes")
         nbytes = max(counts, default=count) * dtype.itemsize
         nbytes = _SPLITS_BYTES if has_splits else nbytes
         forced = None if algo is None else algorithm_of(algo)

@@ -57,8 +57,8 @@ class Pools:
         self._pools.clear()
 
 
-class _CommPlaceholder:
-    """Stands for ``comm`` outside of the ranks."""
+class _OutsideRanks:
+    """What ``comm`` is outside of the ranks: no communicator, and it says so."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"comm.{name}: there is a communicator in the body of the test only")
@@ -105,11 +105,11 @@ def rank_pools(request: pytest.FixtureRequest) -> Pools:
 
 
 @pytest.fixture
-def comm(request: pytest.FixtureRequest) -> Iterator[_CommPlaceholder]:
+def comm(request: pytest.FixtureRequest) -> Iterator[_OutsideRanks]:
     """The communicator of the rank, in tests marked ``ranks(n)``."""
     if request.node.get_closest_marker("ranks") is None:
         pytest.fail("the fixture comm needs @pytest.mark.ranks(n)", pytrace=False)
-    yield _CommPlaceholder()
+    yield _OutsideRanks()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -121,8 +121,15 @@ def run_bad_numbers(comm: Communicator) -> None:
     for wrong in (-1, "soon", float("nan")):
         refuses(ArgumentError, "timeout", partial(comm.all_reduce, x, timeout=wrong))
         refuses(ArgumentError, "timeout", partial(setattr, comm, "timeout", wrong))
-    for wrong in ("mean", "", None, 0):
-        refuses(ArgumentError, "op .* is not one of sum", partial(comm.all_reduce, x, wrong))
+    for wrong in ("mean", "", None, 0, ["sum"], {}, x):
+        pattern = "op .* is not one of sum"
+        refuses(ArgumentError, pattern, partial(comm.all_reduce, x, wrong))
+        refuses(ArgumentError, pattern, partial(comm.all_reduce, x, wrong, async_op=True))
+        refuses(ArgumentError, pattern, partial(comm.reduce, x, 0, wrong))
+    for wrong in (["ring"], 1):
+        refuses(ArgumentError, "algo .* is not one", partial(comm.all_reduce, x, algo=wrong))
+    for wrong in ("64", 64.0, [64]):
+        refuses(ArgumentError, "chunk_bytes", partial(comm.all_reduce, x, chunk_bytes=wrong))
     refuses(ArgumentError, "algo 'ring' is not one", lambda: comm.all_reduce(x, algo="ring"))
     refuses(ArgumentError, "no algorithm direct", lambda: comm.all_reduce(x, algo="direct"))
     for wrong in (0, 1, 63, 65, 1 << 20, -64):

@@ -198,6 +198,10 @@ def test_bad_input() -> None:
             comm.persistent("all_reduce", x, "premul_sum", scale=2)
         with pytest.raises(ArgumentError, match="not C-contiguous"):
             comm.persistent("all_reduce", x.T, out=x.copy())
+        with pytest.raises(ArgumentError, match="not C-contiguous"):
+            comm.persistent("all_reduce", x=x.T, out=x.copy())
+        with pytest.raises(ArgumentError, match=r"op .* is not one of sum"):
+            comm.persistent("all_reduce", x, ["sum"])
         with pytest.raises(ArgumentError, match="axis"):
             comm.persistent("all_gather", x, axis=1)
         with pytest.raises(ArgumentError, match="timeout"):
