@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 # js_plan.h and js_api.h
-CHUNK_BYTES_MAX = 32768
+CHUNK_BYTES_MAX = 131072
 CHUNK_ALIGN = 64
 RANKS_MAX = 256
 

@@ -43,8 +43,8 @@ REDUCE_DIRECT = (4, 64 * 1024)
 
 #: Chunk size by the bytes of the longest operation: (bytes up to, chunk bytes). A small message
 #: is one chunk: one frame costs less than an early start gains. Longer ones overlap the copy of
-#: one chunk with the peers' folding of the one before. What is lent goes in the largest chunks: it
-#: is hardly copied, so there is little to overlap.
+#: one chunk with the peers' folding of the one before. What is lent goes in the largest chunks: the
+#: next one takes the same memory again, so there is nothing to overlap.
 CHUNK_BYTES = (
     (8 * 1024, 8 * 1024),
     (32 * 1024, 16 * 1024),

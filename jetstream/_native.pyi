@@ -12,6 +12,9 @@ class _Lib:
     JS_BUILD_ID_BYTES: Final = 40
     JS_CALL_MISS: Final = 1
     JS_CALL_TABLE_ENTRIES: Final = 32
+    JS_CORES_FAR: Final = 2
+    JS_CORES_LEARNED: Final = 0
+    JS_CORES_NEAR: Final = 1
     JS_COUNTER_BYTES_RECEIVED: Final = 6
     JS_COUNTER_BYTES_SENT: Final = 5
     JS_COUNTER_COMPLETIONS: Final = 1
@@ -19,6 +22,7 @@ class _Lib:
     JS_COUNTER_FRAMES_RECEIVED: Final = 4
     JS_COUNTER_FRAMES_REFERRED: Final = 15
     JS_COUNTER_FRAMES_SENT: Final = 3
+    JS_COUNTER_FRAMES_STREAMED: Final = 16
     JS_COUNTER_LAUNCHES: Final = 0
     JS_COUNTER_LIVENESS_CHECKS: Final = 13
     JS_COUNTER_MESSAGES_RECEIVED: Final = 8
@@ -105,7 +109,7 @@ class _Lib:
     JS_PLAN_AFTER_DONE: Final = 1
     JS_PLAN_AFTER_MAX: Final = 4
     JS_PLAN_CHUNK_ALIGN: Final = 64
-    JS_PLAN_CHUNK_BYTES_MAX: Final = 32768
+    JS_PLAN_CHUNK_BYTES_MAX: Final = 131072
     JS_PLAN_INPUT: Final = 0
     JS_PLAN_LANES_MAX: Final = 256
     JS_PLAN_LEND: Final = 1
@@ -361,6 +365,11 @@ class _Lib:
         a3: FFI.CData,  # struct js_cqe *
         /,
     ) -> int: ...  # int32_t
+    def js_cores_force(
+        self,
+        a0: int,  # uint32_t
+        /,
+    ) -> None: ...  # void
     def js_counter_help(
         self,
         a0: int,  # uint32_t

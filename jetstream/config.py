@@ -28,12 +28,13 @@ KINDS = (
 )
 ALGORITHMS = ("one_shot", "two_shot", "lend", "direct")
 ISAS = ("scalar", "avx2", "avx512")
+CORES = ("near", "far")
 DEBUG_LEVELS = {"WARN": logging.WARNING, "INFO": logging.INFO, "TRACE": logging.DEBUG}
 
 _TIMEOUT_S = 300.0
 _INIT_TIMEOUT_S = 60.0
 _SECONDS_MAX = 1e6
-_BUFFER_BYTES_MIN = 64 << 10
+_BUFFER_BYTES_MIN = 256 << 10
 _BUFFER_BYTES_MAX = 1 << 30
 _HEAP_BYTES_UNIT = 2 << 20
 _HEAP_BYTES_MAX = 1 << 40
@@ -51,8 +52,9 @@ class Config:
     none. ``algorithms`` holds pairs (kind, algorithm), the kind "" standing for all kinds,
     "all_reduce<=4096" for calls of up to so many bytes.
     ``buffer_bytes``, ``heap_bytes``, ``spin_us``: 0 leaves the choice to the data plane, as does
-    ``isa`` "". ``tune`` is "off", the path of a file, or "" for the usual one. ``selection`` is no
-    setting: it is what rank 0 has made of its ``tune`` and has handed to all ranks.
+    ``isa`` "" and ``cores`` "". ``tune`` is "off", the path of a file, or "" for the usual one.
+    ``selection`` is no setting: it is what rank 0 has made of its ``tune`` and has handed to all
+    ranks.
     """
 
     rank: int = 0
@@ -68,6 +70,7 @@ class Config:
     heap_bytes: int = 0
     spin_us: int = 0
     isa: str = ""
+    cores: str = ""
     tune: str = ""
     debug: str = ""
     selection: str = field(default="", repr=False)
@@ -167,6 +170,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
             else 0
         ),
         isa=reader.choice("JETSTREAM_ISA", ISAS),
+        cores=reader.choice("JETSTREAM_CORES", CORES),
         tune=reader.text("JETSTREAM_TUNE"),
         debug=reader.choice("JETSTREAM_DEBUG", tuple(DEBUG_LEVELS)),
     )
@@ -272,7 +276,8 @@ def _buffer_bytes(value: str) -> int:
     """Parses a power of two; 0 if not set."""
     count = _size(value) if value else 0
     if value and (not _BUFFER_BYTES_MIN <= count <= _BUFFER_BYTES_MAX or count & (count - 1)):
-        _bad("JETSTREAM_BUFFSIZE", value, "a power of two from 64K to 1G, in bytes or with K, M, G")
+        allowed = "a power of two from 256K to 1G, in bytes or with K, M, G"
+        _bad("JETSTREAM_BUFFSIZE", value, allowed)
     return count
 
 

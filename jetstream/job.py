@@ -20,6 +20,7 @@ from jetstream.work import timeout_to_ns
 __all__ = ["get_include", "init", "is_oversubscribed"]
 
 _ISAS = {"scalar": lib.JS_ISA_SCALAR, "avx2": lib.JS_ISA_AVX2, "avx512": lib.JS_ISA_AVX512}
+_CORES = {"": lib.JS_CORES_LEARNED, "near": lib.JS_CORES_NEAR, "far": lib.JS_CORES_FAR}
 
 
 def init(*, timeout: float | None = None) -> Communicator:
@@ -38,6 +39,7 @@ def init(*, timeout: float | None = None) -> Communicator:
         timeout_to_ns(timeout, timeout)
     if config.isa:
         check(lib.js_isa_force(_ISAS[config.isa]))
+    lib.js_cores_force(_CORES[config.cores])
     check_forced(config)
     membership = join(config, select=partial(select, config))
     communicator = _open(membership, replace(config, selection=membership.selection))

@@ -35,6 +35,23 @@ JS_INLINE uint64_t js_clock_ticks(void)
 #endif
 }
 
+/* The counter at a point that no earlier instruction passes and no later one comes before. */
+JS_INLINE uint64_t js_clock_ticks_ordered(void)
+{
+#if defined(__x86_64__)
+    _mm_lfence();
+    uint64_t ticks = __rdtsc();
+    _mm_lfence();
+    return ticks;
+#elif defined(__aarch64__)
+    uint64_t ticks;
+    __asm__ __volatile__("isb; mrs %0, cntvct_el0; isb" : "=r"(ticks)::"memory");
+    return ticks;
+#else
+    return js_clock_ns();
+#endif
+}
+
 /* Measures the scale; takes about 5 ms the first time, returns the same one afterwards. */
 const js_clock_scale *js_clock_calibrate(void);
 /* Takes over the scale that another process of this host measured. */

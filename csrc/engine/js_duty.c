@@ -171,6 +171,7 @@ static int32_t duty_run_plan(js_comm *comm)
         js_wait_reset(comm); /* the record holds the time waited */
         js_counter_add(comm->counters, JS_COUNTER_FRAMES_SENT, exec->published);
         js_counter_add(comm->counters, JS_COUNTER_FRAMES_REFERRED, exec->referred);
+        js_counter_add(comm->counters, JS_COUNTER_FRAMES_STREAMED, exec->streamed);
         duty_finish(comm, JS_OK);
         return (int32_t)progress + 1;
     }
@@ -276,11 +277,12 @@ static int32_t duty_run_messages(js_comm *comm)
     }
     js_counter_add(comm->counters, JS_COUNTER_FRAMES_SENT, m->published);
     js_counter_add(comm->counters, JS_COUNTER_FRAMES_REFERRED, m->referred);
+    js_counter_add(comm->counters, JS_COUNTER_FRAMES_STREAMED, m->streamed);
     js_counter_add(comm->counters, JS_COUNTER_FRAMES_RECEIVED, m->consumed);
     js_counter_add(comm->counters, JS_COUNTER_BYTES_SENT, m->bytes_sent);
     js_counter_add(comm->counters, JS_COUNTER_BYTES_RECEIVED, m->bytes_received);
     js_counter_add(comm->counters, JS_COUNTER_UNEXPECTED, m->unexpected);
-    m->published = m->referred = m->consumed = m->unexpected = 0;
+    m->published = m->referred = m->streamed = m->consumed = m->unexpected = 0;
     m->bytes_sent = m->bytes_received = 0;
     return progress;
 }

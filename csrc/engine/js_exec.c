@@ -8,8 +8,6 @@
 
 /* Below this, reading the clock would cost more than what it measures. */
 #define EXEC_TIMED_BYTES 1024u
-/* How much of a ring the frames take that are lent: a few of the largest. */
-#define EXEC_LEND_WINDOW_BYTES (128u << 10)
 
 JS_INLINE uint32_t exec_step_bytes(const js_exec_plan *plan, const js_exec_op *op)
 {
@@ -122,6 +120,15 @@ JS_INLINE void exec_copy_bytes(js_exec *exec, uint8_t *to, const uint8_t *from, 
     exec->copy_ticks += start ? js_clock_ticks() - start : 0;
 }
 
+/* Copies a frame to where js_stream_reserve said. */
+JS_INLINE void exec_fill(js_exec *exec, uint8_t *to, const js_stream_tx *tx,
+                         const exec_frame *frame)
+{
+    uint64_t start = frame->bytes >= EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
+    exec->streamed += js_stream_fill(tx, to, frame->from, frame->bytes);
+    exec->copy_ticks += start ? js_clock_ticks() - start : 0;
+}
+
 static bool exec_send(js_exec *exec, js_exec_op *op)
 {
     js_stream_tx *tx = op->tx;
@@ -146,7 +153,7 @@ static bool exec_send(js_exec *exec, js_exec_op *op)
         if (to == NULL) {
             return false;
         }
-        exec_copy_bytes(exec, to, frame.from, frame.bytes);
+        exec_fill(exec, to, tx, &frame);
         js_stream_publish(tx, frame.bytes, frame.route, frame.body);
     }
     exec_count_sent(exec, frame.bytes);
@@ -154,13 +161,15 @@ static bool exec_send(js_exec *exec, js_exec_op *op)
 }
 
 /* Sends a frame that comes back rewritten. Where the result will be wanted in the segment, the
- * frame is that place itself and nothing is copied in place; else it is a slot of the ring, of
- * which a small part is used again and again so that it stays in the caches of both ranks. */
+ * frame is that place itself and nothing is copied in place; else it is the beginning of the ring,
+ * for each chunk and in every launch, so that the same lines go there and back. */
 static bool exec_lend(js_exec *exec, js_exec_op *op)
 {
     js_stream_tx *tx = op->tx;
-    uint64_t window = js_min_u64(tx->payload_bytes, EXEC_LEND_WINDOW_BYTES);
-    if (!js_stream_set_window(tx, window) || !js_stream_has_slot(tx)) {
+    if (op->step == 0 && !js_stream_change_window(tx, op->window_bytes)) {
+        return false; /* frames that were not lent are still on their way */
+    }
+    if (!js_stream_has_slot(tx)) {
         return false;
     }
     exec_frame frame = exec_frame_of(exec, op);

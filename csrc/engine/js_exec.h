@@ -37,6 +37,7 @@ typedef struct js_exec_op {
     js_stream_tx *tx; /* SEND */
     uint64_t bytes;
     uint64_t target_offset;
+    uint64_t window_bytes; /* SEND that lends: part of the ring that it uses */
     uint16_t after_op[JS_PLAN_AFTER_MAX];
     uint8_t after_mode[JS_PLAN_AFTER_MAX];
     uint8_t after_count;
@@ -98,7 +99,8 @@ typedef struct js_exec {
     uint32_t referring_count; /* operations that publish by reference, */
     uint32_t drained_count;   /* of the plan's first so many no frame is unread */
     uint32_t published;       /* frames since the caller last looked */
-    uint32_t referred;        /* of these, by reference */
+    uint32_t referred;        /* of these, by reference, */
+    uint32_t streamed;        /* and written past the caches */
     bool has_read_ref;        /* a frame of a peer was one */
     uint32_t consumed;
     uint64_t bytes_sent;

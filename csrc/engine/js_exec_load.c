@@ -26,6 +26,16 @@ static uint8_t exec_refer(uint32_t flags)
     return (flags & JS_PLAN_REFER_IN_PLACE) != 0 ? JS_EXEC_REFER_ALWAYS : JS_EXEC_REFER_APART;
 }
 
+/* The smallest power of two, of at least a line, that holds a frame. */
+static uint64_t exec_window_bytes(uint64_t frame_bytes)
+{
+    uint64_t bytes = JS_CACHE_LINE;
+    while (bytes < frame_bytes) {
+        bytes *= 2;
+    }
+    return bytes;
+}
+
 static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js_plan_op *from,
                            js_exec_plan *plan, js_exec_op *op)
 {
@@ -46,6 +56,7 @@ static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js
         .peer = from->peer,
     };
     if (from->opcode == JS_OP_SEND) {
+        op->window_bytes = exec_window_bytes(js_min_u64(op->bytes, chunk));
         op->tx = op->is_all ? &link->all_tx : &link->peer_tx[from->peer];
     }
     if (plan->call.parts >> JS_PARTS_SHIFT == JS_PARTS_SPLITS) {

@@ -115,6 +115,7 @@ typedef struct js_message {
     uint64_t bytes_received;
     uint32_t published;
     uint32_t referred;
+    uint32_t streamed;
     uint32_t consumed;
     uint32_t unexpected;
 } js_message;

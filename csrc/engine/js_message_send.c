@@ -78,7 +78,7 @@ static bool send_frame(js_message *m, js_stream_tx *tx, js_message_send *send, u
         if (to == NULL) {
             return false;
         }
-        memcpy(to, send->at, bytes);
+        m->streamed += js_stream_fill(tx, to, send->at, bytes);
         js_stream_publish(tx, bytes, route, body);
     }
     send->at += bytes;

@@ -23,6 +23,8 @@ void js_link_shm_close(js_link_shm *link)
     free(link->peer_rx);
     free(link->message_rx);
     free(link->ends);
+    free(link->distances);
+    free(link->far_count);
     *link = (js_link_shm){ 0 };
 }
 
@@ -36,8 +38,10 @@ static int32_t link_allocate(js_link_shm *link, const js_area *area)
     link->peer_rx = calloc(world, sizeof(*link->peer_rx));
     link->message_rx = calloc(world, sizeof(*link->message_rx));
     link->ends = calloc(senders * area->config.stream_slots, sizeof(*link->ends));
+    link->distances = calloc(world, sizeof(*link->distances));
+    link->far_count = calloc(1, sizeof(*link->far_count));
     if (!link->peer_tx || !link->message_tx || !link->all_rx || !link->peer_rx ||
-        !link->message_rx || !link->ends) {
+        !link->message_rx || !link->ends || !link->distances || !link->far_count) {
         js_link_shm_close(link);
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for the streams of %zu ranks", world);
     }
@@ -51,6 +55,27 @@ static js_stream_layout link_layout(const js_area *area, const js_stream_layout 
     result.segment = area->base;
     result.segment_bytes = area->segment_bytes;
     return result;
+}
+
+/* Who writes to a peer asks how far it is; whoever reads from it finds out. */
+static void link_open_distances(js_link_shm *link, uint32_t world, uint32_t rank)
+{
+    bool is_learned = js_distance_is_learned();
+    link->all_tx.far_count = link->far_count;
+    for (uint32_t peer = 0; peer < world; peer++) {
+        if (peer == rank) {
+            continue;
+        }
+        js_distance *distance = &link->distances[peer];
+        js_distance_open(distance, link->far_count);
+        link->peer_tx[peer].far_count = &distance->is_far;
+        link->message_tx[peer].far_count = &distance->is_far;
+        if (is_learned) {
+            link->all_rx[peer].distance = distance;
+            link->peer_rx[peer].distance = distance;
+            link->message_rx[peer].distance = distance;
+        }
+    }
 }
 
 int32_t js_link_shm_open(js_link_shm *link, const js_area *area, uint32_t rank)
@@ -80,6 +105,7 @@ int32_t js_link_shm_open(js_link_shm *link, const js_area *area, uint32_t rank)
                               js_area_reader(peer, rank));
         }
     }
+    link_open_distances(link, area->config.world, rank);
     return JS_OK;
 }
 

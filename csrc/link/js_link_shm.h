@@ -19,7 +19,9 @@ typedef struct js_link_shm {
     js_stream_rx *all_rx;     /* [world], by source; its own is not opened */
     js_stream_rx *peer_rx;
     js_stream_rx *message_rx;
-    uint64_t *ends; /* private words of all senders */
+    uint64_t *ends;         /* private words of all senders */
+    js_distance *distances; /* [world], by peer */
+    uint32_t *far_count;    /* how many of these are far */
 } js_link_shm;
 
 /* Opens all streams of `rank` in the area. Returns JS_OK or JS_ERR_NO_MEMORY. */

@@ -19,6 +19,9 @@
 #define AREA_ALL_BYTES (4u << 20)
 #define AREA_PEER_BYTES_MAX (4u << 20)
 #define AREA_PEER_BYTES_MIN (256u << 10)
+/* Two of the largest frames. */
+#define AREA_COLLECTIVE_BYTES_LOW (2ull * JS_PLAN_CHUNK_BYTES_MAX)
+#define AREA_MESSAGE_BYTES_LOW (64ull << 10)
 #define AREA_MESSAGE_BYTES_MIN (128u << 10)
 #define AREA_QUEUE_SLOTS 256u
 #define AREA_BYTES_MAX (1u << 30)
@@ -68,12 +71,13 @@ int32_t js_area_config_check(js_seg_config *config)
     }
     config->queue_slots = config->queue_slots ? config->queue_slots : AREA_QUEUE_SLOTS;
     config->record_slots = config->record_slots ? config->record_slots : JS_RECORD_SLOTS;
-    uint64_t low = 2 * JS_PLAN_CHUNK_BYTES_MAX;
+    uint64_t low = AREA_COLLECTIVE_BYTES_LOW;
     JS_TRY(area_check_pow2("record_slots", config->record_slots, 4, 1u << 20));
     JS_TRY(area_check_pow2("stream_slots", config->stream_slots, 4, 32768));
     JS_TRY(area_check_pow2("all_bytes", config->all_bytes, low, AREA_BYTES_MAX));
     JS_TRY(area_check_pow2("peer_bytes", config->peer_bytes, low, AREA_BYTES_MAX));
-    JS_TRY(area_check_pow2("message_bytes", config->message_bytes, low, AREA_BYTES_MAX));
+    JS_TRY(area_check_pow2("message_bytes", config->message_bytes, AREA_MESSAGE_BYTES_LOW,
+                           AREA_BYTES_MAX));
     if (!js_stream_start_fits(area_first_psn(config), config->stream_slots)) {
         return JS_FAIL(JS_ERR_INVALID, "sequence_start = %u: the first lap must not contain zero",
                        config->sequence_start);
@@ -113,7 +117,7 @@ static uint64_t area_bytes(const js_seg_config *config)
 
 void js_area_group_config(const js_seg_config *world, uint32_t count, js_seg_config *out)
 {
-    uint64_t low = 2 * JS_PLAN_CHUNK_BYTES_MAX;
+    uint64_t low = AREA_COLLECTIVE_BYTES_LOW;
     *out = *world;
     out->world = count;
     out->heap_bytes = 0;
@@ -126,7 +130,8 @@ void js_area_group_config(const js_seg_config *world, uint32_t count, js_seg_con
         } else {
             out->peer_bytes /= 2;
         }
-        out->message_bytes = js_min_u64(out->message_bytes, js_max_u64(low, out->peer_bytes / 2));
+        out->message_bytes =
+            js_min_u64(out->message_bytes, js_max_u64(AREA_MESSAGE_BYTES_LOW, out->peer_bytes / 2));
     }
 }
 

@@ -2,6 +2,7 @@
 #include "js_stream.h"
 
 #include "js_assert.h"
+#include "js_clock.h"
 
 #define STREAM_PAGE_BYTES 4096u
 
@@ -85,6 +86,18 @@ bool js_stream_is_consumed(const js_stream_tx *tx, uint32_t psn)
         }
     }
     return true;
+}
+
+js_stream_line *js_stream_peek_timed(js_stream_rx *rx)
+{
+    uint64_t start = js_clock_ticks_ordered();
+    js_stream_line *line = js_stream_look(rx);
+    uint64_t ticks = js_clock_ticks_ordered() - start;
+    if (line != NULL && rx->timed != rx->psn) { /* a second look finds it in this core's cache */
+        rx->timed = rx->psn;
+        js_distance_vote(rx->distance, ticks);
+    }
+    return line;
 }
 
 uint32_t js_stream_slowest(const js_stream_tx *tx)

@@ -26,8 +26,12 @@
 
 #include "js_atomic.h"
 #include "js_base.h"
+#include "js_copy.h"
+#include "js_distance.h"
 
 #define JS_STREAM_INLINE_BYTES 40u
+/* What is shorter fits into the buffers of a core's stores, wherever the reader is. */
+#define JS_STREAM_FAR_BYTES 512u
 /* Bit of the route word: payload.offset counts from the start of the segment. It is the frame's
  * flag JS_FRAME_FLAG_REF. */
 #define JS_STREAM_BY_REF (1ull << 23)
@@ -81,6 +85,7 @@ typedef struct js_stream_tx {
     uint64_t tail;  /* oldest byte that a reader may still need */
     uint64_t *ends; /* per slot: head after its frame */
     uint64_t route;
+    const uint32_t *far_count; /* readers far away, or NULL: none are */
 } js_stream_tx;
 
 /* A reader's private side. */
@@ -94,6 +99,8 @@ typedef struct js_stream_rx {
     uint64_t payload_bytes;
     uint8_t *segment;
     uint64_t segment_bytes;
+    js_distance *distance; /* to the producer, or NULL: it is not learned here */
+    uint32_t timed;        /* number of the last frame that voted on it */
 } js_stream_rx;
 
 /* Bytes that a stream takes in the segment, a multiple of a page. */
@@ -112,6 +119,8 @@ void js_stream_refresh(js_stream_tx *tx);
 bool js_stream_change_window(js_stream_tx *tx, uint64_t bytes);
 /* Have all readers consumed the frames before number `psn`, one that has been published? */
 bool js_stream_is_consumed(const js_stream_tx *tx, uint32_t psn);
+/* js_stream_peek, timed. */
+js_stream_line *js_stream_peek_timed(js_stream_rx *rx);
 /* Index of the reader that is furthest behind. */
 uint32_t js_stream_slowest(const js_stream_tx *tx);
 
@@ -148,6 +157,19 @@ JS_INLINE uint8_t *js_stream_reserve(js_stream_tx *tx, uint32_t bytes)
         }
     }
     return tx->payload + (tx->start & (tx->window_bytes - 1));
+}
+
+/* Copies a frame's payload to where js_stream_reserve said, or not through the caches: see
+ * js_distance.h. Returns whether it went past them. */
+JS_INLINE bool js_stream_fill(const js_stream_tx *tx, uint8_t *to, const uint8_t *from,
+                              uint32_t bytes)
+{
+    if (JS_UNLIKELY(tx->far_count != NULL && *tx->far_count != 0) && bytes >= JS_STREAM_FAR_BYTES) {
+        js_copy_streaming(to, from, bytes);
+        return true;
+    }
+    memcpy(to, from, bytes);
+    return false;
 }
 
 JS_INLINE void js_stream_commit(js_stream_tx *tx, js_stream_line *line)
@@ -231,12 +253,20 @@ JS_INLINE void js_stream_publish_inline(js_stream_tx *tx, const void *source, ui
     js_stream_commit(tx, line);
 }
 
-/* The next frame, or NULL when it has not been published yet. It stays valid until released. */
-JS_INLINE js_stream_line *js_stream_peek(const js_stream_rx *rx)
+JS_INLINE js_stream_line *js_stream_look(const js_stream_rx *rx)
 {
     js_stream_line *line = &rx->lines[rx->psn & rx->mask];
     uint64_t order = js_load_acq_u64(&line->order);
     return (uint32_t)order == rx->psn ? line : NULL;
+}
+
+/* The next frame, or NULL when it has not been published yet. It stays valid until released. */
+JS_INLINE js_stream_line *js_stream_peek(js_stream_rx *rx)
+{
+    if (JS_UNLIKELY(rx->psn % JS_DISTANCE_EVERY == 0 && rx->distance != NULL)) {
+        return js_stream_peek_timed(rx);
+    }
+    return js_stream_look(rx);
 }
 
 /* Payload of a peeked frame; NULL if the line points outside of the ring or the segment. Only

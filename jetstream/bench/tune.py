@@ -35,7 +35,7 @@ TUNABLE = tuple(kind.label for kind in Kind if kind not in (Kind.NONE, Kind.BARR
 #: What is better than the built-in choice by less than this is not worth a rule.
 GAIN_MIN = 0.05
 
-_CHUNKS = (4 << 10, 8 << 10, 16 << 10, CHUNK_BYTES_MAX)
+_CHUNKS = (4 << 10, 8 << 10, 16 << 10, 32 << 10)
 _ROUNDS = 7
 _CALLS_MIN = 4
 _CALLS_MAX = 400
@@ -81,7 +81,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A way to carry out a call. A chunk size of 32 KiB stands for all that make one chunk."""
+    """A way to carry out a call. The largest chunk size stands for all that make one chunk."""
 
     algorithm: Algorithm
     chunk_bytes: int
@@ -138,7 +138,7 @@ def candidates(kind: Kind, nbytes: int, world: int) -> list[Candidate]:
     found = []
     for algorithm in algorithms_of(kind):
         longest = _op_bytes(algorithm, nbytes, world)
-        sizes = [CHUNK_BYTES_MAX, *(size for size in _CHUNKS[:-1] if size < longest)]
+        sizes = [CHUNK_BYTES_MAX, *(size for size in _CHUNKS if size < longest)]
         found += [Candidate(algorithm, size) for size in sizes]
     return found
 

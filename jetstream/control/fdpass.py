@@ -111,6 +111,11 @@ def fetch_fd(name: str, *, rank: int, owner_pid: int, secret: bytes, timeout_s: 
             raw, fds = _receive(connection)
         except OSError as error:
             raise RendezvousError(f"rank 0 did not hand over the segment: {error}") from error
+    if not raw:
+        raise RendezvousError(
+            f"rank 0 (pid {owner_pid}) ended the connection instead of handing over the segment: "
+            "it has died or left"
+        )
     try:
         return _one_fd(open_sealed(raw, secret=secret), fds)
     except JetstreamError:

@@ -103,7 +103,7 @@ static void test_parts_are_disjoint(void)
         layout_check((js_seg_config){ .world = world,
                                       .stream_slots = 4,
                                       .all_bytes = 1u << 20,
-                                      .peer_bytes = 1u << 16,
+                                      .peer_bytes = 1u << 18,
                                       .message_bytes = 1u << 17,
                                       .queue_slots = 4 },
                      8192);
@@ -136,10 +136,12 @@ static void test_ranges(void)
         { { .world = 2, .stream_slots = 48 }, JS_ERR_INVALID },
         { { .world = 2, .stream_slots = 32768 }, JS_OK },
         { { .world = 2, .stream_slots = 65536 }, JS_ERR_INVALID },
-        { { .world = 2, .all_bytes = 65536 }, JS_OK },
-        { { .world = 2, .all_bytes = 32768 }, JS_ERR_INVALID }, /* two of the largest frames */
-        { { .world = 2, .all_bytes = 65537 }, JS_ERR_INVALID },
-        { { .world = 2, .peer_bytes = 32768 }, JS_ERR_INVALID },
+        { { .world = 2, .all_bytes = 262144 }, JS_OK },
+        { { .world = 2, .all_bytes = 131072 }, JS_ERR_INVALID }, /* two of the largest frames */
+        { { .world = 2, .all_bytes = 262145 }, JS_ERR_INVALID },
+        { { .world = 2, .peer_bytes = 131072 }, JS_ERR_INVALID },
+        { { .world = 2, .message_bytes = 65536 }, JS_OK },
+        { { .world = 2, .message_bytes = 32768 }, JS_ERR_INVALID },
         { { .world = 2, .peer_bytes = 1ull << 30 }, JS_OK },
         { { .world = 2, .peer_bytes = 1ull << 31 }, JS_ERR_INVALID },
         { { .world = 2, .message_bytes = 1ull << 63 }, JS_ERR_INVALID },

@@ -17,8 +17,8 @@
 static const js_seg_config small = {
     .world = 2,
     .stream_slots = 4,
-    .all_bytes = 65536,
-    .peer_bytes = 65536,
+    .all_bytes = 262144,
+    .peer_bytes = 262144,
     .message_bytes = 65536,
     .queue_slots = 4,
 };

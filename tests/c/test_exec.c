@@ -7,7 +7,7 @@
 static void exec_sweep(uint32_t world, exec_builder build)
 {
     static const uint32_t counts[] = { 0, 1, 9, 10, 11, 16, 17, 100, 1024, 5000 };
-    static const uint32_t chunks[] = { 64, 128, 4096, 32768 };
+    static const uint32_t chunks[] = { 64, 128, 4096, 32768, 131072 };
     uint64_t sequence = 0;
     exec_open(world, UINT32_MAX - 100);
     for (size_t c = 0; c < JS_ARRAY_LEN(counts); c++) {

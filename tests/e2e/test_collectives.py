@@ -84,7 +84,7 @@ def small_counts(dtype: str, full: bool) -> tuple[int, ...]:
 
 def all_reduce_variants(turn: int, count: int, full: bool) -> list[dict[str, Any]]:
     """Ways to ask for one and the same result: all of them, or one after the other."""
-    small, large = (4096, 32768) if count >= LARGE else (64, 512)
+    small, large = (4096, 131072) if count >= LARGE else (64, 512)
     sizes = (None, small, large, 192)
     ways = [{"algo": a, "chunk_bytes": c} for c in sizes for a in ("lend", "two_shot", "one_shot")]
     return ways if full else [ways[turn % 5]]

@@ -235,8 +235,8 @@ def test_again_and_again_at_the_same_address(job: Job) -> None:
 
 
 def test_buffer_size_reaches_the_segment(job: Job) -> None:
-    process = job.start(0, 1, env={"JETSTREAM_BUFFSIZE": "64K"})
-    assert result_of(process)["segment"] == f"{process.pid} 1 65536"
+    process = job.start(0, 1, env={"JETSTREAM_BUFFSIZE": "256K"})
+    assert result_of(process)["segment"] == f"{process.pid} 1 262144"
 
 
 def test_missing_rank_is_named(job: Job) -> None:

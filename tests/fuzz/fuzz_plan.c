@@ -18,7 +18,7 @@ static uint64_t fuzz_run;
 static void fuzz_open(void)
 {
     if (fuzz_seg == NULL) {
-        js_seg_config config = { .world = 2, .stream_slots = 4, .all_bytes = 65536 };
+        js_seg_config config = { .world = 2, .stream_slots = 4, .all_bytes = 262144 };
         JS_TEST_REQUIRE(js_seg_create(&config, &fuzz_seg) == JS_OK);
         for (uint32_t i = 0; i < 2; i++) {
             JS_TEST_REQUIRE(js_link_shm_open(&fuzz_links[i], &fuzz_seg->world_area, i) == JS_OK);

@@ -38,8 +38,8 @@ static void fuzz_open(fuzz_world *w)
     static js_test_plan plan;
     js_seg_config config = { .world = 2,
                              .stream_slots = 4,
-                             .all_bytes = 65536,
-                             .peer_bytes = 65536,
+                             .all_bytes = 262144,
+                             .peer_bytes = 262144,
                              .message_bytes = 65536,
                              .queue_slots = 4 };
     js_call call = { .kind = JS_KIND_ALL_REDUCE, .chunk_bytes = 64, .world = 2 };

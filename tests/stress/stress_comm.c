@@ -66,7 +66,7 @@ static void (*const algorithms[])(js_test_plan *, uint32_t, const js_call *) = {
 
 static void round_draw(stress_round *round, uint64_t seed, uint64_t number, uint32_t world)
 {
-    static const uint32_t chunks[] = { 64, 128, 256, 1024, 8192, 32768 };
+    static const uint32_t chunks[] = { 64, 128, 256, 1024, 8192, 32768, 131072 };
     static const uint32_t limits[] = { 2, 20, 200, COUNT_MAX };
     static const uint8_t redops[] = { JS_REDOP_SUM, JS_REDOP_MIN, JS_REDOP_MAX };
     uint64_t random = seed + number * 7919;
@@ -331,8 +331,8 @@ int main(int argc, char **argv)
             js_seg_config config = {
                 .world = world,
                 .stream_slots = slots[i],
-                .all_bytes = 65536,
-                .peer_bytes = 65536,
+                .all_bytes = 262144,
+                .peer_bytes = 262144,
                 .message_bytes = 65536,
                 .queue_slots = 16,
                 .sequence_start = UINT32_MAX - 200,

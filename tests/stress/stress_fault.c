@@ -140,8 +140,8 @@ int main(int argc, char **argv)
         context.is_async = js_stress_below(&random, 2) == 0;
         js_seg_config config = { .world = world,
                                  .stream_slots = 4,
-                                 .all_bytes = 65536,
-                                 .peer_bytes = 65536,
+                                 .all_bytes = 262144,
+                                 .peer_bytes = 262144,
                                  .message_bytes = 65536,
                                  .queue_slots = 4 };
         js_test_world(&config, rank_body, &context);

@@ -116,7 +116,7 @@ def test_description_and_sizes(call: Call, text: str, input_bytes: int, output_b
         (Kind.ALL_GATHER, {"count": 2**60}, "larger than memory"),
         (Kind.ALL_REDUCE, {"chunk_bytes": 0}, "chunks of 0 bytes"),
         (Kind.ALL_REDUCE, {"chunk_bytes": 96}, "chunks of 96 bytes"),
-        (Kind.ALL_REDUCE, {"chunk_bytes": CHUNK_BYTES_MAX + 64}, "chunks of 32832 bytes"),
+        (Kind.ALL_REDUCE, {"chunk_bytes": CHUNK_BYTES_MAX + 64}, "chunks of 131136 bytes"),
     ],
 )
 def test_impossible_calls_are_refused(kind: Kind, changes: dict[str, int], text: str) -> None:

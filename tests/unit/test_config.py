@@ -231,9 +231,9 @@ def test_missing_rendezvous() -> None:
         ("JETSTREAM_ALGO", "direct;" * 100, "at most 500 characters"),
         ("JETSTREAM_ALGO", "gathers:one_shot", "all_gather"),
         ("JETSTREAM_ALGO", "broadcast:direct;broadcast:one_shot", "one_shot"),
-        ("JETSTREAM_BUFFSIZE", "12", "64K to 1G"),
-        ("JETSTREAM_BUFFSIZE", "96K", "power of two"),
-        ("JETSTREAM_BUFFSIZE", "2G", "64K to 1G"),
+        ("JETSTREAM_BUFFSIZE", "12", "256K to 1G"),
+        ("JETSTREAM_BUFFSIZE", "384K", "power of two"),
+        ("JETSTREAM_BUFFSIZE", "2G", "256K to 1G"),
         ("JETSTREAM_BUFFSIZE", "1T", "power of two"),
         ("JETSTREAM_HEAP_BYTES", "0", "multiple of 2M"),
         ("JETSTREAM_HEAP_BYTES", "3M", "multiple of 2M"),
@@ -241,6 +241,7 @@ def test_missing_rendezvous() -> None:
         ("JETSTREAM_HEAP_BYTES", "-2M", "multiple of 2M"),
         ("JETSTREAM_SPIN_US", "1.5", "0 to 1000000"),
         ("JETSTREAM_ISA", "sse9", "scalar, avx2, avx512"),
+        ("JETSTREAM_CORES", "here", "near, far"),
         ("JETSTREAM_DEBUG", "verbose", "WARN, INFO, TRACE"),
     ],
 )
@@ -269,6 +270,7 @@ def test_tuning() -> None:
             "JETSTREAM_HEAP_BYTES": "6M",
             "JETSTREAM_SPIN_US": "40",
             "JETSTREAM_ISA": "avx2",
+            "JETSTREAM_CORES": "far",
             "JETSTREAM_DEBUG": "INFO",
         }
     )
@@ -276,11 +278,12 @@ def test_tuning() -> None:
     assert config.buffer_bytes == 2 << 20
     assert config.heap_bytes == 6 << 20
     assert (config.spin_us, config.isa, config.debug) == (40, "avx2", "INFO")
+    assert config.cores == "far"
 
 
 def test_empty_variables_count_as_not_set() -> None:
     names = (
-        *("TIMEOUT", "ALGO", "BUFFSIZE", "HEAP_BYTES", "SPIN_US", "ISA", "DEBUG"),
+        *("TIMEOUT", "ALGO", "BUFFSIZE", "HEAP_BYTES", "SPIN_US", "ISA", "CORES", "DEBUG"),
         *("JOB_SECRET", "LOCAL_RANK"),
     )
     plain = load_config(JOB)

@@ -174,3 +174,15 @@ def test_no_answer_in_time(memfd: int) -> None:
 def test_no_server() -> None:
     with pytest.raises(RendezvousError, match="did not hand over the segment"):
         fetch_fd("jetstream-nobody", rank=1, owner_pid=1, secret=b"", timeout_s=1)
+
+
+def test_rank_0_dies_before_it_answers() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dying:
+        dying.bind("\0jetstream-test-" + os.urandom(8).hex())
+        dying.listen()
+        name = dying.getsockname().decode()[1:]
+        thread = threading.Thread(target=lambda: dying.accept()[0].close())
+        thread.start()
+        with pytest.raises(RendezvousError, match=rf"rank 0 \(pid {os.getpid()}\)|rank 0 did not"):
+            fetch_fd(name, rank=1, owner_pid=os.getpid(), secret=SECRET, timeout_s=10)
+        thread.join(10)

@@ -13,6 +13,7 @@ from jetstream import tuning
 from jetstream.bench.tune import TUNABLE, Candidate, Request, Result, candidates, selected
 from jetstream.cli import tune
 from jetstream.cli.main import main
+from jetstream.collectives.calls import CHUNK_BYTES_MAX
 from jetstream.collectives.select import Rule, algorithms_of
 from jetstream.collectives.tuning import read_rules
 from jetstream.dtypes import Algorithm, Kind
@@ -33,11 +34,11 @@ def test_the_built_in_choice_is_among_the_candidates(kind: Kind, world: int) -> 
 
 
 def test_chunk_sizes_that_make_no_difference_are_not_compared() -> None:
-    assert candidates(Kind.BROADCAST, 4096, 2) == [Candidate(Algorithm.DIRECT, 32768)]
+    assert candidates(Kind.BROADCAST, 4096, 2) == [Candidate(Algorithm.DIRECT, CHUNK_BYTES_MAX)]
     sizes = [candidate.chunk_bytes for candidate in candidates(Kind.BROADCAST, 4097, 2)]
-    assert sizes == [32768, 4096]
+    assert sizes == [CHUNK_BYTES_MAX, 4096]
     sizes = [candidate.chunk_bytes for candidate in candidates(Kind.BROADCAST, 1 << 20, 2)]
-    assert sizes == [32768, 4096, 8192, 16384]
+    assert sizes == [CHUNK_BYTES_MAX, 4096, 8192, 16384, 32768]
 
 
 def result_of(kind: str, nbytes: int, best: Candidate) -> Result:

@@ -293,6 +293,14 @@ JS_API int32_t js_fold(const js_fold_request *request);
 JS_API int32_t js_scale(uint32_t dtype, void *target, const void *source, uint64_t count,
                         const void *scale);
 
+/* Where the cores of the ranks are taken to be, in communicators opened from now on. */
+enum js_cores {
+    JS_CORES_LEARNED = 0,
+    JS_CORES_NEAR = 1,
+    JS_CORES_FAR = 2
+};
+JS_API void js_cores_force(uint32_t cores); /* enum js_cores */
+
 /* --- segment --------------------------------------------------------------------------- */
 /* Creates the memfd, maps it and lays it out. */
 JS_API int32_t js_seg_create(const js_seg_config *config, js_seg **out);
