@@ -11,6 +11,7 @@ class _Lib:
     JS_ALGO_TWO_SHOT: Final = 2
     JS_BUILD_ID_BYTES: Final = 40
     JS_CALL_MISS: Final = 1
+    JS_CALL_SHORT: Final = 2
     JS_CALL_TABLE_ENTRIES: Final = 32
     JS_CORES_FAR: Final = 2
     JS_CORES_LEARNED: Final = 0
@@ -158,6 +159,14 @@ class _Lib:
         a1: FFI.CData,  # struct js_array_seen *
         /,
     ) -> None: ...  # void
+    def js_array_receive(
+        self,
+        a0: FFI.CData,  # struct js_mail *
+        a1: int,  # uintptr_t
+        a2: int,  # uint64_t
+        a3: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
     def js_array_remember(
         self,
         a0: FFI.CData,  # struct js_call_table *
@@ -167,6 +176,13 @@ class _Lib:
         a4: int,  # uint32_t
         /,
     ) -> int: ...  # uint32_t
+    def js_array_send(
+        self,
+        a0: FFI.CData,  # struct js_mail *
+        a1: int,  # uintptr_t
+        a2: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
     def js_block_address(
         self,
         a0: FFI.CData,  # struct js_block *

@@ -16,20 +16,39 @@ import numpy as np
 
 from jetstream._core.native import ffi, lib
 from jetstream.arrays import Array
-from jetstream.dtypes import Kind
+from jetstream.dtypes import BY_NUMPY
 
-__all__ = ["MISS", "ArrayCalls", "array_call", "array_launch"]
+__all__ = [
+    "MISS",
+    "SHORT",
+    "ArrayCalls",
+    "array_call",
+    "array_launch",
+    "array_receive",
+    "array_send",
+    "persistent_call",
+]
 
 #: (table, id(source), id(target)) -> status; the two objects must stay alive.
 array_call = lib.js_array_call
 #: (table, id(source), id(target), uint64_t * for the number of the operation) -> status.
 array_launch = lib.js_array_launch
 
+#: (js_persistent *) -> status.
+persistent_call = lib.js_persistent_call
+
+#: (js_mail *, id(array), rank << 32 | tag) -> status.
+array_send = lib.js_array_send
+#: (js_mail *, id(array), rank << 32 | tag, 0 or JS_RQ_TAG_ANY) -> status.
+array_receive = lib.js_array_receive
+
+#: The message does not fill the array.
+SHORT: int = lib.JS_CALL_SHORT
 #: The call was not carried out: no plan is remembered for these arrays.
 MISS: int = lib.JS_CALL_MISS
 
 #: Whether these can be carried out depends on the length of the first axis.
-_DIVIDED = (Kind.REDUCE_SCATTER, Kind.ALL_TO_ALL)
+_DIVIDED = ("reduce_scatter", "all_to_all")
 
 _OBJECT_HEAD_BYTES = 16  # of CPython as it is built normally: reference count and type
 _ARRAY_HEAD_BYTES = 80
@@ -67,16 +86,28 @@ def _is_seen_right(array: Array) -> bool:
 _IS_LAYOUT_KNOWN = _is_layout_known()
 
 
+def _new_mail() -> Any:
+    mail = ffi.new("js_mail *")
+    if _IS_LAYOUT_KNOWN:
+        mail.array_type = id(np.ndarray)
+        for i, dtype in enumerate(BY_NUMPY):  # which stay, and so do their addresses
+            mail.dtypes[i], mail.itemsize_bytes[i] = id(dtype), dtype.itemsize
+        mail.dtype_count = len(BY_NUMPY)
+    return mail
+
+
 class ArrayCalls:
     """The calls of one communicator that were made before.
 
     ``tables`` has a ``js_call_table *`` for each key: what besides the arrays makes a call.
+    ``mail`` is the ``js_mail *`` of messages.
     """
 
     def __init__(self) -> None:
         self.tables: dict[Hashable, Any] = {}
         self._dtypes: dict[tuple[Hashable, int], tuple[Any, Any]] = {}
         self._persistent: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.mail = _new_mail()
 
     def remember(
         self,
@@ -97,7 +128,7 @@ class ArrayCalls:
             table.comm = handle
             table.array_type = id(np.ndarray)
             table.timeout_ns = timeout_ns
-            table.is_by_rows = isinstance(key, tuple) and key[0] in _DIVIDED
+            table.is_by_rows = (key[0] if isinstance(key, tuple) else key) in _DIVIDED
             self.tables[key] = table
         dtype = source.dtype
         place = lib.js_array_remember(table, id(source), id(target), dtype.itemsize, plan)
@@ -106,6 +137,7 @@ class ArrayCalls:
 
     def set_timeout(self, timeout_ns: int) -> None:
         """Change the timeout of all calls."""
+        self.mail.timeout_ns = timeout_ns
         for table in self.tables.values():
             table.timeout_ns = timeout_ns
 
@@ -120,6 +152,7 @@ class ArrayCalls:
 
     def set_handle(self, handle: Any) -> None:
         """Change the ``js_comm *`` of everything; NULL: it is closed, and its memory goes."""
+        self.mail.comm = handle
         for table in list(self.tables.values()):
             table.comm = handle
         for call in self._persistent:

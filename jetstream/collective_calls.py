@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jetstream.array_calls import array_call
+from jetstream.array_calls import array_call, persistent_call
 from jetstream.arrays import forbid_overlap, share_contiguous, share_writable, unshare
 from jetstream.call_parts import NOTHING, CallParts, Mode
 from jetstream.dtypes import Kind, RedOp
@@ -28,10 +28,10 @@ from jetstream.shapes import (
 
 __all__ = ["CollectiveCalls"]
 
-# What besides the arrays makes a call that is remembered.
-_ALL_GATHER = (Kind.ALL_GATHER,)
-_ALL_TO_ALL = (Kind.ALL_TO_ALL,)
-_BARRIER = (Kind.BARRIER,)
+# What besides the arrays makes a call that is remembered: the kind's name, alone or in a tuple with
+# other arguments. For all_reduce it is the op.
+_ALL_GATHER = "all_gather"
+_ALL_TO_ALL = "all_to_all"
 
 
 class CollectiveCalls(CallParts):
@@ -70,17 +70,17 @@ class CollectiveCalls(CallParts):
                 return work
         elif is_plain:  # as Launcher.repeat, without its call
             try:
-                table = launcher.tables.get(op)
-            except TypeError:
+                table = launcher.tables[op]
+            except (KeyError, TypeError):
                 table = None
-            try:
-                if table is not None:
-                    status = array_call(table, id(x), id(result))
+            if table is not None:
+                try:
+                    status = array_call(table, id(x), 0 if out is None else id(out))
                     if status == 0 or launcher.resume(status):
                         return result
-            except BaseException as error:
-                launcher.interrupt(error)
-                raise
+                except BaseException as error:
+                    launcher.interrupt(error)
+                    raise
         if out is None:
             source = target = share_writable(x, name="x")
         else:
@@ -145,7 +145,7 @@ class CollectiveCalls(CallParts):
         """
         is_plain = axis == 0 and counts is None and chunk_bytes is None
         is_plain = is_plain and scale is None and timeout is None and not async_op
-        key = (Kind.REDUCE_SCATTER, op) if is_plain else None
+        key = ("reduce_scatter", op) if is_plain else None
         if is_plain:
             out = new_like(x, 1, self.size) if out is None else out
             if self._launcher.repeat(key, x, out):
@@ -251,11 +251,20 @@ class CollectiveCalls(CallParts):
 
     def barrier(self, *, async_op: bool = False, timeout: float | None = None) -> Any:
         """Return when every rank has entered the barrier."""
+        launcher = self._launcher
         is_plain = timeout is None and not async_op
-        if is_plain and self._launcher.repeat(_BARRIER, NOTHING, NOTHING):
-            return None
-        plan = self._launcher.plan(Kind.BARRIER, NOTHING.dtype, 0)
-        mode = Mode("barrier", async_op, timeout, None, key=_BARRIER if is_plain else None)
+        if is_plain and (call := launcher.barrier_call) is not None:
+            try:
+                status = persistent_call(call)
+                if status != 0:
+                    launcher.finish(call, status)
+                return None
+            except BaseException as error:
+                launcher.interrupt(error)
+                raise
+        plan = launcher.plan(Kind.BARRIER, NOTHING.dtype, 0)
+        launcher.prepare_barrier(plan, NOTHING)
+        mode = Mode("barrier", async_op, timeout, None)
         return self._finish(plan, NOTHING, NOTHING, None, mode)
 
     # --- one rank is the root ------------------------------------------------------------------
@@ -271,7 +280,7 @@ class CollectiveCalls(CallParts):
     ) -> Any:
         """Copy ``x`` of rank ``root`` into ``x`` of every rank, in place; returns ``x``."""
         is_plain = timeout is None and chunk_bytes is None and not async_op
-        key = (Kind.BROADCAST, root) if is_plain else None
+        key = ("broadcast", root) if is_plain else None
         if is_plain and self._launcher.repeat(key, x, x):
             return x
         root = check_rank(root, self.size, "root")
@@ -306,7 +315,7 @@ class CollectiveCalls(CallParts):
         is_root = self.rank == root
         is_plain = scale is None and algo is None and chunk_bytes is None
         is_plain = is_plain and timeout is None and not async_op
-        key = (Kind.REDUCE, op, root) if is_plain else None
+        key = ("reduce", op, root) if is_plain else None
         result = (x if out is None else out) if is_root else None
         if is_plain and self._launcher.repeat(key, x, result if is_root else NOTHING):
             return result

@@ -7,7 +7,7 @@ from typing import Any
 
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import AGAIN, FULL, check, ffi, lib
-from jetstream.array_calls import MISS, ArrayCalls, array_call, array_launch
+from jetstream.array_calls import MISS, SHORT, ArrayCalls, array_call, array_launch
 from jetstream.arrays import Array
 from jetstream.collectives import Splits
 from jetstream.config import Config
@@ -31,6 +31,7 @@ _receive_wait = lib.js_comm_receive_wait
 _TAG_ANY: int = lib.JS_RQ_TAG_ANY
 _PROBE: int = lib.JS_RQ_PROBE
 _UNFINISHED = (AGAIN, lib.JS_ERR_TIMEOUT)
+_RECEIVED = (lib.JS_OK, SHORT, lib.JS_ERR_TRUNCATED)
 
 #: As a source: whoever sends.
 ANY_SOURCE: int = lib.JS_PEER_ANY
@@ -54,13 +55,16 @@ class Launcher:
     def __init__(self, endpoint: Endpoint, rank: int, size: int, config: Config) -> None:
         self._array_calls = ArrayCalls()
         self.tables = self._array_calls.tables
+        self.barrier_call: Any = None  # a js_persistent *, once there has been one
         self.timeout = config.timeout_s
         self._endpoint = endpoint
+        self.mail = self._array_calls.mail
+        self.mail.comm = endpoint.handle
         endpoint.on_handle.append(self._array_calls.set_handle)
         self._plans = PlanCache(endpoint.handle, rank, size, config=config, fail=self.fail)
         self._found: dict[Any, int] = {}
         self._outstanding: dict[int, Work] = {}
-        self._cqe = ffi.new("js_cqe *")  # of messages waited for at once
+        self._cqe = ffi.addressof(self.mail, "cqe")  # of messages waited for at once
 
     @property
     def timeout(self) -> float:
@@ -72,6 +76,8 @@ class Launcher:
         self._timeout_ns = timeout_to_ns(seconds, seconds)
         self._timeout_s = seconds
         self._array_calls.set_timeout(self._timeout_ns)
+        if self.barrier_call is not None:
+            self.barrier_call.timeout_ns = self._timeout_ns
 
     # --- what Work needs -----------------------------------------------------------------------
 
@@ -153,19 +159,15 @@ class Launcher:
                 self._found[key] = plan_id
         return plan_id
 
-    def table_of(self, key: Hashable) -> Any:
-        """The calls remembered under ``key``; None: none, or an argument that is no key."""
-        try:
-            return self.tables.get(key)
-        except TypeError:  # what is wrong with it, the long way finds
-            return None
-
     def repeat(self, key: Hashable, source: Any, target: Any) -> bool:
         """Carry out a call whose like has been remembered: the short path of most calls.
 
         False: nothing was done, and nothing is known about the arguments.
         """
-        table = self.table_of(key)
+        try:
+            table = self.tables.get(key)
+        except TypeError:  # no key: what is wrong with it, the long way finds
+            return False
         if table is None:
             return False
         try:
@@ -177,7 +179,10 @@ class Launcher:
 
     def repeat_start(self, key: Hashable, source: Any, target: Any, what: str) -> Work | None:
         """``repeat`` without waiting; None: nothing was done."""
-        table = self.table_of(key)
+        try:
+            table = self.tables.get(key)
+        except TypeError:
+            return None
         if table is None:
             return None
         out = ffi.new("uint64_t *")
@@ -217,6 +222,11 @@ class Launcher:
         self._array_calls.watch(call)
         self._plans.pin(plan, owner)
         return call, buffers
+
+    def prepare_barrier(self, plan: int, nothing: Array) -> None:
+        """From now on a barrier needs no plan to be found."""
+        if self.barrier_call is None:
+            self.barrier_call, _ = self.prepare(self, plan, (nothing, nothing), None)
 
     def run(
         self, plan: int, source: Array, target: Array, result: Any, timeout: float | None
@@ -312,17 +322,21 @@ class Launcher:
         except ValueError:
             pointer = byte_pointer(array)
         handle = self._endpoint.handle or self.handle()
-        work = None
         try:
             status = _send_wait(handle, pointer, array.nbytes, target << 32 | tag, timeout_ns, cqe)
-            if status == 0:
-                return
-            if status in _UNFINISHED:
-                work = self._track_send(cqe.wr_id, array, pointer, target)
-        except BaseException:
-            self._give_up(handle)
+            if status != 0:
+                self.go_on_sending(status, array, target, tag, timeout)
+        except BaseException as error:
+            self.give_up(error)
             raise
-        if work is None:
+
+    def go_on_sending(
+        self, status: int, array: Array, target: int, tag: int, timeout: float | None
+    ) -> None:
+        """What a send that was waited for still needs that was not complete at once."""
+        if status in _UNFINISHED:
+            work = self._track_send(self._cqe.wr_id, array, byte_pointer(array), target)
+        else:
             self._refuse(status)
             work = self.send(array, target, tag)
         self.finish_message(work, timeout)
@@ -349,17 +363,23 @@ class Launcher:
         else:
             address = source << 32 | tag
         handle = self._endpoint.handle or self.handle()
-        work = None
         try:
             status = _receive_wait(handle, pointer, room, address, timeout_ns, cqe)
-            if status == 0 or status == lib.JS_ERR_TRUNCATED:
-                return int(cqe.bytes)
-            if status in _UNFINISHED:
-                work = self._track_receive(cqe.wr_id, array, pointer, source, int)
-        except BaseException:
-            self._give_up(handle)
+            return self.go_on_receiving(status, array, source, tag, timeout)
+        except BaseException as error:
+            self.give_up(error)
             raise
-        if work is None:
+
+    def go_on_receiving(
+        self, status: int, array: Array, source: int, tag: int | None, timeout: float | None
+    ) -> int:
+        """What a receive that was waited for still needs; returns the size of the message."""
+        if status in _RECEIVED:
+            return int(self._cqe.bytes)
+        if status in _UNFINISHED:
+            pointer = byte_pointer(array)
+            work = self._track_receive(self._cqe.wr_id, array, pointer, source, int)
+        else:
             self._refuse(status)
             work = self.receive(array, source, tag, int)
         return int(self.finish_message(work, timeout))
@@ -388,9 +408,11 @@ class Launcher:
                 lib.js_comm_abort(self.handle(), lib.JS_ERR_TIMEOUT)
             raise
 
-    def _give_up(self, handle: Any) -> None:
+    def give_up(self, error: BaseException) -> None:
         """After Ctrl-C in the middle of a send or receive: nobody keeps its buffer any more."""
-        wr_id = self._cqe.wr_id
+        handle, wr_id = self._endpoint.handle, self._cqe.wr_id
+        if isinstance(error, JetstreamError) or handle == ffi.NULL or wr_id == 0:
+            return
         is_gone = lib.js_comm_cancel_receive(handle, wr_id) == lib.JS_OK
         if not is_gone and lib.js_comm_wait(handle, wr_id, 0, self._cqe) == AGAIN:
             lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from jetstream._core.native import lib
+from jetstream.array_calls import MISS, array_receive, array_send
 from jetstream.arrays import Array, share_contiguous, share_writable
-from jetstream.dtypes import BY_NUMPY
 from jetstream.errors import TruncatedError
 from jetstream.launcher import ANY_SOURCE, Launcher
 from jetstream.shapes import TAG_MAX, check_rank, check_tag
 from jetstream.work import Message, Work
 
 __all__ = ["MessageCalls"]
+
+_TAG_ANY: int = lib.JS_RQ_TAG_ANY
 
 
 class MessageCalls:
@@ -37,9 +38,19 @@ class MessageCalls:
             dst = check_rank(dst, self.size, "dst")
         if not (type(tag) is int and 0 <= tag <= TAG_MAX):
             tag = check_tag(tag)
-        if not (type(x) is np.ndarray and x.flags.c_contiguous and x.dtype in BY_NUMPY):
-            x = share_contiguous(x)
-        self._launcher.send_now(x, dst, tag, timeout)
+        launcher = self._launcher
+        if timeout is None:
+            try:
+                status = array_send(launcher.mail, id(x), dst << 32 | tag)
+                if status == 0:
+                    return
+                if status != MISS:
+                    launcher.go_on_sending(status, x, dst, tag, None)
+                    return
+            except BaseException as error:
+                launcher.give_up(error)
+                raise
+        launcher.send_now(share_contiguous(x), dst, tag, timeout)
 
     def recv(
         self,
@@ -62,12 +73,25 @@ class MessageCalls:
             src = self._source(src)
         if not (tag is None or (type(tag) is int and 0 <= tag <= TAG_MAX)):
             tag = check_tag(tag)
-        array = out
-        if not (type(out) is np.ndarray and out.flags.carray and out.dtype in BY_NUMPY):
-            array = share_writable(out, name="out")
-        nbytes = self._launcher.receive_now(array, src, tag, timeout)
-        if nbytes != array.nbytes:
-            _check_length(nbytes, array, exact)
+        launcher = self._launcher
+        if timeout is None:
+            try:
+                if tag is None:
+                    status = array_receive(launcher.mail, id(out), src << 32, _TAG_ANY)
+                else:
+                    status = array_receive(launcher.mail, id(out), src << 32 | tag, 0)
+                if status == 0:
+                    return out
+                if status != MISS:
+                    nbytes = launcher.go_on_receiving(status, out, src, tag, None)
+                    _check_length(nbytes, out, exact)
+                    return out
+            except BaseException as error:
+                launcher.give_up(error)
+                raise
+        array = share_writable(out, name="out")
+        nbytes = launcher.receive_now(array, src, tag, timeout)
+        _check_length(nbytes, array, exact)
         return out
 
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:

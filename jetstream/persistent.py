@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jetstream._core.native import lib
+from jetstream.array_calls import persistent_call
 from jetstream.arrays import Array, share
 from jetstream.collective_calls import CollectiveCalls
 from jetstream.dtypes import Kind
@@ -14,7 +14,6 @@ from jetstream.work import Work
 
 __all__ = ["Persistent", "prepare"]
 
-_call = lib.js_persistent_call
 _KINDS = tuple(kind.label for kind in Kind if kind is not Kind.NONE)
 
 
@@ -52,7 +51,7 @@ class Persistent:
         Raises what it raises, too.
         """
         try:
-            status = _call(self._native)
+            status = persistent_call(self._native)
             if status != 0:
                 self._launcher.finish(self._native, status)
         except BaseException as error:
@@ -72,12 +71,15 @@ class _Preparing:
         self._launcher = launcher
         self._timeout = timeout
         self.plan = launcher.plan
+        self.barrier_call = None
 
     def repeat_start(self, *_call: Any) -> None:
         """No call of this kind has been made before."""
 
     def remember(self, *_call: Any) -> None:
         """Nor is this one made."""
+
+    prepare_barrier = remember
 
     def start(self, plan: int, source: Array, target: Array, result: Any, what: str) -> Persistent:
         return Persistent(

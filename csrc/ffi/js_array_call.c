@@ -103,7 +103,7 @@ static const js_array_entry *table_find(const js_call_table *table, const array_
 int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t target)
 {
     const array_head *from = array_at(source);
-    const array_head *to = array_at(target);
+    const array_head *to = target != 0 ? array_at(target) : from;
     const js_array_entry *entry = table_find(table, from, to);
     if (entry == NULL) {
         return JS_CALL_MISS;
@@ -154,6 +154,53 @@ uint32_t js_array_remember(js_call_table *table, uintptr_t source, uintptr_t tar
         .plan_id = plan_id,
     };
     return place;
+}
+
+/* Bytes of an array that can be sent, or received into with the flags wanted; false: it is not a
+ * plain one. */
+static bool mail_bytes(const js_mail *mail, const array_head *array, int32_t flags,
+                       uint64_t *out_bytes)
+{
+    if (array->type != mail->array_type || (array->flags & flags) != flags) {
+        return false;
+    }
+    for (uint32_t i = 0; i < mail->dtype_count; i++) {
+        if (mail->dtypes[i] == array->dtype) {
+            *out_bytes = array_count(array) * mail->itemsize_bytes[i];
+            return true;
+        }
+    }
+    return false;
+}
+
+int32_t js_array_send(js_mail *mail, uintptr_t source, uint64_t address)
+{
+    const array_head *array = array_at(source);
+    uint64_t bytes = 0;
+    if (!mail_bytes(mail, array, ARRAY_C_CONTIGUOUS, &bytes)) {
+        return JS_CALL_MISS;
+    }
+    if (JS_UNLIKELY(mail->comm == NULL)) {
+        return JS_ERR_CLOSED;
+    }
+    return js_comm_send_wait(mail->comm, (const void *)array->data, bytes, address,
+                             mail->timeout_ns, &mail->cqe);
+}
+
+int32_t js_array_receive(js_mail *mail, uintptr_t target, uint64_t address, uint64_t flags)
+{
+    const int32_t writable = ARRAY_C_CONTIGUOUS | ARRAY_ALIGNED | ARRAY_WRITEABLE;
+    const array_head *array = array_at(target);
+    uint64_t bytes = 0;
+    if (!mail_bytes(mail, array, writable, &bytes)) {
+        return JS_CALL_MISS;
+    }
+    if (JS_UNLIKELY(mail->comm == NULL)) {
+        return JS_ERR_CLOSED;
+    }
+    int32_t status = js_comm_receive_wait(mail->comm, (void *)array->data, bytes | flags, address,
+                                          mail->timeout_ns, &mail->cqe);
+    return status == JS_OK && mail->cqe.bytes != bytes ? JS_CALL_SHORT : status;
 }
 
 int32_t js_persistent_call(const js_persistent *call)

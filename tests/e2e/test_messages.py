@@ -8,6 +8,7 @@ import signal
 import time
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -322,6 +323,44 @@ def run_mixed(comm: Communicator, seed: int) -> None:
             send.wait()
 
 
+class Named(np.ndarray[Any, np.dtype[Any]]):
+    """An array of another class, which takes the long way."""
+
+
+def run_kinds_of_arrays(comm: Communicator) -> None:
+    """Whatever the array is like: the message is what it looks like, and lands where it should."""
+    grid = np.arange(60, dtype=np.float32).reshape(6, 10)
+    bytes_ = np.arange(33, dtype=np.uint8)
+    odd = bytes_[1:].view(np.uint64)  # not aligned
+    swapped = np.arange(5, dtype=">i4")
+    plain: list[Any] = [grid, grid.T, grid[:, 1:3], grid[1], np.array(3.5), np.empty((0, 4))]
+    plain += [grid.view(Named), np.ones(3, bool), np.ones(3, ml_dtypes.bfloat16), bytes(bytes_)]
+    plain += [odd, np.ones(2, np.complex128), grid[::-1]]
+    for turn, x in enumerate(plain):
+        want = np.asarray(x if not isinstance(x, bytes) else np.frombuffer(x, np.uint8))
+        if comm.rank == 0:
+            comm.send(x, 1, turn)
+        else:
+            out = np.full(want.shape, 7, want.dtype)
+            assert comm.recv(out, 0, turn if turn % 2 else None) is out
+            assert np.array_equal(out, want), turn
+    if comm.rank == 0:
+        comm.send(odd, 1)
+        for wrong in (swapped, np.array(["a"]), np.array([object()])):
+            with pytest.raises(ArgumentError):
+                comm.send(wrong, 1)
+    else:
+        target = np.zeros(33, np.uint8)
+        comm.recv(target[1:].view(np.uint64), 0)
+        assert np.array_equal(target[1:], bytes_[1:])
+        fixed = np.zeros(4)
+        fixed.flags.writeable = False
+        for wrong in (fixed, grid.T, swapped):
+            with pytest.raises(ArgumentError):
+                comm.recv(wrong, 0)
+    comm.barrier()
+
+
 def run_timeout(comm: Communicator) -> None:
     """A receive that nothing came for can be taken back; the communicator goes on."""
     if comm.rank == 1:
@@ -336,7 +375,16 @@ def run_timeout(comm: Communicator) -> None:
 
 
 @pytest.mark.parametrize(
-    "run", [run_sizes, run_tags, run_large_out_of_order, run_timeout, run_shorter, run_probe]
+    "run",
+    [
+        run_sizes,
+        run_tags,
+        run_large_out_of_order,
+        run_timeout,
+        run_shorter,
+        run_probe,
+        run_kinds_of_arrays,
+    ],
 )
 def test_between_two(rank_pools: Pools, run: Any) -> None:
     rank_pools(2).run(run)

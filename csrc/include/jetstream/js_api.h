@@ -259,6 +259,17 @@ typedef struct js_call_table {
     js_array_entry entries[JS_CALL_TABLE_ENTRIES];
 } js_call_table;
 
+/* Messages of arrays that are contiguous and of one of these dtypes. */
+typedef struct js_mail {
+    js_comm *comm; /* NULL: closed */
+    uint64_t timeout_ns;
+    uintptr_t array_type;
+    js_cqe cqe; /* of the last message */
+    uint32_t dtype_count;
+    uint32_t itemsize_bytes[JS_DTYPE_COUNT];
+    uintptr_t dtypes[JS_DTYPE_COUNT];
+} js_mail;
+
 /* The head of an array, as js_array_call sees it. */
 typedef struct js_array_seen {
     uintptr_t type;
@@ -390,7 +401,8 @@ JS_API int32_t js_persistent_call(const js_persistent *call);
 /* The call was not carried out: the table does not know it, or the arrays are not plain ones. */
 #define JS_CALL_MISS 1
 /* js_comm_call with the plan remembered for these arrays: addresses of objects of CPython, whose
- * caller keeps them alive; the same one twice for a call in place. Also returns JS_CALL_MISS. */
+ * caller keeps them alive; no target (0), or the same one, for a call in place. Also returns
+ * JS_CALL_MISS. */
 JS_API int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t target);
 /* js_comm_launch, likewise. */
 JS_API int32_t js_array_launch(const js_call_table *table, uintptr_t source, uintptr_t target,
@@ -398,6 +410,12 @@ JS_API int32_t js_array_launch(const js_call_table *table, uintptr_t source, uin
 /* Remembers the plan of a call with these arrays, perhaps in place of another; returns where. */
 JS_API uint32_t js_array_remember(js_call_table *table, uintptr_t source, uintptr_t target,
                                   uint32_t itemsize_bytes, uint32_t plan_id);
+/* js_comm_send_wait, likewise; address: rank << 32 | tag. */
+JS_API int32_t js_array_send(js_mail *mail, uintptr_t source, uint64_t address);
+/* js_comm_receive_wait, likewise; flags: 0 or JS_RQ_TAG_ANY. JS_CALL_SHORT: a message that does
+ * not fill the array. */
+#define JS_CALL_SHORT 2
+JS_API int32_t js_array_receive(js_mail *mail, uintptr_t target, uint64_t address, uint64_t flags);
 /* Whether arrays are laid out as js_array_call believes can be seen by looking at a known one. */
 JS_API void js_array_look(uintptr_t object, js_array_seen *out);
 
