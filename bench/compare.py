@@ -79,6 +79,10 @@ TABLES = {
 }
 
 
+#: What --cores asks for, as Results has it.
+DISTANCES = {"most": [""], "near": ["near"], "far": ["far"], "both": ["near", "far"]}
+
+
 def cases_for(contestant: Contestant, table: Table) -> list[str]:
     """What a contestant measures of a table."""
     cases = []
@@ -158,6 +162,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--venv", type=Path, default=HERE / ".venv-peers", metavar="DIR")
     parser.add_argument("--no-install", action="store_true", help="use what DIR holds already")
+    parser.add_argument(
+        "--cores",
+        choices=("most", "near", "far", "both"),
+        default="most",
+        help="report samples taken while the cores were near, or far, a table for both, or in "
+        "each row those of which there are most (default)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report to FILE")
     arguments = parser.parse_args()
@@ -210,7 +221,9 @@ def main() -> None:
             if arguments.sizes and table.has_ratios:
                 table = Table(**{**vars(table), "sizes": arguments.sizes})
             results = run_table(arguments, table)
-            tell(render(results, arguments.rounds))
+            for distance in DISTANCES[arguments.cores]:
+                results.distance = distance
+                tell(render(results, arguments.rounds))
             done.append(as_json(results))
             if arguments.json:
                 record = {"machine": machine, "tables": done}

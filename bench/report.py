@@ -69,11 +69,13 @@ class Results:
 
     A hypervisor may move the virtual cores closer together or further apart while we measure, so
     each sample carries the time of one line from core to core before and after it. Only samples
-    of one distance, the one that most contestants met in that case, are compared.
+    of one ``distance`` are compared: near, far, or "" for the one that most contestants met in that
+    case.
     """
 
     def __init__(self, table: Table) -> None:
         self.table = table
+        self.distance = ""
         self.rounds: dict[str, dict[int, Samples]] = {}
         self.failures: dict[str, str] = {}
         self.distances: Counter[str] = Counter()
@@ -106,7 +108,8 @@ class Results:
 
     def kept(self, name: str | None, key: Key) -> dict[int, Record]:
         """The records of a contestant in one case that count, by round."""
-        wanted = max(("near", "far"), key=lambda distance: self._met(distance, key))
+        commonest = max(("near", "far"), key=lambda distance: self._met(distance, key))
+        wanted = self.distance or commonest
         rounds = self.rounds.get(name or "", {}).items()
         records = {i: samples[key] for i, samples in rounds if key in samples}
         return {i: record for i, record in records.items() if record["distance"] == wanted}
@@ -123,9 +126,15 @@ class Results:
         return min(known, key=lambda name: known[name]) if known else None
 
     def ratio(self, name: str | None, base: str | None, key: Key, column: str) -> list[float]:
-        """The ratio in each round, sorted; empty when no round has results of both."""
+        """The ratio in each round, sorted; where no round has results of both, that of medians."""
         ours, theirs = self.kept(name, key), self.kept(base, key)
-        return sorted(ours[i][column] / theirs[i][column] for i in ours.keys() & theirs.keys())
+        if not (ours and theirs):
+            return []
+        rounds = ours.keys() & theirs.keys()
+        if not rounds:
+            parts = [[record[column] for record in kept.values()] for kept in (ours, theirs)]
+            return [statistics.median(parts[0]) / statistics.median(parts[1])]
+        return sorted(ours[i][column] / theirs[i][column] for i in rounds)
 
 
 def format_value(value: float) -> str:
@@ -210,7 +219,8 @@ def render(results: Results, rounds: int) -> list[str]:
     lines = [f"## {table.title}, {table.dtype}", ""]
     what = " / ".join(table.columns)
     lines += [f"{what}{' in us, slowest rank' * table.has_ratios}; medians of {rounds} rounds."]
-    lines += [f"Samples by distance of the two cores: {counts}; one in each row.", ""]
+    which = f"those with cores {results.distance}" if results.distance else "one in each row"
+    lines += [f"Samples by distance of the two cores: {counts}; {which}.", ""]
     if table.has_ratios:
         grid = [[labels[key], *(cell(results, name, key) for name in names)] for key in keys]
         lines += [*rows(["", *names], grid), ""]

@@ -11,10 +11,10 @@
 
 #include "js_base.h"
 
-#define JS_DISTANCE_EVERY 16u
+#define JS_DISTANCE_EVERY 8u
 #define JS_DISTANCE_FAR_NS 100u
 /* So many votes in a row change what is believed. */
-#define JS_DISTANCE_VOTES 8u
+#define JS_DISTANCE_VOTES 4u
 
 typedef struct js_distance {
     uint32_t is_far;     /* to be read by senders */

@@ -51,7 +51,10 @@ def test_one_distance_of_the_cores_is_compared(load: Callable[[str], Any]) -> No
     results = make(report, jetstream=[sample(2.0), far], mpich=[far, sample(4.0), sample(4.0)])
     assert results.median("jetstream", KEY, "p50_us") == 2.0
     assert results.median("mpich", KEY, "p50_us") == 4.0
-    assert results.ratio("jetstream", "mpich", KEY, "p50_us") == []  # no round has both
+    assert results.ratio("jetstream", "mpich", KEY, "p50_us") == [0.5]  # no round has both
+    results.distance = "far"
+    assert results.ratio("jetstream", "mpich", KEY, "p50_us") == [1.0]
+    assert results.ratio("jetstream", "gloo", KEY, "p50_us") == []
 
 
 def test_failures_are_named(load: Callable[[str], Any]) -> None:
