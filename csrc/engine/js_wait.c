@@ -4,8 +4,8 @@
  * spin longer, a wait that outlasted it by far makes it shorter.
  *
  * With more ranks than cores a spinner may keep the awaited rank off the core, so it yields at
- * once, unless brief spins turn out to pay off: two ranks that answer each other from two cores
- * need no scheduler in between. It is tried now and then, ever more seldom while it fails. Even
+ * once, unless brief spins between two ranks turn out to pay off: they need no scheduler in between
+ * if they answer each other from two cores. It is tried now and then, ever more seldom while it fails. Even
  * then a core is given up after a while, so that other ranks get their turn.
  *
  * Falling asleep without losing a wake-up needs the order "doorbell up, then look again" on this
@@ -70,9 +70,14 @@ static void wait_learn(js_comm *comm, uint64_t waited_ticks)
     }
 }
 
-/* Decides whether a wait that begins spins briefly. */
-static void wait_begin_brief(js_waiter *w)
+/* Decides whether a wait that begins spins briefly. For a collective of more than two ranks it does
+ * not: one of them has no core, and spinning keeps it from one. */
+static void wait_begin_brief(js_comm *comm)
 {
+    js_waiter *w = &comm->waiter;
+    if (comm->exec.plan != NULL && comm->world > 2) {
+        return;
+    }
     w->is_brief = w->luck != 0 || ++w->waits > w->probe_period;
     w->waits = w->is_brief ? 0 : w->waits;
 }
@@ -224,7 +229,7 @@ int32_t js_wait_idle(js_comm *comm)
     if (w->since_ticks == 0) {
         w->since_ticks = js_clock_ticks();
         if (comm->engine->wait.oversubscribed != 0) {
-            wait_begin_brief(w);
+            wait_begin_brief(comm);
         }
         return JS_OK;
     }
