@@ -4,8 +4,8 @@
  * spin longer, a wait that outlasted it by far makes it shorter.
  *
  * With more ranks than cores a spinner may keep the awaited rank off the core, so it yields at
- * once, unless brief spins between two ranks turn out to pay off: they need no scheduler in between
- * if they answer each other from two cores. It is tried now and then, ever more seldom while it fails. Even
+ * once. Only between two ranks may brief spins pay off: if they answer each other from two cores,
+ * they need no scheduler in between. It is tried now and then, ever more seldom while it fails. Even
  * then a core is given up after a while, so that other ranks get their turn.
  *
  * Falling asleep without losing a wake-up needs the order "doorbell up, then look again" on this
