@@ -5,8 +5,8 @@
  *
  * With more ranks than cores a spinner may keep the awaited rank off the core, so it yields at
  * once. Only between two ranks may brief spins pay off: if they answer each other from two cores,
- * they need no scheduler in between. It is tried now and then, ever more seldom while it fails. Even
- * then a core is given up after a while, so that other ranks get their turn.
+ * they need no scheduler in between. It is tried now and then, ever more seldom while it fails.
+ * Even then a core is given up after a while, so that other ranks get their turn.
  *
  * Falling asleep without losing a wake-up needs the order "doorbell up, then look again" on this
  * side and "publish, then look at the doorbell" on the other, with a full barrier in between on
