@@ -128,7 +128,7 @@ class ArrayCalls:
             table.comm = handle
             table.array_type = id(np.ndarray)
             table.timeout_ns = timeout_ns
-            table.is_by_rows = (key[0] if isinstance(key, tuple) else key) in _DIVIDED
+            table.is_by_rows = isinstance(key, tuple) and key[0] in _DIVIDED
             self.tables[key] = table
         dtype = source.dtype
         place = lib.js_array_remember(table, id(source), id(target), dtype.itemsize, plan)

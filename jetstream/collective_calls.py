@@ -28,10 +28,10 @@ from jetstream.shapes import (
 
 __all__ = ["CollectiveCalls"]
 
-# What besides the arrays makes a call that is remembered: the kind's name, alone or in a tuple with
-# other arguments. For all_reduce it is the op.
-_ALL_GATHER = "all_gather"
-_ALL_TO_ALL = "all_to_all"
+# What besides the arrays makes a call that is remembered: the kind's name and other arguments, or,
+# for all_reduce, the op alone.
+_ALL_GATHER = ("all_gather",)
+_ALL_TO_ALL = ("all_to_all",)
 
 
 class CollectiveCalls(CallParts):

@@ -121,6 +121,9 @@ def run_bad_numbers(comm: Communicator) -> None:
     for wrong in (-1, "soon", float("nan")):
         refuses(ArgumentError, "timeout", partial(comm.all_reduce, x, timeout=wrong))
         refuses(ArgumentError, "timeout", partial(setattr, comm, "timeout", wrong))
+    comm.all_to_all(np.ones(4 * n))
+    for kind in ("all_to_all", "all_gather", "barrier"):  # names that are known, but of no op
+        refuses(ArgumentError, "op .* is not one", partial(comm.all_reduce, np.ones(4 * n), kind))
     for wrong in ("mean", "", None, 0, ["sum"], {}, x):
         pattern = "op .* is not one of sum"
         refuses(ArgumentError, pattern, partial(comm.all_reduce, x, wrong))
