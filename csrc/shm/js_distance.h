@@ -4,8 +4,8 @@
  * EPYC). A store to a line of which a far core holds a copy waits that long, and stores overlap
  * little: there it is faster to write past the caches, which throws the copies away, and let the
  * reader fetch the line from memory. Between near cores that is the slower way. Virtual machines
- * move their cores, so it is learned all the time: one frame in JS_DISTANCE_EVERY is timed and
- * votes. */
+ * move their cores, so it is learned all the time: of JS_DISTANCE_EVERY frames one votes, the next
+ * that was looked for before it came. */
 #ifndef JS_DISTANCE_H
 #define JS_DISTANCE_H
 

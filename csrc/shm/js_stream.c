@@ -93,7 +93,9 @@ js_stream_line *js_stream_peek_timed(js_stream_rx *rx)
     uint64_t start = js_clock_ticks_ordered();
     js_stream_line *line = js_stream_look(rx);
     uint64_t ticks = js_clock_ticks_ordered() - start;
-    if (line != NULL && rx->timed != rx->psn) { /* a second look finds it in this core's cache */
+    if (line == NULL) {
+        rx->awaited = rx->psn;
+    } else if (rx->awaited == rx->psn) { /* else it may have been fetched with the line before */
         rx->timed = rx->psn;
         js_distance_vote(rx->distance, ticks);
     }

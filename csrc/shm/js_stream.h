@@ -100,7 +100,8 @@ typedef struct js_stream_rx {
     uint8_t *segment;
     uint64_t segment_bytes;
     js_distance *distance; /* to the producer, or NULL: it is not learned here */
-    uint32_t timed;        /* number of the last frame that voted on it */
+    uint32_t timed;        /* number of the last frame that voted on it, */
+    uint32_t awaited;      /* and of the last that was looked for in vain while timing */
 } js_stream_rx;
 
 /* Bytes that a stream takes in the segment, a multiple of a page. */
@@ -263,7 +264,7 @@ JS_INLINE js_stream_line *js_stream_look(const js_stream_rx *rx)
 /* The next frame, or NULL when it has not been published yet. It stays valid until released. */
 JS_INLINE js_stream_line *js_stream_peek(js_stream_rx *rx)
 {
-    if (JS_UNLIKELY(rx->psn % JS_DISTANCE_EVERY == 0 && rx->distance != NULL)) {
+    if (JS_UNLIKELY(rx->psn - rx->timed >= JS_DISTANCE_EVERY && rx->distance != NULL)) {
         return js_stream_peek_timed(rx);
     }
     return js_stream_look(rx);
