@@ -100,7 +100,7 @@ typedef struct js_exec {
     uint32_t drained_count;   /* of the plan's first so many no frame is unread */
     uint32_t published;       /* frames since the caller last looked */
     uint32_t referred;        /* of these, by reference, */
-    uint32_t streamed;        /* and written past the caches */
+    uint32_t streamed;        /* or written past the caches */
     bool has_read_ref;        /* a frame of a peer was one */
     uint32_t consumed;
     uint64_t bytes_sent;

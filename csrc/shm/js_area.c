@@ -26,7 +26,7 @@
 #define AREA_QUEUE_SLOTS 256u
 #define AREA_BYTES_MAX (1u << 30)
 /* Communicators beside that of the world: what one may take of its maker's heap, if it can be had
- * by making rings smaller. Fifty of them fit into a heap of the default size. */
+ * by making rings smaller. Fifty of up to 8 ranks fit into a heap of the default size. */
 #define AREA_GROUP_BYTES (32u << 20)
 #define AREA_GROUP_QUEUE_SLOTS 64u
 #define AREA_GROUP_RECORD_SLOTS 256u
