@@ -4,7 +4,10 @@ from typing import Any, Final
 from _cffi_backend import FFI
 
 class _Lib:
-    JS_ABI_VERSION: Final = 1
+    JS_ABI_VERSION: Final = 2
+    JS_ACCESS_READ: Final = 1
+    JS_ACCESS_REMOTE_WRITE: Final = 4
+    JS_ACCESS_WRITE: Final = 2
     JS_ALGO_DIRECT: Final = 0
     JS_ALGO_LEND: Final = 3
     JS_ALGO_ONE_SHOT: Final = 1
@@ -29,6 +32,7 @@ class _Lib:
     JS_COUNTER_MESSAGES_RECEIVED: Final = 8
     JS_COUNTER_MESSAGES_SENT: Final = 7
     JS_COUNTER_PLANS: Final = 14
+    JS_COUNTER_PUTS: Final = 17
     JS_COUNTER_SLEEPS: Final = 11
     JS_COUNTER_UNEXPECTED: Final = 9
     JS_COUNTER_WAKES: Final = 12
@@ -52,7 +56,9 @@ class _Lib:
     JS_DTYPE_UINT64: Final = 11
     JS_DTYPE_UINT8: Final = 6
     JS_ERR_ABORTED: Final = -48
+    JS_ERR_ACCESS: Final = -21
     JS_ERR_AGAIN: Final = -1
+    JS_ERR_BOUNDS: Final = -22
     JS_ERR_BUSY: Final = -32
     JS_ERR_CLOSED: Final = -33
     JS_ERR_EMPTY: Final = -3
@@ -73,6 +79,7 @@ class _Lib:
     JS_ERR_TRUNCATED: Final = -19
     JS_ERR_UNSUPPORTED: Final = -20
     JS_ERR_VERSION: Final = -83
+    JS_GRAPH_NODES_MAX: Final = 65536
     JS_ISA_AVX2: Final = 1
     JS_ISA_AVX512: Final = 2
     JS_ISA_COUNT: Final = 3
@@ -89,6 +96,11 @@ class _Lib:
     JS_KIND_REDUCE_SCATTER: Final = 3
     JS_KIND_SCAN: Final = 10
     JS_KIND_SCATTER: Final = 9
+    JS_NODE_CALL: Final = 5
+    JS_NODE_JOIN: Final = 4
+    JS_NODE_LAUNCH: Final = 1
+    JS_NODE_RECEIVE: Final = 3
+    JS_NODE_SEND: Final = 2
     JS_OK: Final = 0
     JS_OP_COPY: Final = 3
     JS_OP_REDUCE: Final = 2
@@ -122,6 +134,11 @@ class _Lib:
     JS_PLAN_SCRATCH: Final = 2
     JS_PLAN_SOURCES_MAX: Final = 4096
     JS_PLAN_VERSION: Final = 3
+    JS_QP_CLOSED: Final = 4
+    JS_QP_DRAINING: Final = 2
+    JS_QP_ERROR: Final = 3
+    JS_QP_READY: Final = 1
+    JS_QP_RESET: Final = 0
     JS_RANKS_MAX: Final = 256
     JS_RECORD_SLOTS: Final = 4096
     JS_REDOP_AVG: Final = 4
@@ -136,8 +153,19 @@ class _Lib:
     JS_REDOP_SUM: Final = 0
     JS_RQ_PROBE: Final = 4611686018427387904
     JS_RQ_TAG_ANY: Final = 9223372036854775808
+    JS_SIGNALS: Final = 64
+    JS_SIGNAL_ADD: Final = 1
+    JS_SIGNAL_NONE: Final = 0
+    JS_SIGNAL_SET: Final = 2
+    JS_SQ_GRAPH: Final = 4
+    JS_SQ_INLINE: Final = 2
+    JS_SQ_INLINE_PUT_BYTES: Final = 8
+    JS_SQ_INLINE_SEND_BYTES: Final = 24
     JS_SQ_LAUNCH: Final = 2
+    JS_SQ_NOP: Final = 5
+    JS_SQ_PUT: Final = 3
     JS_SQ_SEND: Final = 1
+    JS_SQ_UNSIGNALLED: Final = 1
     def js_array_call(
         self,
         a0: FFI.CData,  # struct js_call_table *
@@ -219,6 +247,13 @@ class _Lib:
         a4: int,  # uint64_t
         /,
     ) -> int: ...  # int32_t
+    def js_comm_call_graph(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint32_t
+        a2: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_cancel_receive(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -249,6 +284,12 @@ class _Lib:
         a0: FFI.CData,  # struct js_comm *
         /,
     ) -> None: ...  # void
+    def js_comm_free_graph(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint32_t
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_heap_usage(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -270,6 +311,13 @@ class _Lib:
         a4: FFI.CData,  # uint64_t *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_launch_graph(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint32_t
+        a2: FFI.CData,  # uint64_t *
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_load_plan(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -282,6 +330,14 @@ class _Lib:
         self,
         a0: FFI.CData,  # struct js_comm *
         a1: int,  # uint32_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_comm_new_graph(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: FFI.CData,  # struct js_graph_node *
+        a2: int,  # uint32_t
+        a3: FFI.CData,  # uint32_t *
         /,
     ) -> int: ...  # int32_t
     def js_comm_open(
@@ -302,11 +358,6 @@ class _Lib:
         a0: FFI.CData,  # struct js_comm *
         /,
     ) -> int: ...  # int32_t
-    def js_comm_queue_pair(
-        self,
-        a0: FFI.CData,  # struct js_comm *
-        /,
-    ) -> int: ...  # uintptr_t
     def js_comm_receive(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -420,6 +471,12 @@ class _Lib:
         a4: FFI.CData,  # struct js_engine * *
         /,
     ) -> int: ...  # int32_t
+    def js_engine_start_thread(
+        self,
+        a0: FFI.CData,  # struct js_engine *
+        a1: int,  # int32_t
+        /,
+    ) -> int: ...  # int32_t
     def js_fold(
         self,
         a0: FFI.CData,  # struct js_fold_request *
@@ -448,6 +505,62 @@ class _Lib:
         a0: FFI.CData,  # struct js_persistent *
         /,
     ) -> int: ...  # int32_t
+    def js_qp_arm(
+        self,
+        a0: FFI.CData,  # struct js_queue *
+        /,
+    ) -> int: ...  # uint32_t
+    def js_qp_close(
+        self,
+        a0: FFI.CData,  # struct js_queue *
+        /,
+    ) -> int: ...  # int32_t
+    def js_qp_deregister(
+        self,
+        a0: FFI.CData,  # struct js_queue *
+        a1: FFI.CData,  # struct js_region *
+        /,
+    ) -> int: ...  # int32_t
+    def js_qp_drain(
+        self,
+        a0: FFI.CData,  # struct js_queue *
+        a1: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_qp_free(
+        self,
+        a0: FFI.CData,  # struct js_queue *
+        /,
+    ) -> None: ...  # void
+    def js_qp_open(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: FFI.CData,  # struct js_qp_config *
+        a2: FFI.CData,  # struct js_queue * *
+        /,
+    ) -> int: ...  # int32_t
+    def js_qp_register(
+        self,
+        a0: FFI.CData,  # struct js_queue *
+        a1: FFI.CData,  # struct js_region *
+        /,
+    ) -> int: ...  # int32_t
+    def js_qp_repeat(
+        self,
+        a0: FFI.CData,  # struct js_queue *
+        a1: int,  # uint32_t
+        a2: int,  # uint32_t
+        a3: FFI.CData | bytes,  # void *
+        a4: FFI.CData | bytes,  # void *
+        a5: int,  # uint64_t
+        a6: FFI.CData,  # uint64_t *
+        /,
+    ) -> int: ...  # int32_t
+    def js_qp_view(
+        self,
+        a0: FFI.CData,  # struct js_queue *
+        /,
+    ) -> Any: ...  # struct js_qp *
     def js_scale(
         self,
         a0: int,  # uint32_t

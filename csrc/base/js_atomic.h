@@ -54,6 +54,26 @@ JS_INLINE uint32_t js_swap_acq_u32(uint32_t *p, uint32_t value)
     return __atomic_exchange_n(p, value, __ATOMIC_ACQ_REL);
 }
 
+/* The same, in the one order of all operations called seq; so are these loads. Two threads that
+ * each swap a word and then load the other's: one of them sees the other's value. */
+JS_INLINE uint32_t js_swap_seq_u32(uint32_t *p, uint32_t value)
+{
+    JS_ATOMIC_POINT();
+    return __atomic_exchange_n(p, value, __ATOMIC_SEQ_CST);
+}
+
+JS_INLINE uint32_t js_load_seq_u32(const uint32_t *p)
+{
+    JS_ATOMIC_POINT();
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
+
+JS_INLINE uint64_t js_add_seq_u64(uint64_t *p, uint64_t value)
+{
+    JS_ATOMIC_POINT();
+    return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);
+}
+
 /* Replaces expected by value; false when *p held something else. */
 JS_INLINE bool js_cas_seq_u32(uint32_t *p, uint32_t expected, uint32_t value)
 {

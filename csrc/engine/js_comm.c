@@ -13,13 +13,21 @@ static void comm_destroy(js_comm *comm)
     for (uint32_t i = 0; comm->plans != NULL && i < JS_COMM_PLANS_MAX; i++) {
         js_exec_unload(comm->plans[i]);
     }
+    for (uint32_t i = 0; comm->graphs != NULL && i < JS_COMM_GRAPHS_MAX; i++) {
+        js_graph_destroy(comm->graphs[i]);
+    }
     js_message_fini(&comm->message);
     js_link_shm_close(&comm->link);
     free(comm->members);
     free(comm->plans);
+    free(comm->graphs);
     free(comm->launches);
     free(comm->slots);
-    free(comm);
+    if (comm->queue == NULL) {
+        free(comm);
+    } else { /* a device may still ask: js_qp_free */
+        js_store_rel_u32(&comm->busy, JS_COMM_CLOSED);
+    }
 }
 
 static int32_t comm_allocate(js_comm *comm)
@@ -28,9 +36,12 @@ static int32_t comm_allocate(js_comm *comm)
     comm->slot_mask = 4 * slots - 1;
     comm->slots = calloc(4 * (size_t)slots, sizeof(*comm->slots));
     comm->launches = calloc(slots, sizeof(*comm->launches));
+    comm->launch_mask = slots - 1;
+    comm->graphs = calloc(JS_COMM_GRAPHS_MAX, sizeof(*comm->graphs));
     comm->plans = calloc(JS_COMM_PLANS_MAX, sizeof(js_exec_plan *));
     comm->members = calloc(comm->world, sizeof(*comm->members));
-    if (!comm->members || !comm->slots || !comm->launches || !comm->plans) {
+    if (!comm->members || !comm->slots || !comm->launches || !comm->plans ||
+        !comm->graphs) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a communicator");
     }
     JS_TRY(js_link_shm_open(&comm->link, &comm->area, comm->rank));
@@ -56,10 +67,6 @@ static int32_t comm_open(js_engine *engine, const js_area *area, uint32_t rank,
     comm->counters = js_area_counters(&comm->area, comm->rank);
     comm->records = js_area_records(&comm->area, comm->rank);
     comm->record_mask = area->config.record_slots - 1;
-    js_area_queue_pair(&comm->area, comm->rank, &comm->qp);
-    comm->sq_consumed = comm->area.config.sequence_start;
-    comm->rq_consumed = comm->area.config.sequence_start;
-    comm->cq_posted = comm->area.config.sequence_start;
     comm->wr_next = 1;
     int32_t result = comm_allocate(comm);
     if (result != JS_OK) {
@@ -70,20 +77,20 @@ static int32_t comm_open(js_engine *engine, const js_area *area, uint32_t rank,
         comm->members[i] = members != NULL ? members[i] : (uint16_t)i;
     }
     js_area_prefault(&comm->area, comm->rank);
-    pthread_mutex_lock(&engine->lock);
+    js_thread_lock(engine);
     comm->next = engine->comms;
     engine->comms = comm;
-    pthread_mutex_unlock(&engine->lock);
+    js_thread_unlock(engine);
     *out = comm;
     return JS_OK;
 }
 
 int32_t js_comm_open(js_engine *engine, js_comm **out)
 {
-    pthread_mutex_lock(&engine->lock);
+    js_thread_lock(engine);
     bool is_taken = engine->is_world_taken;
     engine->is_world_taken = true;
-    pthread_mutex_unlock(&engine->lock);
+    js_thread_unlock(engine);
     if (is_taken) {
         return JS_FAIL(JS_ERR_INVALID, "the world communicator of this segment was open before");
     }
@@ -112,13 +119,13 @@ int32_t js_comm_open_group(js_engine *engine, const js_group *group, js_comm **o
 static void comm_unlink(js_comm *comm)
 {
     js_engine *engine = comm->engine;
-    pthread_mutex_lock(&engine->lock);
+    js_thread_lock(engine);
     js_comm **at = &engine->comms;
     while (*at != comm) {
         at = &(*at)->next;
     }
     *at = comm->next;
-    pthread_mutex_unlock(&engine->lock);
+    js_thread_unlock(engine);
     if (comm->has_work != 0) {
         js_comm_note_work(comm, false);
     }
@@ -151,6 +158,7 @@ int32_t js_comm_close(js_comm *comm)
         comm_withdraw(comm);
         js_board *board = comm->board;
         js_store_rel_u32(&board->closed, 1);
+        js_account_settle(comm);
         js_wait_wake_all(comm);
         if (comm->waiter.is_armed) {
             js_wait_reset(comm);
@@ -212,13 +220,17 @@ static int32_t comm_unload_plan(js_comm *comm, uint32_t plan_id)
     if (plan == NULL) {
         return JS_FAIL(JS_ERR_INVALID, "no plan has the id %u", plan_id);
     }
-    bool is_used = comm->exec.plan == plan || comm->qp.sq_posted != comm->sq_consumed;
+    bool is_used = comm->exec.plan == plan;
     for (uint32_t i = comm->launch_head; i != comm->launch_tail; i++) {
-        is_used = is_used || comm->launches[i & (comm->qp.sq_depth_slots - 1)].plan == plan;
+        is_used = is_used || comm->launches[i & comm->launch_mask].plan == plan;
     }
     if (is_used) {
         return JS_FAIL(JS_ERR_BUSY, "plan %u is still being carried out", plan_id);
     }
+    if (js_graph_has_plan(comm, plan)) {
+        return JS_FAIL(JS_ERR_BUSY, "plan %u is part of a graph", plan_id);
+    }
+    js_account_settle(comm);
     js_exec_unload(plan);
     comm->plans[plan_id] = NULL;
     return JS_OK;
@@ -230,8 +242,18 @@ int32_t js_comm_unload_plan(js_comm *comm, uint32_t plan_id)
     return js_comm_leave(comm, comm_unload_plan(comm, plan_id));
 }
 
+/* Brings the books up to date, unless another thread is inside. */
+static void comm_settle(js_comm *comm)
+{
+    if (js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
+        js_account_settle(comm);
+        (void)js_comm_leave(comm, JS_OK);
+    }
+}
+
 int32_t js_comm_last_record(js_comm *comm, js_record *out)
 {
+    comm_settle(comm);
     uint64_t last = js_load_acq_u64(&comm->recorded);
     if (last == 0) {
         return JS_ERR_EMPTY;
@@ -242,6 +264,7 @@ int32_t js_comm_last_record(js_comm *comm, js_record *out)
 
 const js_record *js_comm_records(js_comm *comm)
 {
+    comm_settle(comm);
     return comm->records;
 }
 
@@ -255,15 +278,13 @@ int32_t js_comm_counters(js_comm *comm, uint32_t rank, uint64_t *out, uint32_t c
     if (rank >= comm->world) {
         return JS_FAIL(JS_ERR_INVALID, "rank %u in a communicator of %u", rank, comm->world);
     }
+    if (rank == comm->rank) {
+        comm_settle(comm);
+    }
     const uint64_t *cells = js_area_counters(&comm->area, rank);
     uint32_t count = js_counter_count();
     for (uint32_t i = 0; i < count && i < capacity; i++) {
         out[i] = js_load_rlx_u64(&cells[i]);
     }
     return JS_OK;
-}
-
-uintptr_t js_comm_queue_pair(js_comm *comm)
-{
-    return (uintptr_t)&comm->qp;
 }

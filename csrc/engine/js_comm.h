@@ -1,26 +1,43 @@
 /* A communicator as one rank sees it, and the duty cycle that moves everything in it.
  *
  * js_comm.c      opening, closing, plans
- * js_comm_post.c descriptors in, completions out
+ * js_comm_post.c what the host posts, and its waits
+ * js_queue.c     what a device posts: its queue pair, seen from the engine
+ * js_qp.c        making, draining and closing queue pairs; the device's waits
  * js_duty.c      one round: queues, the running plan, messages
+ * js_graph.c     chains of operations
+ * js_account.c   records and counters, when there is time
  * js_wait.c      spin, yield, sleep; waking others
  * js_help.c      rounds for the other communicators of this process
  * js_fault.c     what went wrong: mismatch, death, abort
  * js_group.c     the memory of communicators of some of the ranks
- * All of it runs in the thread that calls; there is no thread of the library. */
+ * js_thread.c    a thread that makes rounds while nobody else does
+ * All of it runs in the thread that calls, or in that one where it was asked for. */
 #ifndef JS_COMM_H
 #define JS_COMM_H
 
 #include "js_engine.h"
 #include "js_exec.h"
 #include "js_link_shm.h"
+#include "js_graph.h"
 #include "js_message.h"
+#include "js_queue.h"
+#include "js_thread.h"
 
 #include <jetstream/js_api.h>
 
 #define JS_COMM_PLANS_MAX 4096u
+#define JS_COMM_GRAPHS_MAX 1024u
 
-/* What became of a descriptor that this process posted. */
+/* Who posted an operation, in the highest bits of its number: the host (a slot of the number), a
+ * device (index in its queue), a graph. */
+#define JS_COMM_ID_HOST 0u
+#define JS_COMM_ID_SENT 1u
+#define JS_COMM_ID_RECEIVED 2u
+#define JS_COMM_ID_GRAPH 3u
+#define JS_COMM_ID_SHIFT 62u
+
+/* What became of an operation that the host posted. */
 typedef enum js_comm_slot_state {
     JS_COMM_SLOT_FREE,
     JS_COMM_SLOT_OUTSTANDING,
@@ -34,12 +51,45 @@ typedef struct js_comm_slot {
     js_cqe cqe;
 } js_comm_slot;
 
+/* A launch that has not begun: of a plan, or of a graph. */
 typedef struct js_comm_pending {
     js_exec_plan *plan;
-    uint64_t wr_id;
+    js_graph *graph;
+    uint64_t id;
     uint64_t input;
     uint64_t output;
 } js_comm_pending;
+
+/* An operation: what is known at its end. */
+struct js_comm_done {
+    uint64_t id;
+    uint64_t bytes;
+    int32_t status;
+    uint32_t tag;
+    uint16_t peer;
+    uint16_t opcode; /* enum js_sq_opcode, 0 for a receive */
+};
+
+/* A collective that is over and not in the books yet. */
+typedef struct js_comm_account {
+    const js_exec_plan *plan; /* NULL: all is written */
+    uint64_t sequence;
+    uint64_t enter_ticks;
+    uint64_t first_ticks;
+    uint64_t arrived_ticks;
+    uint64_t exit_ticks;
+    uint64_t wait_ticks;
+    uint64_t copy_ticks;
+    uint64_t reduce_ticks;
+    uint64_t bytes_sent;
+    uint64_t bytes_received;
+    uint32_t published;
+    uint32_t referred;
+    uint32_t streamed;
+    uint32_t consumed;
+    uint32_t last_peer;
+    int32_t status;
+} js_comm_account;
 
 /* Who is inside a communicator: nothing private to it may be touched from outside. */
 typedef enum js_comm_busy {
@@ -47,6 +97,7 @@ typedef enum js_comm_busy {
     JS_COMM_ENTERED, /* a call */
     JS_COMM_HELPED,  /* a thread that waits in another communicator; leaves soon */
     JS_COMM_FORKED,  /* for good: this is a child of the process that opened it */
+    JS_COMM_CLOSED,  /* for good; a device may still hold its queue pair */
 } js_comm_busy;
 
 /* State of the wait in progress. */
@@ -79,17 +130,16 @@ struct js_comm {
     uint64_t record_mask;
     js_link_shm link;
 
-    js_qp qp;             /* the device's side: this process posts here */
-    uint32_t sq_consumed; /* the engine's side */
-    uint32_t rq_consumed;
-    uint32_t cq_posted;
-
     js_exec exec;
     js_message message;
+    js_queue *queue;           /* of the device that this communicator serves; NULL: the host */
     js_comm_pending *launches; /* accepted, not started: FIFO */
+    uint32_t launch_mask;
     uint32_t launch_head;
     uint32_t launch_tail;
     js_comm_pending current;
+    js_graph_run run; /* of the graph that is current */
+    js_comm_account account;
     uint64_t sequence; /* collectives started */
     uint64_t enter_ticks;
     uint64_t exit_ticks; /* of the previous collective */
@@ -98,6 +148,7 @@ struct js_comm {
 
     js_exec_plan **plans; /* [JS_COMM_PLANS_MAX], by id */
     uint32_t plan_count;
+    js_graph **graphs; /* [JS_COMM_GRAPHS_MAX], by id */
     js_comm_slot *slots; /* by wr_id */
     uint32_t slot_mask;
     uint64_t wr_next;
@@ -109,6 +160,8 @@ struct js_comm {
     js_fault fault;
     js_comm *next;     /* in the engine's list (its lock) */
     uint32_t has_work; /* it was left with operations in flight; R: any thread, relaxed */
+    bool is_raised;    /* the engine thread has raised its doorbell here; W: it */
+    uint32_t wanted;   /* threads that want in where a device may be inside (add) */
     uint32_t busy;     /* js_comm_busy; whoever enters (cas), the same when it leaves */
 };
 
@@ -132,7 +185,7 @@ JS_INLINE int32_t js_comm_enter(js_comm *comm)
 JS_INLINE int32_t js_comm_leave(js_comm *comm, int32_t result)
 {
     bool has_work = comm->exec.plan != NULL || comm->launch_head != comm->launch_tail ||
-                    comm->message.outstanding != 0;
+                    comm->message.outstanding != 0 || comm->run.graph != NULL;
     if (JS_UNLIKELY(has_work != (js_load_rlx_u32(&comm->has_work) != 0))) {
         js_comm_note_work(comm, has_work);
     }
@@ -143,6 +196,8 @@ JS_INLINE int32_t js_comm_leave(js_comm *comm, int32_t result)
 /* One round for each other communicator of this process that has operations in flight and nobody
  * inside, so that ranks waiting for those get on. Returns the amount of progress. */
 uint32_t js_help_others(js_comm *comm);
+/* One round for a communicator that this thread has entered as a helper. */
+uint32_t js_help_round(js_comm *comm);
 
 /* Is there anything to help? Asked by the thread inside `comm`. */
 JS_INLINE bool js_help_is_wanted(const js_comm *comm)
@@ -157,12 +212,40 @@ int32_t js_duty_round(js_comm *comm);
 void js_duty_flush(js_comm *comm, int32_t status);
 /* A send or receive is done; context is the js_comm. */
 void js_duty_message_done(void *context, const js_message_done *done);
+/* Begins a collective; none is running. */
+void js_duty_start(js_comm *comm, js_exec_plan *plan, uint64_t input, uint64_t output);
+/* Tells whoever posted an operation how it ended. */
+void js_duty_complete(js_comm *comm, const js_comm_done *done);
+
+/* Takes a launch on; false: too many wait. */
+JS_INLINE bool js_duty_launch(js_comm *comm, const js_comm_pending *launch)
+{
+    if (JS_UNLIKELY(comm->launch_tail - comm->launch_head > comm->launch_mask)) {
+        return false;
+    }
+    comm->launches[comm->launch_tail++ & comm->launch_mask] = *launch;
+    return true;
+}
+
+/* --- js_account.c --- */
+/* The books are kept while the next operation waits for its peers, not between the two: these write
+ * the record and the counters of the collective that ended last. */
+void js_account_write(js_comm *comm);
+
+JS_INLINE void js_account_settle(js_comm *comm)
+{
+    if (comm->account.plan != NULL) {
+        js_account_write(comm);
+    }
+}
 
 /* --- js_wait.c --- */
 /* After a round without progress: waits a little. JS_OK, or why the communicator failed. */
 int32_t js_wait_idle(js_comm *comm);
 /* After progress. */
 void js_wait_reset(js_comm *comm);
+/* The same, where the time at which the wait ended is known. */
+void js_wait_reset_at(js_comm *comm, uint64_t now_ticks);
 /* Wakes peers that sleep; cheap when none does. */
 void js_wait_wake_all(js_comm *comm);
 

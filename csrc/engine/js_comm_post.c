@@ -16,6 +16,9 @@ static int32_t post_check(js_comm *comm)
     if (JS_UNLIKELY(js_load_rlx_u32(&comm->control->abort) != 0)) {
         return js_fault_adopt(comm);
     }
+    if (JS_UNLIKELY(comm->queue != NULL)) {
+        return JS_FAIL(JS_ERR_BUSY, "the communicator serves the queue pair of a device");
+    }
     return JS_OK;
 }
 
@@ -34,17 +37,35 @@ static int32_t post_take_slot(js_comm *comm, uint64_t *out_wr_id)
     return JS_OK;
 }
 
-static int32_t post_send_entry(js_comm *comm, js_sqe *entry, uint64_t *out_wr_id)
+static int32_t post_refuse(js_comm *comm, const char *what)
 {
-    JS_TRY(post_take_slot(comm, &entry->wr_id));
-    if (JS_UNLIKELY(!js_sq_post(&comm->qp, entry))) {
-        comm->slots[entry->wr_id & comm->slot_mask].state = JS_COMM_SLOT_FREE;
-        comm->wr_next--;
-        return JS_FAIL(JS_ERR_FULL, "the send queue of %u entries is full",
-                       comm->qp.sq_depth_slots);
+    comm->slots[--comm->wr_next & comm->slot_mask].state = JS_COMM_SLOT_FREE;
+    return JS_FAIL(JS_ERR_FULL, "%u %s are waiting for their turn", comm->launch_mask + 1, what);
+}
+
+/* Puts a launch behind those that wait; fills in its number. */
+static int32_t post_launch(js_comm *comm, js_comm_pending *launch, uint64_t *out_wr_id)
+{
+    JS_TRY(post_check(comm));
+    if (launch->plan == NULL && launch->graph == NULL) {
+        return JS_FAIL(JS_ERR_INVALID, "there is no such plan or graph");
     }
-    *out_wr_id = entry->wr_id;
+    JS_TRY(post_take_slot(comm, &launch->id));
+    if (JS_UNLIKELY(!js_duty_launch(comm, launch))) {
+        return post_refuse(comm, "launches");
+    }
+    *out_wr_id = launch->id;
     return JS_OK;
+}
+
+static js_exec_plan *post_plan(const js_comm *comm, uint32_t plan_id)
+{
+    return JS_LIKELY(plan_id < JS_COMM_PLANS_MAX) ? comm->plans[plan_id] : NULL;
+}
+
+static js_graph *post_graph(const js_comm *comm, uint32_t graph_id)
+{
+    return graph_id < JS_COMM_GRAPHS_MAX ? comm->graphs[graph_id] : NULL;
 }
 
 /* Rounds until wr_id is done, the communicator fails, or patience or time runs out. */
@@ -110,46 +131,64 @@ static int32_t post_leave(js_comm *comm, int32_t result)
     return js_comm_leave(comm, result);
 }
 
+/* Launches, and waits for the end. */
+static int32_t post_call(js_comm *comm, js_comm_pending *launch, uint64_t timeout_ns)
+{
+    int32_t result = post_launch(comm, launch, &comm->wr_last_call);
+    if (JS_LIKELY(result == JS_OK)) {
+        js_cqe cqe;
+        result = post_wait(comm, comm->wr_last_call, timeout_ns, &cqe);
+        result = result == JS_OK ? cqe.status : result;
+    }
+    return post_leave(comm, result);
+}
+
+/* Launches; the first frames leave at once. */
+static int32_t post_start(js_comm *comm, js_comm_pending *launch, uint64_t *out_wr_id)
+{
+    int32_t result = post_launch(comm, launch, out_wr_id);
+    if (result == JS_OK) {
+        (void)js_duty_round(comm);
+    }
+    return js_comm_leave(comm, result);
+}
+
 int32_t js_comm_call(js_comm *comm, uint32_t plan_id, const void *input, void *output,
                      uint64_t timeout_ns)
 {
     JS_TRY(js_comm_enter(comm));
-    int32_t result = post_check(comm);
-    if (JS_LIKELY(result == JS_OK)) {
-        js_sqe entry = {
-            .opcode = JS_SQ_LAUNCH,
-            .plan_id = plan_id,
-            .source_addr = (uintptr_t)input,
-            .target_addr = (uintptr_t)output,
-        };
-        result = post_send_entry(comm, &entry, &comm->wr_last_call);
-        if (JS_LIKELY(result == JS_OK)) {
-            js_cqe cqe;
-            result = post_wait(comm, comm->wr_last_call, timeout_ns, &cqe);
-            result = result == JS_OK ? cqe.status : result;
-        }
-    }
-    return post_leave(comm, result);
+    js_comm_pending launch = {
+        .plan = post_plan(comm, plan_id),
+        .input = (uintptr_t)input,
+        .output = (uintptr_t)output,
+    };
+    return post_call(comm, &launch, timeout_ns);
 }
 
 int32_t js_comm_launch(js_comm *comm, uint32_t plan_id, const void *input, void *output,
                        uint64_t *out_wr_id)
 {
     JS_TRY(js_comm_enter(comm));
-    int32_t result = post_check(comm);
-    if (result == JS_OK) {
-        js_sqe entry = {
-            .opcode = JS_SQ_LAUNCH,
-            .plan_id = plan_id,
-            .source_addr = (uintptr_t)input,
-            .target_addr = (uintptr_t)output,
-        };
-        result = post_send_entry(comm, &entry, out_wr_id);
-        if (result == JS_OK) {
-            (void)js_duty_round(comm); /* the first frames leave at once */
-        }
-    }
-    return js_comm_leave(comm, result);
+    js_comm_pending launch = {
+        .plan = post_plan(comm, plan_id),
+        .input = (uintptr_t)input,
+        .output = (uintptr_t)output,
+    };
+    return post_start(comm, &launch, out_wr_id);
+}
+
+int32_t js_comm_call_graph(js_comm *comm, uint32_t graph, uint64_t timeout_ns)
+{
+    JS_TRY(js_comm_enter(comm));
+    js_comm_pending launch = { .graph = post_graph(comm, graph) };
+    return post_call(comm, &launch, timeout_ns);
+}
+
+int32_t js_comm_launch_graph(js_comm *comm, uint32_t graph, uint64_t *out_wr_id)
+{
+    JS_TRY(js_comm_enter(comm));
+    js_comm_pending launch = { .graph = post_graph(comm, graph) };
+    return post_start(comm, &launch, out_wr_id);
 }
 
 /* Both post a descriptor that the caller has filled in, and do a first round. */
@@ -159,9 +198,12 @@ static int32_t post_send(js_comm *comm, js_sqe *entry, uint32_t peer, uint64_t *
     if (peer >= comm->world) {
         return JS_FAIL(JS_ERR_INVALID, "rank %u in a communicator of %u", peer, comm->world);
     }
-    entry->opcode = JS_SQ_SEND;
     entry->peer = (uint16_t)peer;
-    JS_TRY(post_send_entry(comm, entry, out_wr_id));
+    JS_TRY(post_take_slot(comm, &entry->wr_id));
+    if (!js_message_post_send(&comm->message, entry)) {
+        return post_refuse(comm, "sends");
+    }
+    *out_wr_id = entry->wr_id;
     (void)js_duty_round(comm);
     return JS_OK;
 }
@@ -174,11 +216,8 @@ static int32_t post_receive(js_comm *comm, js_rqe *entry, uint32_t peer, uint64_
     }
     entry->peer = (uint16_t)peer;
     JS_TRY(post_take_slot(comm, &entry->wr_id));
-    if (!js_rq_post(&comm->qp, entry)) {
-        comm->slots[entry->wr_id & comm->slot_mask].state = JS_COMM_SLOT_FREE;
-        comm->wr_next--;
-        return JS_FAIL(JS_ERR_FULL, "the receive queue of %u entries is full",
-                       comm->qp.rq_depth_slots);
+    if (!js_message_post_receive(&comm->message, entry)) {
+        return post_refuse(comm, "receives");
     }
     *out_wr_id = entry->wr_id;
     (void)js_duty_round(comm);

@@ -3,6 +3,7 @@
 
 #include "js_group.h"
 #include "js_status.h"
+#include "js_thread.h"
 
 #include <fcntl.h>
 #include <linux/membarrier.h>
@@ -95,6 +96,7 @@ void js_engine_free(js_engine *engine)
     if (engine == NULL) {
         return;
     }
+    js_thread_stop(engine);
     js_seg_rank *self = js_seg_get_rank(engine->seg, engine->rank);
     js_store_rel_u32(&self->state, JS_PEER_CLOSED);
     engine_destroy(engine);

@@ -30,6 +30,11 @@ struct js_engine {
     js_comm *comms;        /* open communicators (lock) */
     js_group_area *groups; /* areas made by this rank that may still be in use (lock) */
     uint64_t group_count;  /* areas made so far: numbers them (lock) */
+    pthread_t thread;      /* js_thread.c */
+    bool has_thread;
+    uint32_t bell;         /* 1: the engine thread sleeps (futex); W: it, and who wakes it */
+    uint32_t lockers;      /* threads that want the lock (add) */
+    uint32_t thread_stops; /* not 0: it is to end */
     /* Communicators that were left with operations in flight; W: all threads (add). */
     uint32_t working_count JS_ALIGNED(JS_CACHE_LINE);
 };

@@ -6,9 +6,6 @@
 
 #include <string.h>
 
-/* Below this, reading the clock would cost more than what it measures. */
-#define EXEC_TIMED_BYTES 1024u
-
 JS_INLINE uint32_t exec_step_bytes(const js_exec_plan *plan, const js_exec_op *op)
 {
     uint64_t left = op->bytes - (uint64_t)op->step * plan->call.chunk_bytes;
@@ -115,7 +112,7 @@ static void exec_count_sent(js_exec *exec, uint32_t bytes)
 
 JS_INLINE void exec_copy_bytes(js_exec *exec, uint8_t *to, const uint8_t *from, uint32_t bytes)
 {
-    uint64_t start = bytes >= EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
+    uint64_t start = bytes >= JS_EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
     memcpy(to, from, bytes);
     exec->copy_ticks += start ? js_clock_ticks() - start : 0;
 }
@@ -124,7 +121,7 @@ JS_INLINE void exec_copy_bytes(js_exec *exec, uint8_t *to, const uint8_t *from, 
 JS_INLINE void exec_fill(js_exec *exec, uint8_t *to, const js_stream_tx *tx,
                          const exec_frame *frame)
 {
-    uint64_t start = frame->bytes >= EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
+    uint64_t start = frame->bytes >= JS_EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
     exec->streamed += js_stream_fill(tx, to, frame->from, frame->bytes);
     exec->copy_ticks += start ? js_clock_ticks() - start : 0;
 }
@@ -295,7 +292,7 @@ static bool exec_reduce(js_exec *exec, js_exec_op *op)
     }
     uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
     uint8_t *to = exec_address(exec, op->target_buffer, op->target_offset + local);
-    uint64_t start = bytes >= EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
+    uint64_t start = bytes >= JS_EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
     exec_fold(exec, op, to, bytes);
     exec->reduce_ticks += start ? js_clock_ticks() - start : 0;
     exec_release(exec, op, bytes);

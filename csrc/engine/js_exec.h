@@ -73,6 +73,7 @@ typedef struct js_exec_plan {
     uint64_t refer_bytes; /* what is shorter is copied */
     bool can_refer;       /* this rank may publish by reference, */
     bool may_relay;       /* or another, and pass on what it has read so */
+    bool is_brief;        /* so short that reading a clock counts */
     uint64_t total_bytes; /* that all operations together move: progress is measured in it */
     uint8_t *scratch;
     js_exec_op *ops;
@@ -83,6 +84,9 @@ typedef struct js_exec_plan {
     const void **pointers; /* sources and targets of the fold in hand */
     void **targets;
 } js_exec_plan;
+
+/* Below this, reading the clock would cost more than what it measures. */
+#define JS_EXEC_TIMED_BYTES 1024u
 
 /* What happened to frames that did not fit the plan. */
 typedef enum js_exec_outcome {
@@ -120,6 +124,8 @@ typedef struct js_exec {
 JS_MUST_CHECK int32_t js_exec_load(js_link_shm *link, const void *bytes, size_t size_bytes,
                                    uint32_t rank, uint32_t world, js_exec_plan **out);
 void js_exec_unload(js_exec_plan *plan);
+/* Do elements lie in these buffers as their type wants it? */
+bool js_exec_is_aligned(const js_exec_plan *plan, uint64_t input, uint64_t output);
 /* Starts a plan on its buffers. `sequence` is the number of the collective. */
 void js_exec_start(js_exec *exec, js_exec_plan *plan, const void *input, void *output,
                    uint64_t sequence);

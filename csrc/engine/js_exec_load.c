@@ -144,9 +144,17 @@ int32_t js_exec_load(js_link_shm *link, const void *bytes, size_t size_bytes, ui
     for (uint32_t i = 0; i < plan->op_count; i++) {
         exec_decode_op(link, &view, &view.ops[i], plan, &plan->ops[i]);
     }
+    plan->is_brief = plan->total_bytes < JS_EXEC_TIMED_BYTES;
     exec_decode_lanes(&view, plan);
     *out = plan;
     return JS_OK;
+}
+
+bool js_exec_is_aligned(const js_exec_plan *plan, uint64_t input, uint64_t output)
+{
+    uint64_t mask = (plan->element_bytes < 8 ? plan->element_bytes : 8) - 1;
+    return ((plan->input_bytes != 0 ? input : 0) & mask) == 0 &&
+           ((plan->output_bytes != 0 ? output : 0) & mask) == 0;
 }
 
 void js_exec_unload(js_exec_plan *plan)

@@ -136,6 +136,20 @@ static uint32_t fault_find_open(const js_comm *comm)
     return last;
 }
 
+/* Whom all messages under way are waiting for. */
+static void fault_describe_messages(const js_comm *comm, js_fault *out)
+{
+    for (uint32_t i = 0; i < comm->world; i++) {
+        if (i == comm->rank || !js_message_awaits(&comm->message, i)) {
+            continue;
+        }
+        if (out->missing_count++ == 0) {
+            fault_fill_peer(comm, out, i);
+        }
+        out->missing_mask |= i < 64 ? 1ull << i : 0;
+    }
+}
+
 void js_fault_describe(js_comm *comm, js_fault *out)
 {
     if (comm->failed != JS_OK) {
@@ -177,6 +191,8 @@ void js_fault_describe(js_comm *comm, js_fault *out)
         if (missing.count != 0) {
             fault_fill_peer(comm, out, fault_pick_culprit(comm, &missing));
         }
+    } else {
+        fault_describe_messages(comm, out);
     }
 }
 
@@ -359,6 +375,20 @@ static int32_t fault_judge_any(const js_comm *comm, uint32_t *peer)
     return !is_alone && fault_has_left(comm, *peer) ? JS_ERR_PEER_CLOSED : JS_OK;
 }
 
+/* Nobody waits for one message: a device, or a graph, waits for all. */
+static int32_t fault_judge_messages(js_comm *comm, uint32_t *peer, fault_pair *pair)
+{
+    for (*peer = 0; *peer < comm->world; (*peer)++) {
+        if (*peer != comm->rank && js_message_awaits(&comm->message, *peer)) {
+            int32_t status = fault_judge_peer(comm, *peer, pair);
+            if (status != JS_OK) {
+                return status;
+            }
+        }
+    }
+    return js_message_awaits(&comm->message, JS_PEER_ANY) ? fault_judge_any(comm, peer) : JS_OK;
+}
+
 static int32_t fault_judge(js_comm *comm, uint32_t *peer, fault_pair *pair)
 {
     *peer = js_message_find_peer(&comm->message, comm->wr_waited);
@@ -369,7 +399,7 @@ static int32_t fault_judge(js_comm *comm, uint32_t *peer, fault_pair *pair)
         return *peer == comm->rank ? JS_OK : fault_judge_peer(comm, *peer, pair);
     }
     if (comm->exec.plan == NULL) {
-        return JS_OK;
+        return comm->message.outstanding != 0 ? fault_judge_messages(comm, peer, pair) : JS_OK;
     }
     *peer = fault_find_dead(comm);
     if (*peer != JS_MESSAGE_NONE) {

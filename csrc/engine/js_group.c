@@ -3,6 +3,7 @@
 
 #include "js_heap.h"
 #include "js_status.h"
+#include "js_thread.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -61,13 +62,12 @@ int32_t js_group_create(js_engine *engine, js_group *group)
     }
     js_heap_zero(engine->heap, offset, bytes);
     js_area_init(&made->area, engine->seg->base, &config, offset);
-    js_area_format(&made->area);
     memcpy(made->members, group->members, sizeof(made->members));
-    pthread_mutex_lock(&engine->lock);
+    js_thread_lock(engine);
     made->id = (uint64_t)engine->rank << 48 | ++engine->group_count;
     made->next = engine->groups;
     engine->groups = made;
-    pthread_mutex_unlock(&engine->lock);
+    js_thread_unlock(engine);
     js_area_card *card = js_area_get_card(&made->area);
     card->config = config;
     memcpy(card->members, group->members, group->size * sizeof(group->members[0]));
@@ -121,7 +121,7 @@ static bool group_is_empty(const js_engine *engine, const js_group_area *made)
 
 void js_group_reap(js_engine *engine)
 {
-    pthread_mutex_lock(&engine->lock);
+    js_thread_lock(engine);
     js_group_area **at = &engine->groups;
     while (*at != NULL) {
         js_group_area *made = *at;
@@ -133,7 +133,7 @@ void js_group_reap(js_engine *engine)
             at = &made->next;
         }
     }
-    pthread_mutex_unlock(&engine->lock);
+    js_thread_unlock(engine);
 }
 
 void js_group_forget(js_engine *engine)

@@ -12,8 +12,9 @@
 #include <sched.h>
 
 #define HELP_SPINS 100u
+#define HELP_PATIENCE_NS 10000000000u
 
-static uint32_t help_round(js_comm *comm)
+uint32_t js_help_round(js_comm *comm)
 {
     if (comm->failed != JS_OK) {
         return 0;
@@ -36,7 +37,7 @@ uint32_t js_help_others(js_comm *self)
     for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
         if (comm != self && js_load_rlx_u32(&comm->has_work) != 0 &&
             js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
-            progress += help_round(comm);
+            progress += js_help_round(comm);
             (void)js_comm_leave(comm, JS_OK);
         }
     }
@@ -44,19 +45,29 @@ uint32_t js_help_others(js_comm *self)
     return progress;
 }
 
-int32_t js_comm_enter_slow(js_comm *comm)
+/* Waits until a communicator is free, or for whoever is inside one that serves a device: it comes
+ * out when it sees that it is asked to. */
+static int32_t help_enter(js_comm *comm)
 {
+    uint64_t start = js_clock_ticks();
+    uint64_t patience = js_clock_ns_to_ticks(&comm->engine->clock, HELP_PATIENCE_NS);
     uint32_t spins = 0;
     for (;;) {
         uint32_t busy = js_load_rlx_u32(&comm->busy);
         if (busy == JS_COMM_FORKED) {
             return JS_ERR_FORKED; /* the queues and streams are the parent's */
         }
-        if (busy == JS_COMM_ENTERED) {
+        if (busy == JS_COMM_CLOSED) {
+            return JS_FAIL(JS_ERR_CLOSED, "the communicator is closed");
+        }
+        if (busy == JS_COMM_ENTERED && comm->queue == NULL) {
             return JS_FAIL(JS_ERR_BUSY, "another thread is inside a call on this communicator");
         }
         if (busy == JS_COMM_FREE && js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED)) {
             return JS_OK;
+        }
+        if (busy == JS_COMM_ENTERED && js_clock_ticks() - start > patience) {
+            return JS_FAIL(JS_ERR_BUSY, "a thread of the device does not come out");
         }
         if (++spins > HELP_SPINS) {
             sched_yield(); /* the helper may have lost its core */
@@ -66,8 +77,19 @@ int32_t js_comm_enter_slow(js_comm *comm)
     }
 }
 
+int32_t js_comm_enter_slow(js_comm *comm)
+{
+    js_add_seq_u32(&comm->wanted, 1);
+    int32_t result = help_enter(comm);
+    js_add_seq_u32(&comm->wanted, UINT32_MAX);
+    return result;
+}
+
 void js_comm_note_work(js_comm *comm, bool has_work)
 {
     js_store_rlx_u32(&comm->has_work, has_work);
     js_add_seq_u32(&comm->engine->working_count, has_work ? 1u : UINT32_MAX);
+    if (has_work) {
+        js_thread_wake(comm->engine);
+    }
 }

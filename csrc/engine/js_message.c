@@ -459,6 +459,16 @@ uint32_t js_message_find_peer(const js_message *m, uint64_t wr_id)
     return is_any ? JS_PEER_ANY : JS_MESSAGE_NONE;
 }
 
+bool js_message_awaits(const js_message *m, uint32_t peer)
+{
+    if (peer == JS_PEER_ANY) {
+        return m->any.head != JS_MESSAGE_NONE;
+    }
+    const js_message_peer *p = &m->peers[peer];
+    return p->sends.head != JS_MESSAGE_NONE || p->receives.head != JS_MESSAGE_NONE ||
+           p->active != JS_MESSAGE_NONE;
+}
+
 static void message_flush_list(js_message *m, js_message_list *list, uint32_t rank, int32_t status)
 {
     while (list->head != JS_MESSAGE_NONE) {

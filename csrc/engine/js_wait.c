@@ -121,12 +121,18 @@ static void wait_disarm(js_comm *comm)
 
 void js_wait_reset(js_comm *comm)
 {
+    js_wait_reset_at(comm, comm->waiter.since_ticks != 0 ? js_clock_ticks() : 0);
+}
+
+void js_wait_reset_at(js_comm *comm, uint64_t now_ticks)
+{
     js_waiter *w = &comm->waiter;
     if (w->is_armed) {
         wait_disarm(comm);
     }
     if (w->since_ticks != 0) {
-        uint64_t waited = js_clock_ticks() - w->since_ticks;
+        /* It may have ended before it was noticed that it had begun. */
+        uint64_t waited = now_ticks > w->since_ticks ? now_ticks - w->since_ticks : 0;
         comm->wait_ticks += waited;
         if (waited > w->spin_ticks / 4) {
             wait_learn(comm, waited);
@@ -174,6 +180,14 @@ static void wait_sleep(js_comm *comm, uint64_t slice_ns)
     wait_disarm(comm);
 }
 
+static void wait_ring(js_comm *comm, uint32_t *doorbell)
+{
+    if (js_load_rlx_u32(doorbell) != 0 && js_swap_acq_u32(doorbell, 0) == 1) {
+        (void)syscall(SYS_futex, doorbell, FUTEX_WAKE, 1u, NULL, NULL, 0u);
+        js_counter_add(comm->counters, JS_COUNTER_WAKES, 1);
+    }
+}
+
 void js_wait_wake_all(js_comm *comm)
 {
     if (JS_LIKELY(js_load_rlx_u32(&comm->control->sleepers) == 0)) {
@@ -181,12 +195,9 @@ void js_wait_wake_all(js_comm *comm)
     }
     for (uint32_t i = 0; i < comm->world; i++) {
         js_board *board = js_area_board(&comm->area, i);
-        if (i == comm->rank || js_load_rlx_u32(&board->doorbell) == 0) {
-            continue;
-        }
-        if (js_swap_acq_u32(&board->doorbell, 0) == 1) {
-            (void)syscall(SYS_futex, &board->doorbell, FUTEX_WAKE, 1u, NULL, NULL, 0u);
-            js_counter_add(comm->counters, JS_COUNTER_WAKES, 1);
+        if (i != comm->rank) {
+            wait_ring(comm, &board->doorbell);
+            wait_ring(comm, &board->engine_doorbell);
         }
     }
 }

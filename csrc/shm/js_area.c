@@ -50,7 +50,7 @@ static uint64_t area_peer_bytes(uint32_t world, uint64_t least_bytes)
     return bytes;
 }
 
-/* Streams do not begin at zero (js_stream.h); queues do. */
+/* Streams do not begin at zero (js_stream.h). */
 static uint32_t area_first_psn(const js_seg_config *config)
 {
     return config->sequence_start ? config->sequence_start : config->stream_slots;
@@ -82,7 +82,6 @@ int32_t js_area_config_check(js_seg_config *config)
         return JS_FAIL(JS_ERR_INVALID, "sequence_start = %u: the first lap must not contain zero",
                        config->sequence_start);
     }
-    /* 16384: the commit word of a receive carries 15 bits of the index. */
     return area_check_pow2("queue_slots", config->queue_slots, 4, 16384);
 }
 
@@ -94,13 +93,6 @@ static js_stream_layout area_stream(const js_seg_config *config, uint32_t reader
         .payload_bytes = bytes,
         .sequence_start = area_first_psn(config),
     };
-}
-
-static uint64_t area_queue_bytes(uint32_t slots)
-{
-    uint64_t bytes = sizeof(js_qp_control) + (uint64_t)slots * (sizeof(js_sqe) + sizeof(js_rqe)) +
-                     4 * (uint64_t)slots * sizeof(js_cqe);
-    return js_round_up(bytes, AREA_PAGE_BYTES);
 }
 
 static uint64_t area_record_bytes(const js_seg_config *config)
@@ -142,7 +134,6 @@ void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uin
     area->all_layout = area_stream(config, world > 1 ? config->world - 1 : 1, config->all_bytes);
     area->peer_layout = area_stream(config, 1, config->peer_bytes);
     area->message_layout = area_stream(config, 1, config->message_bytes);
-    area->queue_bytes = area_queue_bytes(config->queue_slots);
 
     uint64_t at = start_offset;
     area->control_offset = at;
@@ -153,8 +144,8 @@ void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uin
     at += js_round_up(world * JS_AREA_COUNTER_SLOTS * sizeof(uint64_t), AREA_PAGE_BYTES);
     area->records_offset = at;
     at += world * area_record_bytes(config);
-    area->queues_offset = at;
-    at += world * area->queue_bytes;
+    area->ports_offset = at;
+    at += js_round_up(world * sizeof(js_area_port), AREA_PAGE_BYTES);
     area->all_offset = at;
     at += world * js_stream_bytes(&area->all_layout);
     area->peer_offset = at;
@@ -164,45 +155,11 @@ void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uin
     area->end_offset = at;
 }
 
-static void area_format_queue(const js_area *area, uint32_t rank)
-{
-    js_qp qp;
-    js_area_queue_pair(area, rank, &qp);
-    uint32_t start = area->config.sequence_start;
-    qp.control->sq_posted.index = start;
-    qp.control->sq_consumed.index = start;
-    qp.control->rq_posted.index = start;
-    qp.control->rq_consumed.index = start;
-    qp.control->cq_posted.index = start;
-    qp.control->cq_consumed.index = start;
-    for (uint32_t i = 0; i < qp.sq_depth_slots; i++) {
-        uint32_t index = start + i;
-        uint32_t stale = index - qp.sq_depth_slots;
-        qp.sq[index & (qp.sq_depth_slots - 1)].commit = js_sq_commit(stale, qp.sq_depth_slots);
-        qp.rq[index & (qp.rq_depth_slots - 1)].commit = js_rq_commit(stale, qp.rq_depth_slots);
-    }
-    for (uint32_t i = 0; i < qp.cq_depth_slots; i++) {
-        uint32_t index = start + i;
-        uint32_t stale = index - qp.cq_depth_slots;
-        qp.cq[index & (qp.cq_depth_slots - 1)].commit = js_cq_commit(stale, qp.cq_depth_slots);
-    }
-}
-
-void js_area_format(const js_area *area)
-{
-    /* Streams and boards are fresh when zeroed; so are queues that begin at index 0. */
-    for (uint32_t rank = 0; area->config.sequence_start != 0 && rank < area->config.world; rank++) {
-        area_format_queue(area, rank);
-    }
-}
-
 void js_area_prefault(const js_area *area, uint32_t rank)
 {
     uint64_t shared_bytes = area->records_offset - area->control_offset;
     (void)madvise(area->base + area->control_offset, shared_bytes, MADV_POPULATE_WRITE);
     (void)madvise(js_area_records(area, rank), area_record_bytes(&area->config),
-                  MADV_POPULATE_WRITE);
-    (void)madvise(area->base + area->queues_offset + rank * area->queue_bytes, area->queue_bytes,
                   MADV_POPULATE_WRITE);
 }
 
@@ -235,27 +192,10 @@ js_record *js_area_records(const js_area *area, uint32_t rank)
            (size_t)rank * area->config.record_slots;
 }
 
-void js_area_queue_pair(const js_area *area, uint32_t rank, js_qp *out)
+js_area_port *js_area_get_port(const js_area *area, uint32_t rank)
 {
-    uint32_t slots = area->config.queue_slots;
-    uint8_t *at = area->base + area->queues_offset + rank * area->queue_bytes;
-    uint32_t start = area->config.sequence_start;
     JS_ASSERT(rank < area->config.world);
-    *out = (js_qp){
-        .control = (js_qp_control *)(void *)at,
-        .sq_depth_slots = slots,
-        .rq_depth_slots = slots,
-        .cq_depth_slots = 4 * slots, /* what can be outstanding at once: it cannot overflow */
-        .sq_posted = start,
-        .rq_posted = start,
-        .cq_consumed = start,
-    };
-    at += sizeof(js_qp_control);
-    out->sq = (js_sqe *)(void *)at;
-    at += slots * sizeof(js_sqe);
-    out->rq = (js_rqe *)(void *)at;
-    at += slots * sizeof(js_rqe);
-    out->cq = (js_cqe *)(void *)at;
+    return (js_area_port *)(void *)(area->base + area->ports_offset) + rank;
 }
 
 void *js_area_all_stream(const js_area *area, uint32_t source)

@@ -1,5 +1,5 @@
 /* What one communicator owns in the segment, and where: control words, boards, counters, records,
- * queue pairs and streams. The layout is a pure function of the configuration, so every rank
+ * ports and streams. The layout is a pure function of the configuration, so every rank
  * computes the same offsets and the segment stores only the configuration. */
 #ifndef JS_AREA_H
 #define JS_AREA_H
@@ -7,6 +7,9 @@
 #include "js_stream.h"
 
 #include <jetstream/js_api.h>
+
+#define JS_AREA_COUNTER_SLOTS 32u
+#define JS_AREA_REGIONS 64u
 
 /* What an area holds, if it is not that of the world: its members check it before they believe
  * where it is said to lie. W: the rank that made the area, before it tells the others. */
@@ -35,18 +38,27 @@ typedef struct js_board {
     uint32_t gone;     /* non-zero once it will not touch the area again; W: owner, rel/acq */
     uint32_t opened;   /* non-zero once the rank has opened a group's area; W: owner */
     uint32_t reserved[2];
-    uint32_t doorbell JS_ALIGNED(JS_CACHE_LINE); /* 1: owner sleeps (futex); W: owner and waker */
+    /* 1: a thread of the owner sleeps (futex): one inside a call, the engine thread. W: it, waker */
+    uint32_t doorbell JS_ALIGNED(JS_CACHE_LINE);
+    uint32_t engine_doorbell;
 } JS_ALIGNED(2 * JS_CACHE_LINE) js_board;
 
-/* A rank's queue pair; the rings follow the control lines. */
-typedef struct js_area_queue {
-    uint64_t control_offset;
-    uint64_t sq_offset;
-    uint64_t rq_offset;
-    uint64_t cq_offset;
-} js_area_queue;
+/* Memory that peers may write to. */
+typedef struct js_area_region {
+    uint32_t key; /* 0: none; W: owner, rel/acq */
+    uint32_t last_key;
+    uint64_t offset; /* in the segment */
+    uint64_t bytes;
+    uint64_t reserved[5];
+} JS_ALIGNED(JS_CACHE_LINE) js_area_region;
 
-#define JS_AREA_COUNTER_SLOTS 32u
+/* What a rank shows its peers for one-sided operations. */
+typedef struct js_area_port {
+    js_signal signals[JS_SIGNALS];
+    js_area_region regions[JS_AREA_REGIONS]; /* W: owner */
+    uint32_t putting JS_ALIGNED(JS_CACHE_LINE); /* 1 + the rank being written to; W: owner, swap */
+} JS_ALIGNED(JS_CACHE_LINE) js_area_port;
+
 
 typedef struct js_area {
     uint8_t *base;          /* of the segment */
@@ -56,8 +68,7 @@ typedef struct js_area {
     uint64_t boards_offset;
     uint64_t counters_offset;
     uint64_t records_offset;
-    uint64_t queues_offset;
-    uint64_t queue_bytes; /* of one rank */
+    uint64_t ports_offset;
     uint64_t all_offset;  /* streams: rank to all */
     uint64_t peer_offset; /* rank to rank, collectives */
     uint64_t message_offset;
@@ -74,11 +85,8 @@ int32_t js_area_config_check(js_seg_config *config);
 void js_area_group_config(const js_seg_config *world, uint32_t count, js_seg_config *out);
 /* Computes the layout of a communicator that begins at start_offset. */
 void js_area_init(js_area *area, uint8_t *base, const js_seg_config *config, uint64_t start_offset);
-/* Writes start values of streams and queue indices into zeroed memory. */
-void js_area_format(const js_area *area);
-
-/* Touches the pages that `rank` writes in every operation: board, counters, records, queues. Best
- * effort: what fails is touched by use. */
+/* Touches the pages that `rank` writes in every operation: board, counters, records. Best effort:
+ * what fails is touched by use. */
 void js_area_prefault(const js_area *area, uint32_t rank);
 
 js_control *js_area_control(const js_area *area);
@@ -86,8 +94,7 @@ js_area_card *js_area_get_card(const js_area *area);
 js_board *js_area_board(const js_area *area, uint32_t rank);
 uint64_t *js_area_counters(const js_area *area, uint32_t rank);
 js_record *js_area_records(const js_area *area, uint32_t rank);
-/* The device's view of a rank's queue pair, at its start. */
-void js_area_queue_pair(const js_area *area, uint32_t rank, js_qp *out);
+js_area_port *js_area_get_port(const js_area *area, uint32_t rank);
 void *js_area_all_stream(const js_area *area, uint32_t source);
 void *js_area_peer_stream(const js_area *area, uint32_t source, uint32_t target);
 void *js_area_message_stream(const js_area *area, uint32_t source, uint32_t target);

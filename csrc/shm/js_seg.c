@@ -146,7 +146,6 @@ static void seg_format(js_seg *seg, const js_seg_config *config)
     header->config = *config;
     header->clock = *js_clock_calibrate();
     seg_set_up(seg, config);
-    js_area_format(&seg->world_area);
     js_store_rel_u64(&header->magic, JS_SEG_MAGIC);
 }
 

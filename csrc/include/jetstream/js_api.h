@@ -14,16 +14,10 @@
 #define JS_API __attribute__((visibility("default")))
 
 /* cdef: begin */
-#define JS_ABI_VERSION 1
+#define JS_ABI_VERSION 2
 #define JS_RANKS_MAX 256
 #define JS_BUILD_ID_BYTES 40
 #define JS_RECORD_SLOTS 4096
-
-enum js_status {
-#define JS_STATUS(name, value, class_name, text) name = value,
-#include <jetstream/js_status.def>
-#undef JS_STATUS
-};
 
 enum js_op {
 #define JS_OP(name, value, mnemonic, low, high) name = value,
@@ -215,6 +209,49 @@ typedef struct js_group {
     uint16_t members[JS_RANKS_MAX]; /* their ranks in the job, `size` of them */
 } js_group;
 
+/* What a queue pair may do with memory. */
+#define JS_ACCESS_READ 1u         /* send it, put it, INPUT of a collective */
+#define JS_ACCESS_WRITE 2u        /* receive into it, OUTPUT of a collective */
+#define JS_ACCESS_REMOTE_WRITE 4u /* peers put into it: symmetric memory only */
+
+/* Memory registered with a queue pair. */
+typedef struct js_region {
+    uint64_t address;
+    uint64_t bytes;
+    uint32_t access; /* JS_ACCESS_* */
+    uint32_t key;    /* what peers name it by; 0 without JS_ACCESS_REMOTE_WRITE */
+    uint32_t index;  /* place among the queue pair's */
+    uint32_t reserved;
+} js_region;
+
+typedef struct js_qp_config {
+    uint32_t depth_slots; /* of send and receive queue, a power of two: 4 .. 16384, 0: default */
+    uint32_t is_single;   /* not 0: one thread posts and polls */
+    int32_t event_fd;     /* written to at a completion that was asked for; -1: none */
+    uint32_t reserved;
+} js_qp_config;
+
+enum js_node_kind {
+    JS_NODE_LAUNCH = 1,  /* collective: key = plan, source_addr = INPUT, target_addr = OUTPUT */
+    JS_NODE_SEND = 2,    /* source_addr, bytes, peer, key = tag */
+    JS_NODE_RECEIVE = 3, /* target_addr, bytes with the flags of js_rqe, peer, key = tag */
+    JS_NODE_JOIN = 4,    /* sends and receives before it are complete */
+    JS_NODE_CALL = 5,    /* function(source_addr) */
+};
+#define JS_GRAPH_NODES_MAX 65536
+
+/* One operation of a graph. */
+typedef struct js_graph_node {
+    uint32_t kind; /* enum js_node_kind */
+    uint32_t key;
+    uint64_t source_addr;
+    uint64_t target_addr;
+    uint64_t bytes;
+    void (*function)(void *argument);
+    uint16_t peer;
+    uint16_t reserved[3];
+} js_graph_node;
+
 typedef struct js_error {
     int32_t status;
     int32_t sys_errno;
@@ -225,6 +262,7 @@ typedef struct js_seg js_seg;
 typedef struct js_engine js_engine;
 typedef struct js_comm js_comm;
 typedef struct js_block js_block;
+typedef struct js_queue js_queue;
 
 /* A call whose plan and buffers are fixed. */
 typedef struct js_persistent {
@@ -392,8 +430,51 @@ JS_API int32_t js_comm_counters(js_comm *comm, uint32_t rank, uint64_t *out, uin
 /* Launches a plan `iterations` times from C; latency_ns[i] is what launch i took. */
 JS_API int32_t js_comm_repeat(js_comm *comm, uint32_t plan_id, const void *input, void *output,
                               uint64_t iterations, uint64_t *latency_ns);
-/* The queue pair of this rank, for device code. */
-JS_API uintptr_t js_comm_queue_pair(js_comm *comm);
+
+/* --- graphs --------------------------------------------------------------------------------- */
+/* Remembers a chain of operations on fixed buffers; its plans cannot be unloaded before it is
+ * freed. JS_ERR_INVALID, JS_ERR_OPCODE, JS_ERR_FULL, JS_ERR_NO_MEMORY. */
+JS_API int32_t js_comm_new_graph(js_comm *comm, const js_graph_node *nodes, uint32_t count,
+                                 uint32_t *out_graph);
+/* JS_ERR_BUSY: it is under way. */
+JS_API int32_t js_comm_free_graph(js_comm *comm, uint32_t graph);
+/* As js_comm_launch. */
+JS_API int32_t js_comm_launch_graph(js_comm *comm, uint32_t graph, uint64_t *out_wr_id);
+/* As js_comm_call. */
+JS_API int32_t js_comm_call_graph(js_comm *comm, uint32_t graph, uint64_t timeout_ns);
+
+/* --- queue pairs: for devices --------------------------------------------------------------- */
+/* Gives the communicator, with nothing outstanding, to a device: from now on only its queue pair
+ * posts, and js_comm_call and its like return JS_ERR_BUSY. Plans and graphs are still loaded
+ * through the communicator, at any time. Its rings lie in this rank's symmetric heap. */
+JS_API int32_t js_qp_open(js_comm *comm, const js_qp_config *config, js_queue **out);
+/* What the device needs; valid until js_qp_free. */
+JS_API js_qp *js_qp_view(const js_queue *queue);
+/* Lets descriptors name memory. JS_ERR_FULL; JS_ERR_ACCESS: peers cannot reach this memory. */
+JS_API int32_t js_qp_register(js_queue *queue, js_region *region);
+/* Takes it back: descriptors posted later must not name it. When this has returned JS_OK no peer
+ * writes to it. JS_ERR_BUSY: one is writing and does not get on; call again. */
+JS_API int32_t js_qp_deregister(js_queue *queue, const js_region *region);
+/* Refuses further posts and waits until what was posted is complete, sends and receives alike.
+ * JS_ERR_TIMEOUT: it is not, and posts are taken again. */
+JS_API int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns);
+/* Takes no more posts, completes nothing more, closes the communicator. Idempotent. JS_ERR_BUSY: a
+ * thread of the device does not come out. */
+JS_API int32_t js_qp_close(js_queue *queue);
+/* Closes and frees. No device uses the queue pair any more. */
+JS_API void js_qp_free(js_queue *queue);
+/* Asks that the next completion be told to the event descriptor. Returns the number of completions
+ * that are there already. */
+JS_API uint32_t js_qp_arm(js_queue *queue);
+/* Launches a plan `iterations` times through the queue pair, from the calling thread, as a device
+ * would; latency_ns[i] is what launch i took. graph not 0: key names a graph. */
+JS_API int32_t js_qp_repeat(js_queue *queue, uint32_t key, uint32_t graph, const void *input,
+                            void *output, uint64_t iterations, uint64_t *latency_ns);
+
+/* --- the engine thread ---------------------------------------------------------------------- */
+/* Starts a thread that makes rounds for all communicators of the process in which something is
+ * under way, on `core` (-1: anywhere). */
+JS_API int32_t js_engine_start_thread(js_engine *engine, int32_t core);
 
 /* --- calls from an interpreter: csrc/ffi/js_array_call.c ------------------------------------ */
 /* js_comm_call with everything fixed. */

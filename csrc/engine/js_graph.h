@@ -1,0 +1,39 @@
+/* Graphs: chains of operations on fixed buffers that are launched as one.
+ *
+ * The nodes run in their order: a collective or a function begins when what stands before it is
+ * complete. Sends and receives are only posted, and complete by the next JOIN, or by the end.
+ * Functions run in the thread that makes the round; they must not call the communicator. */
+#ifndef JS_GRAPH_H
+#define JS_GRAPH_H
+
+#include "js_exec.h"
+
+#include <jetstream/js_api.h>
+
+typedef struct js_graph {
+    uint32_t count;
+    uint64_t bytes;       /* of OUTPUT of the last collective */
+    js_exec_plan **plans; /* [count]; NULL: not a collective */
+    js_graph_node nodes[];
+} js_graph;
+
+/* A graph under way. */
+typedef struct js_graph_run {
+    js_graph *graph; /* NULL: none */
+    uint32_t cursor;
+    uint32_t messages; /* posted and not complete */
+    int32_t status;    /* of the first that failed */
+} js_graph_run;
+
+/* Goes on with the graph that is current, as far as possible: until a collective has begun, there
+ * is something to wait for, or it is over. Returns the amount of progress. */
+uint32_t js_graph_step(js_comm *comm);
+/* A message of the graph is complete. */
+void js_graph_message_done(js_comm *comm, int32_t status);
+/* Ends the graph that is current. */
+void js_graph_flush(js_comm *comm, int32_t status);
+/* Is a plan part of a graph? */
+bool js_graph_has_plan(const js_comm *comm, const js_exec_plan *plan);
+void js_graph_destroy(js_graph *graph);
+
+#endif

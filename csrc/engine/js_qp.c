@@ -1,0 +1,493 @@
+/* Queue pairs: making them, registering memory, the device's waits, draining and closing. */
+#include "js_comm.h"
+#include "js_heap.h"
+#include "js_region.h"
+#include "js_status.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define QP_PATIENCE_NS 100000000u
+#define QP_BUSY_SPINS 64u
+#define QP_SLICE_NS 1000000u /* of sleep, where the engine thread makes the rounds */
+#define QP_SPIN_NS 50000u
+
+/* --- the device's calls ---------------------------------------------------------------------- */
+
+/* Quietly: that somebody else is inside is no error here. */
+static int32_t qp_try_enter(js_comm *comm)
+{
+    if (JS_LIKELY(js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED))) {
+        return JS_OK;
+    }
+    uint32_t busy = js_load_rlx_u32(&comm->busy);
+    return busy == JS_COMM_CLOSED || busy == JS_COMM_FORKED ? JS_ERR_CLOSED : JS_ERR_AGAIN;
+}
+
+static bool qp_is_closed(const js_queue *queue)
+{
+    return js_load_rlx_u32(&queue->qp.control->status.state) == JS_QP_CLOSED;
+}
+
+/* A round, or what is left to do after a failure. */
+static int32_t qp_round(js_comm *comm)
+{
+    if (JS_LIKELY(comm->failed == JS_OK)) {
+        return js_duty_round(comm);
+    }
+    js_duty_flush(comm, comm->failed);
+    return comm->failed;
+}
+
+static int32_t qp_progress(void *context)
+{
+    js_queue *queue = context;
+    int32_t result = qp_try_enter(queue->comm);
+    if (result == JS_OK) {
+        (void)qp_round(queue->comm);
+        (void)js_comm_leave(queue->comm, JS_OK);
+    }
+    return result == JS_ERR_CLOSED ? result : JS_OK;
+}
+
+/* Is there what a waiting thread waits for? */
+static bool qp_has_arrived(const js_queue *queue, const uint64_t *word, uint64_t until)
+{
+    if (word != NULL) {
+        return (int64_t)(js_load_acq_u64(word) - until) >= 0;
+    }
+    return js_load_rlx_u32(&queue->qp.control->cq_consumed.index) != queue->cq_posted;
+}
+
+/* Rounds until it is there. JS_OK also when somebody else wants to get in. */
+static int32_t qp_wait_inside(js_queue *queue, const uint64_t *word, uint64_t until)
+{
+    js_comm *comm = queue->comm;
+    uint64_t patience = 0;
+    uint32_t rounds = 0;
+    for (;;) {
+        int32_t progress = qp_round(comm);
+        if (qp_has_arrived(queue, word, until)) {
+            return JS_OK;
+        }
+        if (JS_UNLIKELY(progress < 0)) {
+            return queue->failed; /* there is nothing any more to wait for */
+        }
+        if (qp_is_closed(queue) || js_load_rlx_u32(&comm->wanted) != 0) {
+            return JS_OK;
+        }
+        if (progress > 0) {
+            js_wait_reset(comm);
+            continue;
+        }
+        if (js_wait_idle(comm) != JS_OK) {
+            continue;
+        }
+        if (++rounds % 1024 == 0 || comm->waiter.is_armed) {
+            uint64_t now = js_clock_ticks();
+            patience = patience ? patience : now;
+            if (js_clock_span_ns(&comm->engine->clock, now - patience) >= QP_PATIENCE_NS) {
+                return JS_ERR_AGAIN;
+            }
+        }
+    }
+}
+
+static int32_t qp_wait(void *context, const uint64_t *word, uint64_t until)
+{
+    js_queue *queue = context;
+    js_comm *comm = queue->comm;
+    for (uint32_t spins = 0; js_load_rlx_u32(&comm->wanted) != 0 && spins < QP_BUSY_SPINS; spins++) {
+        sched_yield();
+    }
+    int32_t result = qp_try_enter(comm);
+    if (result == JS_OK) {
+        result = qp_wait_inside(queue, word, until);
+        return js_comm_leave(comm, result);
+    }
+    if (result == JS_ERR_AGAIN) { /* whoever is inside makes the rounds */
+        for (uint32_t i = 0; i < QP_BUSY_SPINS; i++) {
+            js_cpu_relax();
+        }
+        sched_yield();
+        result = JS_OK;
+    }
+    return result;
+}
+
+/* Where the engine thread makes the rounds: only looks, in the end asleep. */
+static int32_t qp_wait_outside(void *context, const uint64_t *word, uint64_t until)
+{
+    js_queue *queue = context;
+    js_qp_control *control = queue->qp.control;
+    const js_clock_scale *clock = &queue->comm->engine->clock;
+    uint64_t since = js_clock_ticks();
+    for (;;) {
+        uint32_t posted = js_load_acq_u32(&control->cq_posted.index);
+        bool has_arrived = word != NULL ? (int64_t)(js_load_acq_u64(word) - until) >= 0
+                                        : posted != js_load_rlx_u32(&control->cq_consumed.index);
+        uint32_t state = js_load_acq_u32(&control->status.state);
+        if (has_arrived || state == JS_QP_CLOSED) {
+            return has_arrived ? JS_OK : JS_ERR_CLOSED;
+        }
+        if (state == JS_QP_ERROR) {
+            return control->status.status;
+        }
+        uint64_t waited_ns = js_clock_span_ns(clock, js_clock_ticks() - since);
+        if (waited_ns >= QP_PATIENCE_NS) {
+            return JS_ERR_AGAIN;
+        }
+        if (waited_ns < QP_SPIN_NS && queue->comm->engine->wait.oversubscribed == 0) {
+            js_cpu_relax();
+        } else if (waited_ns < 2 * QP_SLICE_NS) {
+            sched_yield();
+        } else {
+            struct timespec slice = { .tv_nsec = QP_SLICE_NS };
+            (void)js_swap_seq_u32(&control->status.notify, 1);
+            (void)syscall(SYS_futex, &control->cq_posted.index, FUTEX_WAIT, posted, &slice, NULL, 0u);
+        }
+    }
+}
+
+static void qp_wake(void *context)
+{
+    js_queue *queue = context;
+    if (js_swap_seq_u32(&queue->qp.control->status.need_wakeup, 0) != 0) {
+        js_thread_wake(queue->comm->engine);
+    }
+}
+
+/* --- making ---------------------------------------------------------------------------------- */
+
+typedef struct qp_layout {
+    uint64_t control;
+    uint64_t sq;
+    uint64_t rq;
+    uint64_t cq;
+    uint64_t total;
+} qp_layout;
+
+static qp_layout qp_lay_out(uint32_t depth)
+{
+    qp_layout at = { .control = js_round_up(sizeof(js_qp), JS_CACHE_LINE) };
+    at.sq = at.control + sizeof(js_qp_control);
+    at.rq = at.sq + depth * sizeof(js_sqe);
+    at.cq = at.rq + depth * sizeof(js_rqe);
+    at.total = at.cq + 4ull * depth * sizeof(js_cqe);
+    return at;
+}
+
+/* Indices begin where the configuration says; zeroed rings hold nothing from there on, or from
+ * index 0. */
+static void qp_format(js_queue *queue, uint32_t start)
+{
+    const js_qp *qp = &queue->qp;
+    js_qp_control *control = qp->control;
+    control->sq_reserved.index = control->sq_reserved.seen = start;
+    control->rq_reserved.index = control->rq_reserved.seen = start;
+    control->sq_consumed.index = start;
+    control->rq_consumed.index = start;
+    control->cq_posted.index = start;
+    control->cq_consumed.index = start;
+    queue->sq_consumed = queue->sq_retired = start;
+    queue->rq_consumed = start;
+    queue->cq_posted = queue->cq_seen = start;
+    for (uint32_t i = 0; i < qp->sq_depth_slots; i++) {
+        uint32_t stale = start + i - qp->sq_depth_slots;
+        qp->sq[stale & (qp->sq_depth_slots - 1)].commit = js_sq_commit(stale, qp->sq_depth_slots);
+        qp->rq[stale & (qp->rq_depth_slots - 1)].commit = js_rq_commit(stale, qp->rq_depth_slots);
+    }
+    for (uint32_t i = 0; i < qp->cq_depth_slots; i++) {
+        uint32_t stale = start + i - qp->cq_depth_slots;
+        qp->cq[stale & (qp->cq_depth_slots - 1)].commit = js_cq_commit(stale, qp->cq_depth_slots);
+    }
+}
+
+static void qp_lay(js_queue *queue, const js_qp_config *config, uint32_t depth)
+{
+    js_comm *comm = queue->comm;
+    uint8_t *base = js_block_address(queue->block);
+    qp_layout at = qp_lay_out(depth);
+    bool has_thread = js_thread_is_running(comm->engine);
+    queue->qp = (js_qp){
+        .control = (js_qp_control *)(void *)(base + at.control),
+        .sq = (js_sqe *)(void *)(base + at.sq),
+        .rq = (js_rqe *)(void *)(base + at.rq),
+        .cq = (js_cqe *)(void *)(base + at.cq),
+        .signals = js_area_get_port(&comm->area, comm->rank)->signals,
+        .sq_depth_slots = depth,
+        .rq_depth_slots = depth,
+        .cq_depth_slots = 4 * depth,
+        .is_single = config->is_single,
+        .progress = has_thread ? NULL : qp_progress,
+        .wait = has_thread ? qp_wait_outside : qp_wait,
+        .wake = has_thread ? qp_wake : NULL,
+        .context = queue,
+    };
+    qp_format(queue, comm->area.config.sequence_start);
+    *(js_qp *)(void *)base = queue->qp;
+    js_queue_set_state(queue, JS_QP_READY);
+}
+
+static void qp_destroy(js_queue *queue)
+{
+    if (queue->block != NULL) {
+        js_block_free(queue->block);
+    }
+    if (queue->event_fd >= 0) {
+        close(queue->event_fd);
+    }
+    free(queue->sent);
+    free(queue->received);
+    free(queue);
+}
+
+static int32_t qp_allocate(js_comm *comm, const js_qp_config *config, uint32_t depth, js_queue **out)
+{
+    js_queue *queue = calloc(1, sizeof(*queue));
+    if (queue == NULL) {
+        return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a queue pair");
+    }
+    queue->comm = comm;
+    queue->event_fd = -1;
+    queue->sent = calloc(depth, sizeof(*queue->sent));
+    queue->received = calloc(depth, sizeof(*queue->received));
+    int32_t result = JS_OK;
+    if (queue->sent == NULL || queue->received == NULL) {
+        result = JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a queue pair of %u entries", depth);
+    }
+    if (result == JS_OK && config->event_fd >= 0) {
+        queue->event_fd = dup(config->event_fd);
+        result = queue->event_fd >= 0 ? JS_OK : JS_FAIL_SYS("duplicating the event descriptor");
+    }
+    if (result == JS_OK) {
+        result = js_block_new(comm, qp_lay_out(depth).total, 1, &queue->block);
+    }
+    if (result != JS_OK) {
+        qp_destroy(queue);
+        return result;
+    }
+    qp_lay(queue, config, depth);
+    *out = queue;
+    return JS_OK;
+}
+
+static int32_t qp_open(js_comm *comm, const js_qp_config *config, js_queue **out)
+{
+    uint32_t depth = config->depth_slots ? config->depth_slots : comm->area.config.queue_slots;
+    if (comm->failed != JS_OK) {
+        return comm->failed;
+    }
+    if (comm->queue != NULL || comm->has_work != 0) {
+        return JS_FAIL(JS_ERR_BUSY, comm->queue ? "the communicator serves a queue pair already"
+                                                : "operations are outstanding");
+    }
+    if (!js_is_pow2(depth) || depth < 4 || depth > 16384) {
+        return JS_FAIL(JS_ERR_INVALID, "depth %u: needs a power of two from 4 to 16384", depth);
+    }
+    JS_TRY(qp_allocate(comm, config, depth, out));
+    comm->queue = *out;
+    return JS_OK;
+}
+
+int32_t js_qp_open(js_comm *comm, const js_qp_config *config, js_queue **out)
+{
+    JS_TRY(js_comm_enter(comm));
+    int32_t result = js_comm_leave(comm, qp_open(comm, config, out));
+    if (result == JS_OK) {
+        js_thread_wake(comm->engine); /* it serves this one from now on */
+    }
+    return result;
+}
+
+js_qp *js_qp_view(const js_queue *queue)
+{
+    return js_block_address(queue->block);
+}
+
+/* --- memory ---------------------------------------------------------------------------------- */
+
+static int32_t qp_register(js_queue *queue, js_region *region)
+{
+    js_comm *comm = queue->comm;
+    const uint32_t known = JS_ACCESS_READ | JS_ACCESS_WRITE | JS_ACCESS_REMOTE_WRITE;
+    if (region->access == 0 || (region->access & ~known) != 0 || region->bytes == 0 ||
+        region->address == 0 || region->address + region->bytes < region->address) {
+        return JS_FAIL(JS_ERR_INVALID, "a region of %llu bytes at %#llx with access %#x",
+                       (unsigned long long)region->bytes, (unsigned long long)region->address,
+                       region->access);
+    }
+    uint32_t index = 0;
+    while (index < queue->range_count && queue->ranges[index].access != 0) {
+        index++;
+    }
+    if (index == JS_QUEUE_RANGES) {
+        return JS_FAIL(JS_ERR_FULL, "%u regions are registered", JS_QUEUE_RANGES);
+    }
+    region->key = 0;
+    if ((region->access & JS_ACCESS_REMOTE_WRITE) != 0) {
+        uint64_t base = (uintptr_t)comm->area.base;
+        uint64_t heap = base + js_seg_heap_offset(comm->engine->seg, comm->engine->rank);
+        uint64_t heap_bytes = comm->engine->seg->world_area.config.heap_bytes;
+        if (region->address < heap || region->bytes > heap_bytes ||
+            region->address - heap > heap_bytes - region->bytes) {
+            return JS_FAIL(JS_ERR_ACCESS, "other ranks cannot reach %#llx: it is not in this "
+                                          "rank's symmetric memory",
+                           (unsigned long long)region->address);
+        }
+        JS_TRY(js_region_add(&comm->area, comm->rank, region->address - base, region->bytes,
+                             &region->key));
+    }
+    queue->ranges[index] = (js_queue_range){ .start = region->address,
+                                             .bytes = region->bytes,
+                                             .access = region->access,
+                                             .key = region->key };
+    queue->range_count = index == queue->range_count ? index + 1 : queue->range_count;
+    region->index = index;
+    return JS_OK;
+}
+
+int32_t js_qp_register(js_queue *queue, js_region *region)
+{
+    JS_TRY(js_comm_enter(queue->comm));
+    return js_comm_leave(queue->comm, qp_register(queue, region));
+}
+
+/* Waits until no peer writes to this rank's memory; a dead one does not count. */
+static int32_t qp_await_writers(js_comm *comm)
+{
+    for (uint32_t peer = 0; peer < comm->world; peer++) {
+        uint64_t since = js_clock_ticks();
+        while (js_region_is_written(&comm->area, comm->rank, peer)) {
+            const js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, comm->members[peer]);
+            if (js_load_acq_u32(&rank->state) != JS_PEER_ATTACHED) {
+                break;
+            }
+            uint64_t waited = js_clock_ticks() - since;
+            if (js_clock_span_ns(&comm->engine->clock, waited) > QP_PATIENCE_NS) {
+                return JS_FAIL(JS_ERR_BUSY, "rank %u is writing here and does not get on", peer);
+            }
+            sched_yield();
+        }
+    }
+    return JS_OK;
+}
+
+static int32_t qp_deregister(js_queue *queue, const js_region *region)
+{
+    js_comm *comm = queue->comm;
+    js_queue_range *range = region->index < queue->range_count ? &queue->ranges[region->index] : NULL;
+    if (range == NULL || range->start != region->address || range->bytes != region->bytes ||
+        range->access == 0) {
+        return JS_FAIL(JS_ERR_INVALID, "the region is not registered here");
+    }
+    if (range->key != 0) {
+        /* After JS_ERR_BUSY the key is gone already. */
+        if (js_region_remove(&comm->area, comm->rank, range->key) != JS_OK) {
+            js_engine_check_liveness(comm->engine);
+        }
+        JS_TRY(qp_await_writers(comm));
+    }
+    *range = (js_queue_range){ 0 };
+    return JS_OK;
+}
+
+int32_t js_qp_deregister(js_queue *queue, const js_region *region)
+{
+    JS_TRY(js_comm_enter(queue->comm));
+    return js_comm_leave(queue->comm, qp_deregister(queue, region));
+}
+
+/* --- the end --------------------------------------------------------------------------------- */
+
+int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns)
+{
+    js_comm *comm = queue->comm;
+    uint64_t since = js_clock_ticks();
+    for (;;) {
+        JS_TRY(js_comm_enter(comm));
+        if (comm->failed == JS_OK) {
+            js_queue_set_state(queue, JS_QP_DRAINING);
+        }
+        (void)qp_round(comm);
+        bool is_idle = js_queue_is_idle(queue) && queue->receiving == 0;
+        int32_t result = comm->failed;
+        if (result == JS_OK && !is_idle) {
+            result = js_wait_idle(comm);
+        }
+        if (result != JS_OK || is_idle) {
+            return js_comm_leave(comm, result);
+        }
+        bool is_late = js_clock_span_ns(&comm->engine->clock, js_clock_ticks() - since) > timeout_ns;
+        if (is_late) {
+            js_queue_set_state(queue, JS_QP_READY);
+        }
+        (void)js_comm_leave(comm, JS_OK);
+        if (is_late) {
+            return JS_ERR_TIMEOUT;
+        }
+    }
+}
+
+int32_t js_qp_close(js_queue *queue)
+{
+    js_comm *comm = queue->comm;
+    if (js_load_rlx_u32(&comm->busy) == JS_COMM_CLOSED) {
+        return JS_OK;
+    }
+    uint32_t state = js_load_rlx_u32(&queue->qp.control->status.state);
+    js_queue_set_state(queue, JS_QP_CLOSED); /* whoever waits comes out */
+    int32_t result = js_comm_close(comm);
+    if (result == JS_ERR_BUSY) {
+        js_queue_set_state(queue, state);
+    }
+    return result;
+}
+
+void js_qp_free(js_queue *queue)
+{
+    js_comm *comm = queue->comm;
+    if (js_qp_close(queue) == JS_ERR_BUSY) {
+        return; /* a thread that is stuck inside still uses it */
+    }
+    qp_destroy(queue);
+    free(comm);
+}
+
+uint32_t js_qp_arm(js_queue *queue)
+{
+    js_qp_control *control = queue->qp.control;
+    (void)js_swap_seq_u32(&control->status.notify, 1);
+    return js_load_seq_u32(&control->cq_posted.index) - js_load_seq_u32(&control->cq_consumed.index);
+}
+
+/* --- a device of our own, for measuring ------------------------------------------------------ */
+
+int32_t js_qp_repeat(js_queue *queue, uint32_t key, uint32_t graph, const void *input, void *output,
+                     uint64_t iterations, uint64_t *latency_ns)
+{
+    const js_qp *qp = js_qp_view(queue);
+    const js_clock_scale *clock = &queue->comm->engine->clock;
+    for (uint64_t i = 0; i < iterations; i++) {
+        uint64_t start = js_clock_ticks();
+        js_cqe cqe;
+        int32_t result = graph != 0 ? js_post_graph(qp, i, key)
+                                    : js_post_launch(qp, i, key, input, output);
+        if (result == JS_OK) {
+            do {
+                result = js_wait_completion(qp, &cqe);
+            } while (result == JS_ERR_AGAIN);
+        }
+        JS_TRY(result);
+        JS_TRY(cqe.status);
+        latency_ns[i] = js_clock_span_ns(clock, js_clock_ticks() - start);
+    }
+    return JS_OK;
+}

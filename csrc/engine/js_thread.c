@@ -1,0 +1,271 @@
+/* The engine thread.
+ *
+ * It spins while there is progress and a little longer, then yields, then sleeps on futexes: its own
+ * bell, rung by threads of this process that leave work behind, and a doorbell in each communicator
+ * that it serves, rung by peers. Devices that post look at need_wakeup. Who publishes, or posts, does
+ * so before it looks at these words; the thread raises them, issues a barrier in all cores
+ * (membarrier, as in js_wait.c) and looks once more before it sleeps. It holds the engine's lock
+ * meanwhile, so that nothing it sleeps on is closed; who wants that lock rings the bell first. */
+#include "js_thread.h"
+
+#include "js_comm.h"
+#include "js_counter.h"
+#include "js_status.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define THREAD_SPIN_NS 50000u
+#define THREAD_YIELD_NS 2000000u
+#define THREAD_CHECK_NS 50000u
+#define THREAD_LIVENESS_NS 20000000u
+#define THREAD_SLICE_NS 20000000u
+#define THREAD_SLICE_BLIND_NS 1000000u
+#define THREAD_DOORS_MAX 64u
+#ifndef SYS_futex_waitv
+#define SYS_futex_waitv 449
+#endif
+
+/* struct futex_waitv of Linux 5.16. */
+typedef struct thread_door {
+    uint64_t value;
+    uint64_t address;
+    uint32_t flags;
+    uint32_t reserved;
+} thread_door;
+#define THREAD_DOOR_U32 2u
+
+static bool thread_serves(const js_comm *comm)
+{
+    return js_load_rlx_u32(&comm->has_work) != 0 || comm->queue != NULL;
+}
+
+/* May wait for peers: has something under way. */
+static uint32_t thread_round(js_comm *comm, bool checks)
+{
+    if (!js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
+        return 0;
+    }
+    uint32_t progress = js_help_round(comm);
+    if (progress == 0 && checks && comm->failed == JS_OK) {
+        (void)js_fault_check_peers(comm);
+    }
+    (void)js_comm_leave(comm, JS_OK);
+    return progress;
+}
+
+/* One round for everybody. The lock is held. */
+static uint32_t thread_serve(js_engine *engine, bool checks)
+{
+    uint32_t progress = 0;
+    for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
+        if (thread_serves(comm)) {
+            progress += thread_round(comm, checks);
+        }
+    }
+    return progress;
+}
+
+static void thread_raise(js_comm *comm)
+{
+    js_store_rlx_u32(&comm->board->engine_doorbell, 1);
+    js_add_seq_u32(&comm->control->sleepers, 1);
+    if (comm->queue != NULL) {
+        js_store_rlx_u32(&comm->queue->qp.control->status.need_wakeup, 1);
+    }
+}
+
+static void thread_lower(js_comm *comm)
+{
+    js_store_rlx_u32(&comm->board->engine_doorbell, 0);
+    js_add_seq_u32(&comm->control->sleepers, UINT32_MAX);
+    if (comm->queue != NULL) {
+        js_store_rlx_u32(&comm->queue->qp.control->status.need_wakeup, 0);
+    }
+}
+
+/* Raises every doorbell; returns how many doors there are to sleep at. */
+static uint32_t thread_raise_all(js_engine *engine, thread_door *doors)
+{
+    uint32_t count = 0;
+    js_store_rlx_u32(&engine->bell, 1);
+    doors[count++] = (thread_door){ 1, (uintptr_t)&engine->bell, THREAD_DOOR_U32, 0 };
+    for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
+        if (thread_serves(comm)) {
+            thread_raise(comm);
+            if (count < THREAD_DOORS_MAX) {
+                uintptr_t door = (uintptr_t)&comm->board->engine_doorbell;
+                doors[count++] = (thread_door){ 1, door, THREAD_DOOR_U32, 0 };
+            }
+        }
+        comm->is_raised = thread_serves(comm);
+    }
+    return count;
+}
+
+static void thread_lower_all(js_engine *engine)
+{
+    js_store_rlx_u32(&engine->bell, 0);
+    for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
+        if (comm->is_raised) {
+            thread_lower(comm);
+            comm->is_raised = false;
+        }
+    }
+}
+
+static void thread_sleep_at(const js_engine *engine, const thread_door *doors, uint32_t count)
+{
+    uint64_t slice_ns = engine->has_membarrier ? THREAD_SLICE_NS : THREAD_SLICE_BLIND_NS;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    uint64_t ns = (uint64_t)until.tv_nsec + slice_ns;
+    until.tv_sec += (time_t)(ns / 1000000000u);
+    until.tv_nsec = (long)(ns % 1000000000u);
+    if (syscall(SYS_futex_waitv, doors, count, 0u, &until, CLOCK_MONOTONIC) < 0 &&
+        errno == ENOSYS) {
+        struct timespec slice = { .tv_nsec = THREAD_SLICE_BLIND_NS };
+        (void)syscall(SYS_futex, &engine->bell, FUTEX_WAIT, 1u, &slice, NULL, 0u);
+    }
+}
+
+/* The lock is held. */
+static void thread_sleep(js_engine *engine)
+{
+    thread_door doors[THREAD_DOORS_MAX + 1];
+    uint32_t count = thread_raise_all(engine, doors);
+    if (engine->has_membarrier) {
+        (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
+    }
+    if (thread_serve(engine, true) == 0 && js_load_seq_u32(&engine->lockers) == 0 &&
+        js_load_seq_u32(&engine->thread_stops) == 0) {
+        thread_sleep_at(engine, doors, count);
+    }
+    thread_lower_all(engine);
+}
+
+static uint64_t thread_ns(const js_engine *engine, uint64_t since)
+{
+    return js_clock_span_ns(&engine->clock, js_clock_ticks() - since);
+}
+
+static void thread_check_liveness(js_engine *engine)
+{
+    if (thread_ns(engine, js_load_rlx_u64(&engine->liveness_ticks)) > THREAD_LIVENESS_NS) {
+        js_engine_check_liveness(engine);
+    }
+}
+
+static void *thread_main(void *argument)
+{
+    js_engine *engine = argument;
+    uint64_t idle = js_clock_ticks(); /* since when */
+    uint64_t checked = 0;
+    while (js_load_acq_u32(&engine->thread_stops) == 0) {
+        bool checks = thread_ns(engine, checked) > THREAD_CHECK_NS;
+        if (checks) {
+            checked = js_clock_ticks();
+            thread_check_liveness(engine);
+        }
+        while (js_load_rlx_u32(&engine->lockers) != 0) {
+            sched_yield();
+        }
+        pthread_mutex_lock(&engine->lock);
+        uint32_t progress = thread_serve(engine, checks);
+        uint64_t idle_ns = progress != 0 ? 0 : thread_ns(engine, idle);
+        if (idle_ns > THREAD_YIELD_NS) {
+            thread_sleep(engine);
+        }
+        pthread_mutex_unlock(&engine->lock);
+        if (progress != 0) {
+            idle = js_clock_ticks();
+        } else if (idle_ns < THREAD_SPIN_NS && engine->wait.oversubscribed == 0) {
+            js_cpu_relax();
+        } else if (idle_ns <= THREAD_YIELD_NS) {
+            sched_yield();
+        }
+    }
+    return NULL;
+}
+
+bool js_thread_is_running(const js_engine *engine)
+{
+    return engine->has_thread;
+}
+
+void js_thread_wake(js_engine *engine)
+{
+    if (engine->has_thread && js_swap_seq_u32(&engine->bell, 0) != 0) {
+        (void)syscall(SYS_futex, &engine->bell, FUTEX_WAKE, 1u, NULL, NULL, 0u);
+    }
+}
+
+void js_thread_lock(js_engine *engine)
+{
+    if (engine->has_thread) {
+        js_add_seq_u32(&engine->lockers, 1);
+        js_thread_wake(engine);
+    }
+    pthread_mutex_lock(&engine->lock);
+}
+
+void js_thread_unlock(js_engine *engine)
+{
+    pthread_mutex_unlock(&engine->lock);
+    if (engine->has_thread) {
+        js_add_seq_u32(&engine->lockers, UINT32_MAX);
+    }
+}
+
+int32_t js_engine_start_thread(js_engine *engine, int32_t core)
+{
+    if (engine->has_thread) {
+        return JS_FAIL(JS_ERR_BUSY, "the engine thread is running");
+    }
+    pthread_attr_t attributes;
+    sigset_t all;
+    sigset_t before;
+    cpu_set_t cores;
+    (void)pthread_attr_init(&attributes);
+    int failed = 0;
+    if (core >= CPU_SETSIZE) {
+        failed = EINVAL;
+    } else if (core >= 0) {
+        CPU_ZERO(&cores);
+        CPU_SET((size_t)core, &cores);
+        failed = pthread_attr_setaffinity_np(&attributes, sizeof(cores), &cores);
+    }
+    sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the host's */
+    engine->has_thread = true;
+    if (failed == 0) {
+        failed = pthread_create(&engine->thread, &attributes, thread_main, engine);
+    }
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    (void)pthread_attr_destroy(&attributes);
+    if (failed != 0) {
+        engine->has_thread = false;
+        return JS_FAIL(failed == EINVAL ? JS_ERR_INVALID : JS_ERR_SYSTEM,
+                       "starting the engine thread on core %d: %s", core, strerror(failed));
+    }
+    return JS_OK;
+}
+
+void js_thread_stop(js_engine *engine)
+{
+    if (!engine->has_thread) {
+        return;
+    }
+    (void)js_swap_seq_u32(&engine->thread_stops, 1);
+    js_thread_wake(engine);
+    (void)pthread_join(engine->thread, NULL);
+    engine->has_thread = false;
+}
