@@ -452,6 +452,89 @@ class _Lib:
         a0: int,  # uint32_t
         /,
     ) -> FFI.CData: ...  # char *
+    def js_device_graph(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint64_t
+        a2: int,  # uint32_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_device_launch(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint64_t
+        a2: int,  # uint32_t
+        a3: int,  # uint64_t
+        a4: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_device_poll(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_device_post(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_device_post_receive(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_device_put(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint64_t
+        a2: int,  # uint64_t
+        a3: int,  # uint64_t
+        a4: int,  # uint64_t
+        a5: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_device_read_signal(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint32_t
+        /,
+    ) -> int: ...  # uint64_t
+    def js_device_receive(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint64_t
+        a2: int,  # uint64_t
+        a3: int,  # uint64_t
+        a4: int,  # uint32_t
+        a5: int,  # uint32_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_device_send(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint64_t
+        a2: int,  # uint64_t
+        a3: int,  # uint64_t
+        a4: int,  # uint32_t
+        a5: int,  # uint32_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_device_wait(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
+    def js_device_wait_signal(
+        self,
+        a0: int,  # uint64_t
+        a1: int,  # uint32_t
+        a2: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
     def js_dtype_size_bytes(
         self,
         a0: int,  # uint32_t

@@ -500,6 +500,30 @@ JS_API int32_t js_array_receive(js_mail *mail, uintptr_t target, uint64_t addres
 /* Whether arrays are laid out as js_array_call believes can be seen by looking at a known one. */
 JS_API void js_array_look(uintptr_t object, js_array_seen *out);
 
+/* --- device functions as plain calls: csrc/ffi/js_device_call.c ----------------------------- */
+/* What js_device.h does inline, for code that can only call: loops compiled while they run, other
+ * languages. Integers throughout, the one thing that all of them can pass; qp is the address of a
+ * js_qp. The first seven return what posting returns: JS_OK, JS_ERR_FULL, JS_ERR_CLOSED. */
+JS_API int32_t js_device_post(uint64_t qp, uint64_t sqe);         /* any js_sqe */
+JS_API int32_t js_device_post_receive(uint64_t qp, uint64_t rqe); /* any js_rqe */
+JS_API int32_t js_device_launch(uint64_t qp, uint64_t wr_id, uint32_t plan, uint64_t input,
+                                uint64_t output);
+JS_API int32_t js_device_graph(uint64_t qp, uint64_t wr_id, uint32_t graph);
+JS_API int32_t js_device_send(uint64_t qp, uint64_t wr_id, uint64_t source, uint64_t bytes,
+                              uint32_t peer, uint32_t tag);
+JS_API int32_t js_device_receive(uint64_t qp, uint64_t wr_id, uint64_t target, uint64_t bytes,
+                                 uint32_t peer, uint32_t tag);
+/* window: peer << 32 | key. Without a signal; with one: js_device_post. */
+JS_API int32_t js_device_put(uint64_t qp, uint64_t wr_id, uint64_t source, uint64_t bytes,
+                             uint64_t window, uint64_t offset);
+/* Takes the next completion into the js_cqe at out, if there is one: 1, or 0. */
+JS_API int32_t js_device_poll(uint64_t qp, uint64_t out);
+/* js_wait_completion: JS_OK says that there is a completion; how it went stands in its status. */
+JS_API int32_t js_device_wait(uint64_t qp, uint64_t out);
+/* signal: below JS_SIGNALS. */
+JS_API uint64_t js_device_read_signal(uint64_t qp, uint32_t signal);
+JS_API int32_t js_device_wait_signal(uint64_t qp, uint32_t signal, uint64_t until);
+
 /* --- symmetric memory: any thread may call these, also beside an operation ----------------- */
 /* A block of this rank's heap in the segment, its pages touched; filled with zeros if zeroed is
  * not 0. JS_ERR_NO_MEMORY: the heap is exhausted, or the system is; nothing has changed. */

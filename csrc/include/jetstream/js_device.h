@@ -167,9 +167,6 @@ typedef struct js_qp {
 
 #if defined(JS_MODEL)
 /* The model checker explores every interleaving at these points. */
-#if defined(__cplusplus)
-extern "C"
-#endif
 void js_model_point(void);
 #define JS_DEVICE_POINT() js_model_point()
 #else
@@ -178,70 +175,61 @@ void js_model_point(void);
 
 /* On a GPU, memory of the host is reached by volatile accesses and fences of system scope. */
 #if defined(__CUDA_ARCH__)
-#define JS_DEVICE_LOAD_ACQ(name, type)                                                             \
-    JS_DEVICE_FN type name(const type *p)                                                          \
+#define JS_DEVICE_ACCESS(name, type)                                                               \
+    JS_DEVICE_FN type js_device_load_rlx_##name(const type *p)                                     \
+    {                                                                                              \
+        return *(const volatile type *)p;                                                          \
+    }                                                                                              \
+    JS_DEVICE_FN type js_device_load_acq_##name(const type *p)                                     \
     {                                                                                              \
         type value = *(const volatile type *)p;                                                    \
         __threadfence_system();                                                                    \
         return value;                                                                              \
-    }
-#define JS_DEVICE_LOAD_RLX(name, type)                                                             \
-    JS_DEVICE_FN type name(const type *p)                                                          \
+    }                                                                                              \
+    JS_DEVICE_FN void js_device_store_rlx_##name(type *p, type value)                              \
     {                                                                                              \
-        return *(const volatile type *)p;                                                          \
-    }
-#define JS_DEVICE_STORE_REL(name, type)                                                            \
-    JS_DEVICE_FN void name(type *p, type value)                                                    \
+        *(volatile type *)p = value;                                                               \
+    }                                                                                              \
+    JS_DEVICE_FN void js_device_store_rel_##name(type *p, type value)                              \
     {                                                                                              \
         __threadfence_system();                                                                    \
         *(volatile type *)p = value;                                                               \
     }
-#define JS_DEVICE_STORE_RLX(name, type)                                                            \
-    JS_DEVICE_FN void name(type *p, type value)                                                    \
-    {                                                                                              \
-        *(volatile type *)p = value;                                                               \
-    }
 #else
-#define JS_DEVICE_LOAD_ACQ(name, type)                                                             \
-    JS_DEVICE_FN type name(const type *p)                                                          \
-    {                                                                                              \
-        JS_DEVICE_POINT();                                                                         \
-        return __atomic_load_n(p, __ATOMIC_ACQUIRE);                                               \
-    }
-#define JS_DEVICE_LOAD_RLX(name, type)                                                             \
-    JS_DEVICE_FN type name(const type *p)                                                          \
+#define JS_DEVICE_ACCESS(name, type)                                                               \
+    JS_DEVICE_FN type js_device_load_rlx_##name(const type *p)                                     \
     {                                                                                              \
         JS_DEVICE_POINT();                                                                         \
         return __atomic_load_n(p, __ATOMIC_RELAXED);                                               \
-    }
-#define JS_DEVICE_STORE_REL(name, type)                                                            \
-    JS_DEVICE_FN void name(type *p, type value)                                                    \
+    }                                                                                              \
+    JS_DEVICE_FN type js_device_load_acq_##name(const type *p)                                     \
+    {                                                                                              \
+        JS_DEVICE_POINT();                                                                         \
+        return __atomic_load_n(p, __ATOMIC_ACQUIRE);                                               \
+    }                                                                                              \
+    JS_DEVICE_FN void js_device_store_rlx_##name(type *p, type value)                              \
+    {                                                                                              \
+        __atomic_store_n(p, value, __ATOMIC_RELAXED);                                              \
+    }                                                                                              \
+    JS_DEVICE_FN void js_device_store_rel_##name(type *p, type value)                              \
     {                                                                                              \
         JS_DEVICE_POINT();                                                                         \
         __atomic_store_n(p, value, __ATOMIC_RELEASE);                                              \
     }
-#define JS_DEVICE_STORE_RLX(name, type)                                                            \
-    JS_DEVICE_FN void name(type *p, type value)                                                    \
-    {                                                                                              \
-        __atomic_store_n(p, value, __ATOMIC_RELAXED);                                              \
-    }
 #endif
-JS_DEVICE_LOAD_ACQ(js_device_load_acq_u32, uint32_t)
-JS_DEVICE_LOAD_ACQ(js_device_load_acq_u64, uint64_t)
-JS_DEVICE_LOAD_RLX(js_device_load_rlx_u32, uint32_t)
-JS_DEVICE_LOAD_RLX(js_device_load_rlx_u64, uint64_t)
-JS_DEVICE_STORE_REL(js_device_store_rel_u16, uint16_t)
-JS_DEVICE_STORE_REL(js_device_store_rel_u32, uint32_t)
-JS_DEVICE_STORE_REL(js_device_store_rel_u64, uint64_t)
-JS_DEVICE_STORE_RLX(js_device_store_rlx_u32, uint32_t)
-JS_DEVICE_STORE_RLX(js_device_store_rlx_u64, uint64_t)
+JS_DEVICE_ACCESS(u16, uint16_t)
+JS_DEVICE_ACCESS(u32, uint32_t)
+JS_DEVICE_ACCESS(u64, uint64_t)
 
 /* Replaces expected by value; 0 when *p held something else. On a GPU it is atomic among the
  * threads of that GPU: all who post to one queue pair must be of one kind. */
 JS_DEVICE_FN int js_device_cas_u32(uint32_t *p, uint32_t expected, uint32_t value)
 {
 #if defined(__CUDA_ARCH__)
-    return atomicCAS(p, expected, value) == expected;
+    __threadfence_system();
+    int is_done = atomicCAS(p, expected, value) == expected;
+    __threadfence_system();
+    return is_done;
 #else
     JS_DEVICE_POINT();
     return __atomic_compare_exchange_n(p, &expected, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
@@ -334,8 +322,8 @@ JS_DEVICE_FN int32_t js_post(const js_qp *qp, const js_sqe *entry)
 {
     js_qp_control *control = qp->control;
     uint32_t index;
-    int32_t result = js_qp_reserve(qp, &control->sq_reserved, &control->sq_consumed,
-                                   qp->sq_depth_slots, &index);
+    int32_t result =
+        js_qp_reserve(qp, &control->sq_reserved, &control->sq_consumed, qp->sq_depth_slots, &index);
     if (result != JS_OK) {
         return result;
     }
@@ -363,8 +351,8 @@ JS_DEVICE_FN int32_t js_post_receive_entry(const js_qp *qp, const js_rqe *entry)
 {
     js_qp_control *control = qp->control;
     uint32_t index;
-    int32_t result = js_qp_reserve(qp, &control->rq_reserved, &control->rq_consumed,
-                                   qp->rq_depth_slots, &index);
+    int32_t result =
+        js_qp_reserve(qp, &control->rq_reserved, &control->rq_consumed, qp->rq_depth_slots, &index);
     if (result != JS_OK) {
         return result;
     }
@@ -425,34 +413,41 @@ JS_DEVICE_FN int32_t js_post_receive(const js_qp *qp, uint64_t wr_id, void *targ
     return js_post_receive_entry(qp, &entry);
 }
 
-/* Writes `bytes` at `source` to `offset` in the region of a rank that `key` names; then adds
- * `signal_value` to the rank's signal number `signal`. */
-JS_DEVICE_FN int32_t js_post_put_signal(const js_qp *qp, uint64_t wr_id, const void *source,
-                                        uint64_t bytes, uint32_t peer, uint32_t key,
-                                        uint64_t offset, uint32_t signal, uint64_t signal_value)
+/* A place in a region of a peer. */
+typedef struct js_remote {
+    uint64_t offset;
+    uint32_t key; /* of the region */
+    uint32_t peer;
+} js_remote;
+
+JS_DEVICE_FN js_sqe js_sqe_of_put(uint64_t wr_id, const void *source, uint64_t bytes, js_remote to)
 {
     js_sqe entry = js_sqe_of(JS_SQ_PUT, wr_id);
     entry.source_addr = (uint64_t)(uintptr_t)source;
     entry.bytes = bytes;
-    entry.peer = (uint16_t)peer;
-    entry.key = key;
-    entry.target_addr = offset;
-    entry.signal = (uint16_t)signal;
-    entry.signal_op = JS_SIGNAL_ADD;
-    entry.signal_value = signal_value;
+    entry.peer = (uint16_t)to.peer;
+    entry.key = to.key;
+    entry.target_addr = to.offset;
+    return entry;
+}
+
+/* Writes `bytes` at `source` to a peer's region. */
+JS_DEVICE_FN int32_t js_post_put(const js_qp *qp, uint64_t wr_id, const void *source,
+                                 uint64_t bytes, js_remote to)
+{
+    js_sqe entry = js_sqe_of_put(wr_id, source, bytes, to);
     return js_post(qp, &entry);
 }
 
-/* The same without a signal. */
-JS_DEVICE_FN int32_t js_post_put(const js_qp *qp, uint64_t wr_id, const void *source,
-                                 uint64_t bytes, uint32_t peer, uint32_t key, uint64_t offset)
+/* The same, then adds 1 to the peer's signal number `signal`. For other values, and for
+ * JS_SIGNAL_SET, there is js_post. */
+JS_DEVICE_FN int32_t js_post_put_signal(const js_qp *qp, uint64_t wr_id, const void *source,
+                                        uint64_t bytes, js_remote to, uint32_t signal)
 {
-    js_sqe entry = js_sqe_of(JS_SQ_PUT, wr_id);
-    entry.source_addr = (uint64_t)(uintptr_t)source;
-    entry.bytes = bytes;
-    entry.peer = (uint16_t)peer;
-    entry.key = key;
-    entry.target_addr = offset;
+    js_sqe entry = js_sqe_of_put(wr_id, source, bytes, to);
+    entry.signal = (uint16_t)signal;
+    entry.signal_op = JS_SIGNAL_ADD;
+    entry.signal_value = 1;
     return js_post(qp, &entry);
 }
 
@@ -475,8 +470,7 @@ JS_DEVICE_FN int32_t js_post_graph(const js_qp *qp, uint64_t wr_id, uint32_t gra
     return js_post(qp, &entry);
 }
 
-/* --- completions and signals -------------------------------------------------------------------
- */
+/* --- completions and signals ----------------------------------------------------------------- */
 
 /* One round of the data plane, where this thread can do it. JS_OK, JS_ERR_CLOSED. */
 JS_DEVICE_FN int32_t js_progress(const js_qp *qp)
@@ -487,7 +481,7 @@ JS_DEVICE_FN int32_t js_progress(const js_qp *qp)
     }
 #endif
     return js_device_load_rlx_u32(&qp->control->status.state) == JS_QP_CLOSED ? JS_ERR_CLOSED
-                                                                               : JS_OK;
+                                                                              : JS_OK;
 }
 
 /* Takes the next completion, if it is there: 1, or 0. */
@@ -539,13 +533,12 @@ JS_DEVICE_FN int js_poll_completion(const js_qp *qp, js_cqe *out)
 
 #define JS_DEVICE_SPINS 1000000u
 
-/* One step of waiting. JS_OK: look again; JS_ERR_AGAIN: nothing for about 100 ms; JS_ERR_CLOSED. */
+/* One step of waiting. JS_OK: look again; else what js_wait_completion returns. */
 JS_DEVICE_FN int32_t js_wait_step(const js_qp *qp, const uint64_t *word, uint64_t until,
                                   uint32_t *spins)
 {
 #if !defined(__CUDA_ARCH__)
     if (qp->wait) {
-        (void)spins;
         return qp->wait(qp->context, word, until);
     }
 #endif
@@ -559,7 +552,8 @@ JS_DEVICE_FN int32_t js_wait_step(const js_qp *qp, const uint64_t *word, uint64_
 }
 
 /* Waits for the next completion: JS_OK with it in *out (its status says how the operation went),
- * JS_ERR_AGAIN: nothing for about 100 ms, wait again or give up; JS_ERR_CLOSED. */
+ * JS_ERR_AGAIN: nothing for about 100 ms, wait again or give up; JS_ERR_CLOSED; or the status that
+ * the queue pair failed with, when nothing is left to complete. */
 JS_DEVICE_FN int32_t js_wait_completion(const js_qp *qp, js_cqe *out)
 {
     uint32_t spins = 0;
