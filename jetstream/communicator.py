@@ -19,6 +19,7 @@ from jetstream.errors import ArgumentError
 from jetstream.groups import split
 from jetstream.launcher import Launcher
 from jetstream.messages import MessageCalls
+from jetstream.device_host import DeviceHost
 from jetstream.persistent import Persistent, prepare
 from jetstream.records import OperationRecord, from_native, view_ring
 from jetstream.shapes import check_rank
@@ -98,6 +99,10 @@ class Communicator(CollectiveCalls, MessageCalls):
         Raises ArgumentError where the call itself would, and for an ``x`` that is not contiguous.
         """
         return prepare(self._launcher, self.rank, self.size, kind, arguments, options)
+
+    def device_host(self) -> DeviceHost:
+        """What :class:`jetstream.transport.QueuePair` needs of this communicator."""
+        return DeviceHost(self._endpoint, self._launcher, self.rank, self.size)
 
     # --- symmetric memory ----------------------------------------------------------------------
 

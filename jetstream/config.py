@@ -29,6 +29,7 @@ KINDS = (
 ALGORITHMS = ("one_shot", "two_shot", "lend", "direct")
 ISAS = ("scalar", "avx2", "avx512")
 CORES = ("near", "far")
+PROGRESS = ("inline", "thread")
 DEBUG_LEVELS = {"WARN": logging.WARNING, "INFO": logging.INFO, "TRACE": logging.DEBUG}
 
 _TIMEOUT_S = 300.0
@@ -39,6 +40,7 @@ _BUFFER_BYTES_MAX = 1 << 30
 _HEAP_BYTES_UNIT = 2 << 20
 _HEAP_BYTES_MAX = 1 << 40
 _SPIN_US_MAX = 1_000_000
+_CORE_MAX = 1023
 _ALGORITHMS_CHARACTERS_MAX = 500
 _SECRET_BYTES_MIN = 16
 _SECRET_BYTES_MAX = 64
@@ -53,6 +55,8 @@ class Config:
     "all_reduce<=4096" for calls of up to so many bytes.
     ``buffer_bytes``, ``heap_bytes``, ``spin_us``: 0 leaves the choice to the data plane, as does
     ``isa`` "" and ``cores`` "". ``tune`` is "off", the path of a file, or "" for the usual one.
+    ``progress`` is "inline" or "thread"; ``progress_cores`` are those of the engine threads by
+    local rank, or one for all, or none.
     ``selection`` is no setting: it is what rank 0 has made of its ``tune`` and has handed to all
     ranks.
     """
@@ -71,9 +75,18 @@ class Config:
     spin_us: int = 0
     isa: str = ""
     cores: str = ""
+    progress: str = "inline"
+    progress_cores: tuple[int, ...] = ()
     tune: str = ""
     debug: str = ""
     selection: str = field(default="", repr=False)
+
+    @property
+    def progress_core(self) -> int | None:
+        """The core of this rank's engine thread, or None for any."""
+        if len(self.progress_cores) > 1:
+            return self.progress_cores[self.local_rank]
+        return self.progress_cores[0] if self.progress_cores else None
 
     def algorithm_for(self, kind: str, nbytes: int = 0) -> str | None:
         """Returns the algorithm forced for a call of `kind` ("all_reduce") on `nbytes`, or None."""
@@ -171,6 +184,8 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         ),
         isa=reader.choice("JETSTREAM_ISA", ISAS),
         cores=reader.choice("JETSTREAM_CORES", CORES),
+        progress=reader.choice("JETSTREAM_PROGRESS", PROGRESS) or "inline",
+        progress_cores=_progress_cores(reader.text("JETSTREAM_PROGRESS_CORE"), place),
         tune=reader.text("JETSTREAM_TUNE"),
         debug=reader.choice("JETSTREAM_DEBUG", tuple(DEBUG_LEVELS)),
     )
@@ -288,6 +303,16 @@ def _heap_bytes(value: str) -> int:
         allowed = "a multiple of 2M from 2M to 1024G, in bytes or with K, M, G"
         _bad("JETSTREAM_HEAP_BYTES", value, allowed)
     return count
+
+
+def _progress_cores(value: str, place: _Place) -> tuple[int, ...]:
+    """Parses the number of a core, or several of them, one for each local rank."""
+    words = [word.strip() for word in value.split(",")] if value else []
+    is_known = all(re.fullmatch(r"[0-9]{1,4}", word) and int(word) <= _CORE_MAX for word in words)
+    if not is_known or (len(words) > 1 and place.local_rank >= len(words)):
+        allowed = f"a core from 0 to {_CORE_MAX}, or one for each local rank, such as '2,3'"
+        _bad("JETSTREAM_PROGRESS_CORE", value, allowed)
+    return tuple(int(word) for word in words)
 
 
 # --- launchers ----------------------------------------------------------------------------

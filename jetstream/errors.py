@@ -7,7 +7,9 @@ Every exception carries ``status``, the name of the data plane's status (``JS_ER
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "ArgumentError",
+    "BoundsError",
     "BusyError",
     "ClosedError",
     "CommunicatorAbortedError",
@@ -20,6 +22,7 @@ __all__ = [
     "PeerDiedError",
     "PlanError",
     "ProtocolError",
+    "QueueFullError",
     "RendezvousError",
     "SegmentError",
     "SystemCallError",
@@ -51,6 +54,14 @@ class TruncatedError(JetstreamError, ValueError):
     """A message and the array that was to receive it differ in size; the message is consumed."""
 
 
+class AccessError(JetstreamError, PermissionError):
+    """Memory that is not registered with the queue pair for this use, or a key of no region."""
+
+
+class BoundsError(JetstreamError, IndexError):
+    """A range that goes beyond the end of the region or window it is in."""
+
+
 class UnsupportedError(JetstreamError, NotImplementedError):
     """This machine or this build cannot do what was asked."""
 
@@ -67,8 +78,12 @@ class BusyError(JetstreamError, RuntimeError):
     """Another thread is inside a call on the same communicator; nothing was sent."""
 
 
+class QueueFullError(JetstreamError, RuntimeError):
+    """A queue of a queue pair has no room; nothing was posted."""
+
+
 class ClosedError(JetstreamError, RuntimeError):
-    """The communicator has been closed."""
+    """The communicator, the queue pair or the window has been closed."""
 
 
 class ForkedError(JetstreamError, RuntimeError):
@@ -119,13 +134,16 @@ class RendezvousError(JetstreamError, ConnectionError):
     """The ranks could not find each other."""
 
 
-#: Exception class by name of the status; statuses of class FLOW never raise.
+#: Exception class by name of the status; of class FLOW only a full queue of a queue pair raises.
 BY_STATUS: dict[str, type[JetstreamError]] = {
+    "JS_ERR_FULL": QueueFullError,
     "JS_ERR_INVALID": ArgumentError,
     "JS_ERR_OPCODE": ArgumentError,
     "JS_ERR_PLAN": PlanError,
     "JS_ERR_TRUNCATED": TruncatedError,
     "JS_ERR_UNSUPPORTED": UnsupportedError,
+    "JS_ERR_ACCESS": AccessError,
+    "JS_ERR_BOUNDS": BoundsError,
     "JS_ERR_BUSY": BusyError,
     "JS_ERR_CLOSED": ClosedError,
     "JS_ERR_FORKED": ForkedError,

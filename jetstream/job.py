@@ -9,13 +9,13 @@ from pathlib import Path
 
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import check, lib
+from jetstream._core.timeouts import timeout_to_ns
 from jetstream.communicator import Communicator
-from jetstream.config import Config, configure_logging, load_config
+from jetstream.config import PROGRESS, Config, configure_logging, load_config
 from jetstream.control.rendezvous import Membership, join
-from jetstream.errors import UnsupportedError
+from jetstream.errors import ArgumentError, ConfigurationError, UnsupportedError
 from jetstream.plans import check_forced
 from jetstream.tuning import select
-from jetstream.work import timeout_to_ns
 
 __all__ = ["get_include", "init", "is_oversubscribed"]
 
@@ -23,7 +23,9 @@ _ISAS = {"scalar": lib.JS_ISA_SCALAR, "avx2": lib.JS_ISA_AVX2, "avx512": lib.JS_
 _CORES = {"": lib.JS_CORES_LEARNED, "near": lib.JS_CORES_NEAR, "far": lib.JS_CORES_FAR}
 
 
-def init(*, timeout: float | None = None) -> Communicator:
+def init(
+    *, timeout: float | None = None, progress: str | None = None, core: int | None = None
+) -> Communicator:
     """Join the job that this process belongs to and return the communicator of all its ranks.
 
     The ranks and their meeting point come from the environment: ``jetstream run``, torchrun,
@@ -31,31 +33,64 @@ def init(*, timeout: float | None = None) -> Communicator:
     ranks are there (``JETSTREAM_INIT_TIMEOUT``, 60 s). ``timeout``: default for every wait on the
     communicator in seconds (``JETSTREAM_TIMEOUT``, 300).
 
-    Raises ConfigurationError, RendezvousError, VersionMismatchError, SystemCallError.
+    ``progress`` (``JETSTREAM_PROGRESS``): with "inline", what is in flight moves while this
+    process is inside a call; with "thread", a thread of the data plane moves it at any time, on
+    ``core`` (``JETSTREAM_PROGRESS_CORE``, default: any). It never runs Python, and sleeps while
+    there is nothing to do. Ranks need not agree on it.
+
+    Raises ArgumentError, ConfigurationError, RendezvousError, VersionMismatchError,
+    SystemCallError.
     """
     config = load_config()
     configure_logging(config)
     if timeout is not None:
         timeout_to_ns(timeout, timeout)
+    thread_core = _thread_core(config, progress, core)
     if config.isa:
         check(lib.js_isa_force(_ISAS[config.isa]))
     lib.js_cores_force(_CORES[config.cores])
     check_forced(config)
     membership = join(config, select=partial(select, config))
-    communicator = _open(membership, replace(config, selection=membership.selection))
+    config = replace(config, selection=membership.selection)
+    communicator = _open(membership, config, thread_core)
     if timeout is not None:
         communicator.timeout = timeout
     return communicator
 
 
-def _open(membership: Membership, config: Config) -> Communicator:
+def _thread_core(config: Config, progress: str | None, core: int | None) -> int | None:
+    """The core of the engine thread, -1 for any; None where there is to be no thread."""
+    if progress is not None and progress not in PROGRESS:
+        raise ArgumentError(f"progress is {progress!r}: one of {', '.join(PROGRESS)} is needed")
+    is_thread = (progress or config.progress) == "thread"
+    if core is not None and not is_thread:
+        raise ArgumentError(f"core is {core!r}, but only progress='thread' has a thread to put there")
+    chosen = config.progress_core if core is None else core
+    if not is_thread or chosen is None:
+        return -1 if is_thread else None
+    allowed = os.sched_getaffinity(0)
+    if isinstance(chosen, bool) or not isinstance(chosen, int) or chosen not in allowed:
+        name, kind = ("core", ArgumentError)
+        if core is None:
+            name, kind = ("JETSTREAM_PROGRESS_CORE", ConfigurationError)
+        listed = ", ".join(str(one) for one in sorted(allowed))
+        raise kind(
+            f"{name} is {chosen!r}, but this process may use cores {listed}: take one of them, or "
+            "start the process with a wider affinity (taskset, jetstream run --bind)"
+        )
+    return chosen
+
+
+def _open(membership: Membership, config: Config, thread_core: int | None) -> Communicator:
+    threads = 1 if thread_core is None else 2  # of each rank that want a core
     try:
         endpoint = Endpoint.world(
             membership.segment,
             membership.rank,
             pidfds=membership.pidfds,
-            oversubscribed=is_oversubscribed(membership.cpus),
+            oversubscribed=is_oversubscribed(membership.cpus, threads),
             spin_us=config.spin_us,
+            thread_core=thread_core,
         )
     except BaseException:
         membership.close()
@@ -73,16 +108,24 @@ def _open(membership: Membership, config: Config) -> Communicator:
     )
 
 
-def is_oversubscribed(cpus: tuple[frozenset[int], ...]) -> bool:
-    """More ranks than cores to run them on? ``cpus[r]`` are the cores that rank r may use."""
+def is_oversubscribed(cpus: tuple[frozenset[int], ...], threads: int = 1) -> bool:
+    """More ranks, of so many threads, than cores to run them on?
+
+    ``cpus[r]`` are the cores that rank r may use.
+    """
     union = frozenset[int]().union(*cpus)
-    pinned = [next(iter(allowed)) for allowed in cpus if len(allowed) == 1]
-    return len(cpus) > len(union) or len(set(pinned)) < len(pinned)
+    pinned = [next(iter(allowed)) for allowed in cpus if len(allowed) == 1] * threads
+    return threads * len(cpus) > len(union) or len(set(pinned)) < len(pinned)
 
 
 def get_include() -> str:
-    """Directory of the C headers for device code: ``#include <jetstream/js_device.h>``."""
-    include = Path(__file__).parent / "include"
-    if not include.is_dir():
-        raise UnsupportedError(f"no headers at {include}: this is not an installed jetstream")
-    return str(include)
+    """Directory of the C headers for device code: ``#include <jetstream/js_device.h>``.
+
+    Raises UnsupportedError where there are none.
+    """
+    package = Path(__file__).resolve().parent
+    # Installed beside the modules; or the modules are used where their sources lie.
+    for include in (package / "include", package.parent / "csrc" / "include"):
+        if (include / "jetstream" / "js_device.h").is_file():
+            return str(include)
+    raise UnsupportedError(f"no headers at {package / 'include'}: this is not an installed jetstream")

@@ -7,6 +7,7 @@ from typing import Any
 
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import AGAIN, FULL, check, ffi, lib
+from jetstream._core.timeouts import timeout_to_ns
 from jetstream.array_calls import MISS, SHORT, ArrayCalls, array_call, array_launch
 from jetstream.arrays import Array
 from jetstream.collectives import Splits
@@ -15,7 +16,7 @@ from jetstream.diagnosis import describe_call, describe_wait, raise_failure
 from jetstream.dtypes import Kind, RedOp, check_redop, dtype_of, redop_of
 from jetstream.errors import ArgumentError, ClosedError, JetstreamError, TimedOutError
 from jetstream.plans import PlanCache
-from jetstream.work import Message, Work, timeout_to_ns
+from jetstream.work import Message, Work
 
 __all__ = ["ANY_SOURCE", "Launcher", "byte_pointer"]
 
@@ -209,6 +210,10 @@ class Launcher:
             key, source, target, plan=plan, handle=self.handle(), timeout_ns=self._timeout_ns
         )
 
+    def pin(self, plan: int, owner: object) -> None:
+        """Keep a plan loaded as long as ``owner`` lives."""
+        self._plans.pin(plan, owner)
+
     def prepare(
         self, owner: object, plan: int, arrays: tuple[Array, Array], timeout: float | None
     ) -> tuple[Any, Any]:
@@ -220,7 +225,7 @@ class Launcher:
         call.timeout_ns = timeout_to_ns(timeout, self.timeout)
         call.plan_id = plan
         self._array_calls.watch(call)
-        self._plans.pin(plan, owner)
+        self.pin(plan, owner)
         return call, buffers
 
     def prepare_barrier(self, plan: int, nothing: Array) -> None:

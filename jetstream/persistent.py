@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from jetstream.array_calls import persistent_call
 from jetstream.arrays import Array, share
@@ -12,9 +12,22 @@ from jetstream.errors import ArgumentError
 from jetstream.launcher import Launcher
 from jetstream.work import Work
 
-__all__ = ["Persistent", "prepare"]
+__all__ = ["Persistent", "PreparedCall", "prepare", "prepare_call"]
 
 _KINDS = tuple(kind.label for kind in Kind if kind is not Kind.NONE)
+
+
+class PreparedCall(NamedTuple):
+    """A collective whose arguments have been checked: the id of its plan and its arrays.
+
+    ``result`` is what the call returns, ``what`` its name.
+    """
+
+    plan: int
+    source: Array
+    target: Array
+    result: Any
+    what: str
 
 
 class Persistent:
@@ -24,26 +37,14 @@ class Persistent:
     the other side there is no difference. The arrays belong to the caller between launches.
     """
 
-    def __init__(
-        self,
-        launcher: Launcher,
-        plan: int,
-        arrays: tuple[Array, Array],
-        *,
-        result: Any,
-        what: str,
-        timeout: float | None,
-    ) -> None:
+    def __init__(self, launcher: Launcher, call: PreparedCall, timeout: float | None) -> None:
         self._launcher = launcher
-        self._plan = plan
-        self._arrays = arrays
-        self._result = result
-        self._what = what
-        self._timeout = timeout
-        self._native, self._buffers = launcher.prepare(self, plan, arrays, timeout)
+        self._call = call
+        arrays = call.source, call.target
+        self._native, self._buffers = launcher.prepare(self, call.plan, arrays, timeout)
 
     def __repr__(self) -> str:
-        return f"<Persistent {self._what}>"
+        return f"<Persistent {self._call.what}>"
 
     def __call__(self) -> Any:
         """Launch and wait; returns what the ordinary call returns.
@@ -57,19 +58,17 @@ class Persistent:
         except BaseException as error:
             self._launcher.interrupt(error)
             raise
-        return self._result
+        return self._call.result
 
     def start(self) -> Work:
         """Launch without waiting."""
-        return self._launcher.start(self._plan, *self._arrays, self._result, self._what)
+        return self._launcher.start(*self._call)
 
 
 class _Preparing:
     """Stands where collectives expect a launcher: what they would start is only prepared."""
 
-    def __init__(self, launcher: Launcher, timeout: float | None) -> None:
-        self._launcher = launcher
-        self._timeout = timeout
+    def __init__(self, launcher: Launcher) -> None:
         self.plan = launcher.plan
         self.barrier_call = None
 
@@ -81,19 +80,17 @@ class _Preparing:
 
     prepare_barrier = remember
 
-    def start(self, plan: int, source: Array, target: Array, result: Any, what: str) -> Persistent:
-        return Persistent(
-            self._launcher, plan, (source, target), result=result, what=what, timeout=self._timeout
-        )
+    def start(self, plan: int, source: Array, target: Array, result: Any, what: str) -> Any:
+        return PreparedCall(plan, source, target, result, what)
 
 
 class _Preparation(CollectiveCalls):
     """The collectives of a communicator, of which none is carried out."""
 
-    def __init__(self, launcher: Launcher, rank: int, size: int, timeout: float | None) -> None:
+    def __init__(self, launcher: Launcher, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
-        self._launcher: Any = _Preparing(launcher, timeout)
+        self._launcher: Any = _Preparing(launcher)
 
 
 def prepare(
@@ -105,20 +102,37 @@ def prepare(
     options: dict[str, Any],
 ) -> Persistent:
     """The persistent call of a collective by name. Raises ArgumentError."""
+    call = prepare_call(launcher, (rank, size), kind, arguments, options, name="persistent")
+    return Persistent(launcher, call, options.get("timeout"))
+
+
+def prepare_call(
+    launcher: Launcher,
+    place: tuple[int, int],
+    kind: str,
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+    *,
+    name: str,
+) -> PreparedCall:
+    """Check the arguments of a collective by name and load its plan. ``place``: rank and size.
+
+    Raises ArgumentError, whose text begins with ``name``.
+    """
     if kind not in _KINDS:
-        raise ArgumentError(f"persistent: {kind!r} is not one of {', '.join(_KINDS)}")
-    for name in ("async_op", "scale"):
-        if name in options:
-            raise ArgumentError(f"persistent: {name} cannot be fixed")
+        raise ArgumentError(f"{name}: {kind!r} is not one of {', '.join(_KINDS)}")
+    for option in ("async_op", "scale"):
+        if option in options:
+            raise ArgumentError(f"{name}: {option} cannot be fixed")
     # Both would be copied now, and launches would see the copy.
     given = arguments[0] if arguments else options.get("x")
     if kind != Kind.BARRIER.label and given is not None:
         x = share(given, name="x")
         if not x.flags.c_contiguous:
             raise ArgumentError(
-                f"persistent: x is not C-contiguous (strides {x.strides} for shape {x.shape})"
+                f"{name}: x is not C-contiguous (strides {x.strides} for shape {x.shape})"
             )
-    timeout = options.pop("timeout", None)
-    preparation = _Preparation(launcher, rank, size, timeout)
-    call: Persistent = getattr(preparation, kind)(*arguments, **options, async_op=True)
+    preparation = _Preparation(launcher, *place)
+    passed = {key: value for key, value in options.items() if key != "timeout"}
+    call: PreparedCall = getattr(preparation, kind)(*arguments, **passed, async_op=True)
     return call

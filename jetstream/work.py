@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from jetstream._core.native import AGAIN, ffi, lib
-from jetstream.errors import ArgumentError, TimedOutError
+from jetstream._core.timeouts import timeout_to_ns
+from jetstream.errors import TimedOutError
 
-__all__ = ["Message", "Work", "timeout_to_ns"]
-
-_FOREVER_NS = 2**63
-
-
-def timeout_to_ns(timeout: float | None, default_s: float) -> int:
-    """Seconds to ns; None stands for the default, infinity is allowed. Raises ArgumentError."""
-    seconds = default_s if timeout is None else timeout
-    try:
-        if seconds >= 0:
-            return _FOREVER_NS if math.isinf(seconds) else max(1, int(seconds * 1e9))
-    except TypeError:
-        pass
-    raise ArgumentError(f"timeout is {timeout!r}: a number of seconds, zero or more, is needed")
-
+__all__ = ["Message", "Work"]
 
 class Message(NamedTuple):
     """What is known of a message: sender's rank, tag, length in bytes."""

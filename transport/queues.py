@@ -20,14 +20,15 @@ SQE_DTYPE = np.dtype(
         ("opcode", "<u1"),
         ("flags", "<u1"),
         ("peer", "<u2"),
-        ("plan_id", "<u4"),
+        ("key", "<u4"),
         ("wr_id", "<u8"),
         ("source_addr", "<u8"),
         ("target_addr", "<u8"),
+        ("signal_value", "<u8"),
         ("bytes", "<u8"),
         ("tag", "<u4"),
-        ("reserved32", "<u4"),
-        ("reserved64", "<u8"),
+        ("signal", "<u2"),
+        ("signal_op", "<u2"),
         ("commit", "<u8"),
     ]
 )

@@ -168,13 +168,23 @@ static bool duty_begin(js_comm *comm, uint32_t *progress)
     return comm->exec.plan != NULL;
 }
 
+/* When a plan of which the first step has been made began: the clock was read with the first frame,
+ * if one was there already. Zero if it is over: then it began and ended at that moment. */
+static uint64_t duty_began(const js_exec *exec, js_exec_outcome outcome)
+{
+    if (exec->first_ticks != 0) {
+        return exec->first_ticks;
+    }
+    return outcome == JS_EXEC_RUNNING ? js_clock_ticks() : 0;
+}
+
 /* Goes on with the running plan. */
 static js_exec_outcome duty_step(js_comm *comm, uint32_t *progress)
 {
     uint32_t moved = 0;
     js_exec_outcome outcome = js_exec_step(&comm->exec, &moved);
     if (comm->enter_ticks == 0) {
-        comm->enter_ticks = outcome == JS_EXEC_RUNNING ? js_clock_ticks() : 0;
+        comm->enter_ticks = duty_began(&comm->exec, outcome);
     }
     if (moved != 0) {
         js_wait_wake_all(comm);

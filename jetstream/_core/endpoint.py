@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -40,8 +41,18 @@ class Engine:
         check(lib.js_engine_new(segment.handle, rank, ffi.new("int32_t[]", pidfds), config, out))
         self.handle: Any = out[0]
         self.segment = segment
+        #: Whether a thread of its own makes rounds.
+        self.has_thread = False
         self._users = 0
         self._lock = threading.RLock()  # an endpoint may be collected anywhere
+
+    def start_thread(self, core: int) -> None:
+        """Start the thread that makes rounds for all communicators, on ``core`` (-1: anywhere).
+
+        Raises ArgumentError, SystemCallError.
+        """
+        check(lib.js_engine_start_thread(self.handle, core))
+        self.has_thread = True
 
     def retain(self) -> None:
         """One communicator more."""
@@ -62,12 +73,15 @@ class Engine:
 class Endpoint:
     """One communicator, as this rank holds it.
 
-    ``handle`` is the cffi pointer ``js_comm *``, NULL once closed.
+    ``handle`` is the cffi pointer ``js_comm *``, NULL once closed. ``queue`` is the
+    ``js_queue *`` of the queue pair that it serves; that memory stays as long as this object.
     """
 
     def __init__(self, engine: Engine, handle: Any, size: int) -> None:
         self.engine = engine
         self.handle = handle
+        self.queue: Any = ffi.NULL
+        self._lock = threading.RLock()
         #: Ranks in the job, by rank in this communicator.
         self.members = tuple(lib.js_comm_member(handle, rank) for rank in range(size))
         self.is_forked = False
@@ -85,16 +99,20 @@ class Endpoint:
         pidfds: Sequence[int],
         oversubscribed: bool = False,
         spin_us: int = 0,
+        thread_core: int | None = None,
     ) -> Endpoint:
         """Join the job of a segment and open the communicator of all its ranks.
 
         ``pidfds[i]`` watches rank i (-1: nothing does); the engine keeps duplicates.
+        ``thread_core``: core of the engine thread, -1 for any, None for no such thread.
         """
         engine = Engine(
             segment, rank, pidfds=pidfds, oversubscribed=oversubscribed, spin_us=spin_us
         )
         out = ffi.new("js_comm **")
         try:
+            if thread_core is not None:
+                engine.start_thread(thread_core)
             check(lib.js_comm_open(engine.handle, out))
         except BaseException:
             lib.js_engine_free(engine.handle)
@@ -117,19 +135,35 @@ class Endpoint:
         check(lib.js_comm_open_group(self.engine.handle, group, out))
         return Endpoint(self.engine, out[0], group.size)
 
+    def serve(self, config: Any) -> Any:
+        """Give the communicator to a device; returns its ``js_qp *``.
+
+        ``config`` is a ``js_qp_config *``. From now on only the queue pair posts. Raises
+        ArgumentError, BusyError, OutOfMemoryError, SystemCallError, or what it has failed with.
+        """
+        out = ffi.new("js_queue **")
+        check(lib.js_qp_open(self.handle, config, out))
+        self.queue = out[0]
+        return lib.js_qp_view(self.queue)
+
     def close(self) -> None:
         """Leave: peers that still wait for this rank get an error. Idempotent.
 
-        Raises BusyError while another thread is inside a call: then nothing is closed.
+        Raises BusyError while another thread is inside a call: then nothing is closed. Threads
+        that wait in a queue pair come out first.
         """
         if self.handle == ffi.NULL or self.is_forked:
             return
-        handle = self.handle
-        self._set_handle(ffi.NULL)  # other threads see it closed from here on
-        status = lib.js_comm_close(handle)
-        if status != lib.JS_OK:
-            self._set_handle(handle)
-            check(status)
+        with self._lock:
+            handle = self.handle
+            if handle == ffi.NULL:
+                return
+            self._set_handle(ffi.NULL)  # other threads see it closed from here on
+            has_queue = self.queue != ffi.NULL
+            status = lib.js_qp_close(self.queue) if has_queue else lib.js_comm_close(handle)
+            if status != lib.JS_OK:
+                self._set_handle(handle)
+                check(status)
         _open.discard(self)
         self.engine.release()
 
@@ -141,6 +175,10 @@ class Endpoint:
     def __del__(self) -> None:
         if getattr(self, "handle", ffi.NULL) != ffi.NULL:
             self.close()  # nobody can be inside
+        queue = getattr(self, "queue", ffi.NULL)
+        # A device that is still running when the interpreter ends finds its memory in place.
+        if queue != ffi.NULL and not self.is_forked and not sys.is_finalizing():
+            lib.js_qp_free(queue)
 
     def forget(self) -> None:
         """In the child of a fork: never touch the parent's segment again."""
