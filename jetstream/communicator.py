@@ -14,12 +14,12 @@ from jetstream.arrays import Array, share_writable
 from jetstream.call_parts import NOTHING
 from jetstream.collective_calls import CollectiveCalls
 from jetstream.config import Config
+from jetstream.device_host import DeviceHost
 from jetstream.dtypes import Kind, RedOp
 from jetstream.errors import ArgumentError
 from jetstream.groups import split
 from jetstream.launcher import Launcher
 from jetstream.messages import MessageCalls
-from jetstream.device_host import DeviceHost
 from jetstream.persistent import Persistent, prepare
 from jetstream.records import OperationRecord, from_native, view_ring
 from jetstream.shapes import check_rank

@@ -30,7 +30,7 @@ class DeviceHost:
         Raises ArgumentError.
         """
         call = prepare_call(self._launcher, self._place, kind, arguments, options, name="prepare")
-        self._launcher.pin(call.plan, owner)
+        self._launcher.plans.pin(call.plan, owner)
         return call
 
     def fail(self, status: int) -> None:

@@ -64,20 +64,20 @@ def _thread_core(config: Config, progress: str | None, core: int | None) -> int 
         raise ArgumentError(f"progress is {progress!r}: one of {', '.join(PROGRESS)} is needed")
     is_thread = (progress or config.progress) == "thread"
     if core is not None and not is_thread:
-        raise ArgumentError(f"core is {core!r}, but only progress='thread' has a thread to put there")
+        raise ArgumentError(f"core is {core!r}, but it is of progress='thread' alone")
     chosen = config.progress_core if core is None else core
     if not is_thread or chosen is None:
         return -1 if is_thread else None
     allowed = os.sched_getaffinity(0)
     if isinstance(chosen, bool) or not isinstance(chosen, int) or chosen not in allowed:
-        name, kind = ("core", ArgumentError)
-        if core is None:
-            name, kind = ("JETSTREAM_PROGRESS_CORE", ConfigurationError)
         listed = ", ".join(str(one) for one in sorted(allowed))
-        raise kind(
-            f"{name} is {chosen!r}, but this process may use cores {listed}: take one of them, or "
-            "start the process with a wider affinity (taskset, jetstream run --bind)"
+        text = (
+            f"is {chosen!r}, but this process may use cores {listed}: take one of them, or start "
+            "the process with others (taskset)"
         )
+        if core is None:
+            raise ConfigurationError(f"JETSTREAM_PROGRESS_CORE {text}")
+        raise ArgumentError(f"core {text}")
     return chosen
 
 
@@ -128,4 +128,4 @@ def get_include() -> str:
     for include in (package / "include", package.parent / "csrc" / "include"):
         if (include / "jetstream" / "js_device.h").is_file():
             return str(include)
-    raise UnsupportedError(f"no headers at {package / 'include'}: this is not an installed jetstream")
+    raise UnsupportedError(f"no headers at {package / 'include'}: install jetstream")

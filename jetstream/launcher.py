@@ -62,7 +62,7 @@ class Launcher:
         self.mail = self._array_calls.mail
         self.mail.comm = endpoint.handle
         endpoint.on_handle.append(self._array_calls.set_handle)
-        self._plans = PlanCache(endpoint.handle, rank, size, config=config, fail=self.fail)
+        self.plans = PlanCache(endpoint.handle, rank, size, config=config, fail=self.fail)
         self._found: dict[Any, int] = {}
         self._outstanding: dict[int, Work] = {}
         self._cqe = ffi.addressof(self.mail, "cqe")  # of messages waited for at once
@@ -131,14 +131,14 @@ class Launcher:
         key = (kind, dtype, count, op, root, algo, chunk_bytes)
         full_key = (key, counts, splits)
         try:
-            plan_id = self._plans.find_unequal(full_key) if is_unequal else self._found.get(key)
+            plan_id = self.plans.find_unequal(full_key) if is_unequal else self._found.get(key)
         except TypeError:  # an argument that is no key, and wrong: what follows says which
             plan_id = None
         if plan_id is None:
             self.handle()
             element, redop = dtype_of(dtype), redop_of(op)
             check_redop(element, redop)
-            call = self._plans.call(
+            call = self.plans.call(
                 kind,
                 element,
                 count,
@@ -150,9 +150,9 @@ class Launcher:
                 has_splits=splits is not None,
             )
             if is_unequal:
-                plan_id, evicted = self._plans.load_unequal(full_key, call, splits)
+                plan_id, evicted = self.plans.load_unequal(full_key, call, splits)
             else:
-                plan_id, evicted = self._plans.load(call)
+                plan_id, evicted = self.plans.load(call)
             if evicted:
                 self._found.clear()
                 self._array_calls.clear()
@@ -210,10 +210,6 @@ class Launcher:
             key, source, target, plan=plan, handle=self.handle(), timeout_ns=self._timeout_ns
         )
 
-    def pin(self, plan: int, owner: object) -> None:
-        """Keep a plan loaded as long as ``owner`` lives."""
-        self._plans.pin(plan, owner)
-
     def prepare(
         self, owner: object, plan: int, arrays: tuple[Array, Array], timeout: float | None
     ) -> tuple[Any, Any]:
@@ -225,7 +221,7 @@ class Launcher:
         call.timeout_ns = timeout_to_ns(timeout, self.timeout)
         call.plan_id = plan
         self._array_calls.watch(call)
-        self.pin(plan, owner)
+        self.plans.pin(plan, owner)
         return call, buffers
 
     def prepare_barrier(self, plan: int, nothing: Array) -> None:

@@ -11,6 +11,7 @@ from jetstream.errors import TimedOutError
 
 __all__ = ["Message", "Work"]
 
+
 class Message(NamedTuple):
     """What is known of a message: sender's rank, tag, length in bytes."""
 
