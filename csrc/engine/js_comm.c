@@ -40,8 +40,7 @@ static int32_t comm_allocate(js_comm *comm)
     comm->graphs = calloc(JS_COMM_GRAPHS_MAX, sizeof(*comm->graphs));
     comm->plans = calloc(JS_COMM_PLANS_MAX, sizeof(js_exec_plan *));
     comm->members = calloc(comm->world, sizeof(*comm->members));
-    if (!comm->members || !comm->slots || !comm->launches || !comm->plans ||
-        !comm->graphs) {
+    if (!comm->members || !comm->slots || !comm->launches || !comm->plans || !comm->graphs) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a communicator");
     }
     JS_TRY(js_link_shm_open(&comm->link, &comm->area, comm->rank));

@@ -18,8 +18,8 @@
 
 #include "js_engine.h"
 #include "js_exec.h"
-#include "js_link_shm.h"
 #include "js_graph.h"
+#include "js_link_shm.h"
 #include "js_message.h"
 #include "js_queue.h"
 #include "js_thread.h"
@@ -148,7 +148,7 @@ struct js_comm {
 
     js_exec_plan **plans; /* [JS_COMM_PLANS_MAX], by id */
     uint32_t plan_count;
-    js_graph **graphs; /* [JS_COMM_GRAPHS_MAX], by id */
+    js_graph **graphs;   /* [JS_COMM_GRAPHS_MAX], by id */
     js_comm_slot *slots; /* by wr_id */
     uint32_t slot_mask;
     uint64_t wr_next;

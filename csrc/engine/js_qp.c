@@ -104,7 +104,8 @@ static int32_t qp_wait(void *context, const uint64_t *word, uint64_t until)
 {
     js_queue *queue = context;
     js_comm *comm = queue->comm;
-    for (uint32_t spins = 0; js_load_rlx_u32(&comm->wanted) != 0 && spins < QP_BUSY_SPINS; spins++) {
+    for (uint32_t spins = 0; js_load_rlx_u32(&comm->wanted) != 0 && spins < QP_BUSY_SPINS;
+         spins++) {
         sched_yield();
     }
     int32_t result = qp_try_enter(comm);
@@ -151,7 +152,8 @@ static int32_t qp_wait_outside(void *context, const uint64_t *word, uint64_t unt
         } else {
             struct timespec slice = { .tv_nsec = QP_SLICE_NS };
             (void)js_swap_seq_u32(&control->status.notify, 1);
-            (void)syscall(SYS_futex, &control->cq_posted.index, FUTEX_WAIT, posted, &slice, NULL, 0u);
+            (void)syscall(SYS_futex, &control->cq_posted.index, FUTEX_WAIT, posted, &slice, NULL,
+                          0u);
         }
     }
 }
@@ -249,7 +251,8 @@ static void qp_destroy(js_queue *queue)
     free(queue);
 }
 
-static int32_t qp_allocate(js_comm *comm, const js_qp_config *config, uint32_t depth, js_queue **out)
+static int32_t qp_allocate(js_comm *comm, const js_qp_config *config, uint32_t depth,
+                           js_queue **out)
 {
     js_queue *queue = calloc(1, sizeof(*queue));
     if (queue == NULL) {
@@ -338,8 +341,9 @@ static int32_t qp_register(js_queue *queue, js_region *region)
         uint64_t heap_bytes = comm->engine->seg->world_area.config.heap_bytes;
         if (region->address < heap || region->bytes > heap_bytes ||
             region->address - heap > heap_bytes - region->bytes) {
-            return JS_FAIL(JS_ERR_ACCESS, "other ranks cannot reach %#llx: it is not in this "
-                                          "rank's symmetric memory",
+            return JS_FAIL(JS_ERR_ACCESS,
+                           "other ranks cannot reach %#llx: it is not in this "
+                           "rank's symmetric memory",
                            (unsigned long long)region->address);
         }
         JS_TRY(js_region_add(&comm->area, comm->rank, region->address - base, region->bytes,
@@ -383,7 +387,8 @@ static int32_t qp_await_writers(js_comm *comm)
 static int32_t qp_deregister(js_queue *queue, const js_region *region)
 {
     js_comm *comm = queue->comm;
-    js_queue_range *range = region->index < queue->range_count ? &queue->ranges[region->index] : NULL;
+    js_queue_range *range =
+        region->index < queue->range_count ? &queue->ranges[region->index] : NULL;
     if (range == NULL || range->start != region->address || range->bytes != region->bytes ||
         range->access == 0) {
         return JS_FAIL(JS_ERR_INVALID, "the region is not registered here");
@@ -425,7 +430,8 @@ int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns)
         if (result != JS_OK || is_idle) {
             return js_comm_leave(comm, result);
         }
-        bool is_late = js_clock_span_ns(&comm->engine->clock, js_clock_ticks() - since) > timeout_ns;
+        bool is_late =
+            js_clock_span_ns(&comm->engine->clock, js_clock_ticks() - since) > timeout_ns;
         if (is_late) {
             js_queue_set_state(queue, JS_QP_READY);
         }
@@ -465,7 +471,8 @@ uint32_t js_qp_arm(js_queue *queue)
 {
     js_qp_control *control = queue->qp.control;
     (void)js_swap_seq_u32(&control->status.notify, 1);
-    return js_load_seq_u32(&control->cq_posted.index) - js_load_seq_u32(&control->cq_consumed.index);
+    return js_load_seq_u32(&control->cq_posted.index) -
+           js_load_seq_u32(&control->cq_consumed.index);
 }
 
 /* --- a device of our own, for measuring ------------------------------------------------------ */
@@ -478,8 +485,8 @@ int32_t js_qp_repeat(js_queue *queue, uint32_t key, uint32_t graph, const void *
     for (uint64_t i = 0; i < iterations; i++) {
         uint64_t start = js_clock_ticks();
         js_cqe cqe;
-        int32_t result = graph != 0 ? js_post_graph(qp, i, key)
-                                    : js_post_launch(qp, i, key, input, output);
+        int32_t result =
+            graph != 0 ? js_post_graph(qp, i, key) : js_post_launch(qp, i, key, input, output);
         if (result == JS_OK) {
             do {
                 result = js_wait_completion(qp, &cqe);

@@ -88,7 +88,8 @@ static void queue_retire(js_comm *comm)
 {
     js_queue *queue = comm->queue;
     uint32_t mask = queue->qp.sq_depth_slots - 1;
-    while (queue->sq_retired != queue->sq_consumed && queue->sent[queue->sq_retired & mask].is_done) {
+    while (queue->sq_retired != queue->sq_consumed &&
+           queue->sent[queue->sq_retired & mask].is_done) {
         js_queue_sent *sent = &queue->sent[queue->sq_retired++ & mask];
         int32_t status = queue_status(queue, sent->status);
         sent->is_done = false;
@@ -232,8 +233,7 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
     if (entry->peer >= comm->world || (is_inline && entry->bytes > JS_SQ_INLINE_PUT_BYTES)) {
         return QUEUE_DONE;
     }
-    if (!is_inline &&
-        !js_queue_may_use(queue, entry->source_addr, entry->bytes, JS_ACCESS_READ)) {
+    if (!is_inline && !js_queue_may_use(queue, entry->source_addr, entry->bytes, JS_ACCESS_READ)) {
         *status = JS_ERR_ACCESS;
         return QUEUE_DONE;
     }
@@ -261,11 +261,12 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
     return QUEUE_DONE;
 }
 
-static queue_outcome queue_accept(js_comm *comm, js_sqe *entry, js_queue_sent *sent, int32_t *status)
+static queue_outcome queue_accept(js_comm *comm, js_sqe *entry, js_queue_sent *sent,
+                                  int32_t *status)
 {
     uint64_t id = (uint64_t)JS_COMM_ID_SENT << JS_COMM_ID_SHIFT | comm->queue->sq_consumed;
-    if (JS_UNLIKELY((entry->flags & ~QUEUE_KNOWN_FLAGS) != 0 ||
-                    entry->signal_op > JS_SIGNAL_SET || entry->signal >= JS_SIGNALS)) {
+    if (JS_UNLIKELY((entry->flags & ~QUEUE_KNOWN_FLAGS) != 0 || entry->signal_op > JS_SIGNAL_SET ||
+                    entry->signal >= JS_SIGNALS)) {
         *status = JS_ERR_INVALID;
         return QUEUE_DONE;
     }

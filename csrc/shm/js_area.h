@@ -55,10 +55,9 @@ typedef struct js_area_region {
 /* What a rank shows its peers for one-sided operations. */
 typedef struct js_area_port {
     js_signal signals[JS_SIGNALS];
-    js_area_region regions[JS_AREA_REGIONS]; /* W: owner */
+    js_area_region regions[JS_AREA_REGIONS];    /* W: owner */
     uint32_t putting JS_ALIGNED(JS_CACHE_LINE); /* 1 + the rank being written to; W: owner, swap */
 } JS_ALIGNED(JS_CACHE_LINE) js_area_port;
-
 
 typedef struct js_area {
     uint8_t *base;          /* of the segment */

@@ -60,15 +60,10 @@ static void part_add_stream(const char *name, void *memory, const js_stream_layo
 
 static void part_add_rank(const js_area *area, uint32_t rank)
 {
-    js_qp qp;
-    js_area_queue_pair(area, rank, &qp);
     part_add("board", js_area_board(area, rank), sizeof(js_board));
     part_add("counters", js_area_counters(area, rank), JS_AREA_COUNTER_SLOTS * sizeof(uint64_t));
     part_add("records", js_area_records(area, rank), JS_RECORD_SLOTS * sizeof(js_record));
-    part_add("queue control", qp.control, sizeof(*qp.control));
-    part_add("send queue", qp.sq, qp.sq_depth_slots * sizeof(js_sqe));
-    part_add("receive queue", qp.rq, qp.rq_depth_slots * sizeof(js_rqe));
-    part_add("completion queue", qp.cq, qp.cq_depth_slots * sizeof(js_cqe));
+    part_add("port", js_area_get_port(area, rank), sizeof(js_area_port));
     part_add_stream("all stream", js_area_all_stream(area, rank), &area->all_layout);
     for (uint32_t target = 0; target < area->config.world; target++) {
         part_add_stream("peer stream", js_area_peer_stream(area, rank, target), &area->peer_layout);
@@ -177,37 +172,5 @@ static void test_reader_numbers(void)
     }
 }
 
-/* Queues begin empty, whatever number they begin with. */
-static void test_format(void)
-{
-    static const uint32_t starts[] = { 0, 1, 5, 4096, UINT32_MAX - 3 };
-    for (size_t i = 0; i < JS_ARRAY_LEN(starts); i++) {
-        js_seg_config config = {
-            .world = 2, .stream_slots = 4, .queue_slots = 4, .sequence_start = starts[i]
-        };
-        js_area area;
-        js_qp qp;
-        js_cqe cqe;
-        JS_TEST_REQUIRE(js_area_config_check(&config) == JS_OK);
-        js_area_init(&area, NULL, &config, 0);
-        void *memory =
-            mmap(NULL, area.end_offset, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        JS_TEST_REQUIRE(memory != MAP_FAILED);
-        js_area_init(&area, memory, &config, 0);
-        js_area_format(&area);
-        js_area_queue_pair(&area, 1, &qp);
-        JS_TEST_EQ_I64(js_cq_poll(&qp, &cqe), 0);
-        for (uint32_t k = 0; k < 4; k++) {
-            JS_TEST_CHECK(qp.sq[(starts[i] + k) & 3].commit != js_sq_commit(starts[i] + k, 4));
-            JS_TEST_CHECK(qp.rq[(starts[i] + k) & 3].commit != js_rq_commit(starts[i] + k, 4));
-            JS_TEST_EQ_I64(js_sq_post(&qp, &(js_sqe){ .opcode = 1 }), 1);
-            JS_TEST_EQ_I64(js_rq_post(&qp, &(js_rqe){ .wr_id = 1 }), 1);
-        }
-        JS_TEST_EQ_I64(js_sq_post(&qp, &(js_sqe){ .opcode = 1 }), 0);
-        JS_TEST_EQ_I64(js_rq_post(&qp, &(js_rqe){ .wr_id = 1 }), 0);
-        munmap(memory, area.end_offset);
-    }
-}
-
 JS_TEST_MAIN(JS_TEST(test_parts_are_disjoint), JS_TEST(test_defaults), JS_TEST(test_ranges),
-             JS_TEST(test_reader_numbers), JS_TEST(test_format))
+             JS_TEST(test_reader_numbers))

@@ -295,8 +295,7 @@ static void test_dead_peer(void)
     alone_close(&a);
 }
 
-/* More launched than the engine takes from the queue at once: all complete, in order, and after
- * the failure none of them runs. */
+/* As many as there is room for: all complete, and after the failure none of them runs. */
 static void test_everything_outstanding_is_flushed(void)
 {
     fault_alone a;
@@ -309,7 +308,7 @@ static void test_everything_outstanding_is_flushed(void)
            js_comm_launch(a.self.comm, plan, values, values, &ids[posted]) == JS_OK) {
         posted++;
     }
-    JS_TEST_CHECK(posted > 8); /* one runs, 4 are accepted, 4 are in the queue */
+    JS_TEST_EQ_U64(posted, 5); /* one runs, 4 wait for their turn */
     js_comm_abort(a.self.comm, JS_ERR_ABORTED);
     for (uint32_t i = 0; i < posted; i++) {
         js_cqe cqe = { 0 };
@@ -319,102 +318,6 @@ static void test_everything_outstanding_is_flushed(void)
     js_record record;
     JS_TEST_EQ_I64(js_comm_last_record(a.self.comm, &record), JS_OK);
     JS_TEST_EQ_U64(record.op_id, 1);
-    alone_close(&a);
-}
-
-/* As many descriptors of all kinds as fit, most of them wrong: no completion is lost. */
-static void test_flush_does_not_overflow(void)
-{
-    fault_alone a;
-    uint8_t byte = 0;
-    uint64_t id = 0;
-    uint64_t first = 0;
-    alone_open(&a, NULL);
-    uint32_t plan = fault_load(&a.self, COUNT);
-    int32_t values[COUNT] = { 0 };
-    JS_TEST_EQ_I64(js_comm_launch(a.self.comm, plan, values, values, &first), JS_OK);
-    for (uint32_t i = 0; i < 4; i++) {
-        JS_TEST_EQ_I64(js_comm_receive(a.self.comm, &byte, 1, 1, 5, &id), JS_OK);
-        JS_TEST_EQ_I64(js_comm_launch(a.self.comm, plan, values, values, &id), JS_OK);
-    }
-    js_qp *qp = (js_qp *)js_comm_queue_pair(a.self.comm);
-    for (uint32_t i = 0; i < 4; i++) { /* accepted by hand, so that nothing of them is sent */
-        js_sqe send = { .opcode = JS_SQ_SEND, .peer = 1, .bytes = 8, .wr_id = 1000 };
-        JS_TEST_REQUIRE(js_message_post_send(&a.self.comm->message, &send));
-    }
-    for (uint32_t i = 0; i < 4; i++) {
-        JS_TEST_EQ_I64(js_sq_post(qp, &(js_sqe){ .opcode = 99, .wr_id = 2000 }), 1);
-        JS_TEST_EQ_I64(js_rq_post(qp, &(js_rqe){ .peer = 77, .wr_id = 3000 }), 1);
-    }
-    js_comm_abort(a.self.comm, JS_ERR_ABORTED);
-    js_cqe cqe = { 0 };
-    JS_TEST_EQ_I64(js_comm_wait(a.self.comm, first, 0, &cqe), JS_OK);
-    JS_TEST_EQ_I64(js_comm_wait(a.self.comm, id, 0, &cqe), JS_OK);
-    JS_TEST_EQ_I64(cqe.status, JS_ERR_FLUSHED);
-    JS_TEST_EQ_U64(a.self.comm->qp.cq_consumed, a.self.comm->cq_posted);
-    JS_TEST_EQ_U64(a.self.comm->cq_posted, 1 + 4 + 4 + 4 + 4 + 4);
-    alone_close(&a);
-}
-
-/* Descriptors as a device writes them: what is wrong with one is in its completion. */
-static void test_raw_descriptors(void)
-{
-    fault_alone a;
-    uint8_t bytes[8] = { 0 };
-    alone_open(&a, NULL);
-    uint32_t plan = fault_load(&a.self, 0);
-    js_qp *qp = (js_qp *)js_comm_queue_pair(a.self.comm);
-    js_qp device = *qp; /* looks at the completions by itself */
-    const struct {
-        js_sqe entry;
-        int32_t want;
-    } rows[] = {
-        { { .opcode = 0 }, JS_ERR_OPCODE },
-        { { .opcode = 77 }, JS_ERR_OPCODE },
-        { { .opcode = JS_SQ_LAUNCH, .plan_id = plan + 1 }, JS_ERR_INVALID },
-        { { .opcode = JS_SQ_LAUNCH, .plan_id = UINT32_MAX }, JS_ERR_INVALID },
-        { { .opcode = JS_SQ_LAUNCH, .plan_id = plan, .flags = 1 }, JS_ERR_INVALID },
-        { { .opcode = JS_SQ_SEND, .peer = 2 }, JS_ERR_INVALID },
-        { { .opcode = JS_SQ_SEND, .peer = 1, .flags = 128 }, JS_ERR_INVALID },
-        { { .opcode = JS_SQ_SEND, .peer = 1, .source_addr = (uintptr_t)bytes, .bytes = 8 }, JS_OK },
-    };
-    for (size_t i = 0; i < JS_ARRAY_LEN(rows); i++) {
-        js_sqe entry = rows[i].entry;
-        js_cqe cqe = { 0 };
-        entry.wr_id = 500 + i;
-        JS_TEST_EQ_I64(js_sq_post(qp, &entry), 1);
-        JS_TEST_EQ_I64(js_comm_progress(a.self.comm), JS_OK);
-        JS_TEST_EQ_I64(js_cq_poll(&device, &cqe), 1);
-        JS_TEST_EQ_U64(cqe.wr_id, 500 + i);
-        JS_TEST_EQ_I64(cqe.status, rows[i].want);
-        JS_TEST_EQ_U64(cqe.opcode, entry.opcode);
-        JS_TEST_CHECK(cqe.sq_head_or_tag == i || cqe.sq_head_or_tag == i + 1); /* never too many */
-    }
-    js_cqe cqe = { 0 };
-    JS_TEST_EQ_I64(js_rq_post(qp, &(js_rqe){ .peer = 9, .wr_id = 42 }), 1);
-    JS_TEST_EQ_I64(js_comm_progress(a.self.comm), JS_OK);
-    JS_TEST_EQ_I64(js_cq_poll(&device, &cqe), 1);
-    JS_TEST_CHECK(cqe.wr_id == 42 && cqe.status == JS_ERR_INVALID && cqe.opcode == 0);
-    alone_close(&a);
-}
-
-/* A device that posts after the failure gets its entries back, flushed. */
-static void test_descriptors_after_the_failure(void)
-{
-    fault_alone a;
-    alone_open(&a, NULL);
-    js_qp *qp = (js_qp *)js_comm_queue_pair(a.self.comm);
-    js_qp device = *qp;
-    js_comm_abort(a.self.comm, JS_ERR_TIMEOUT);
-    for (uint32_t i = 0; i < 20; i++) {
-        js_cqe cqe = { 0 };
-        js_sqe entry = { .opcode = JS_SQ_SEND, .peer = 1, .wr_id = 700 + i };
-        JS_TEST_EQ_I64(js_sq_post(qp, &entry), 1);
-        JS_TEST_EQ_I64(js_comm_progress(a.self.comm), JS_ERR_TIMEOUT);
-        JS_TEST_EQ_I64(js_cq_poll(&device, &cqe), 1);
-        JS_TEST_EQ_U64(cqe.wr_id, 700 + i);
-        JS_TEST_EQ_I64(cqe.status, JS_ERR_FLUSHED);
-    }
     alone_close(&a);
 }
 
@@ -486,6 +389,5 @@ static void test_second_thread_is_refused(void)
 JS_TEST_MAIN(JS_TEST(test_mismatch), JS_TEST(test_mismatch_without_a_frame), JS_TEST(test_timeout),
              JS_TEST(test_abort), JS_TEST(test_abort_together), JS_TEST(test_closed_peer),
              JS_TEST(test_closed_peer_of_a_message), JS_TEST(test_dead_peer),
-             JS_TEST(test_everything_outstanding_is_flushed), JS_TEST(test_flush_does_not_overflow),
-             JS_TEST(test_raw_descriptors), JS_TEST(test_descriptors_after_the_failure),
-             JS_TEST(test_forked), JS_TEST(test_second_thread_is_refused))
+             JS_TEST(test_everything_outstanding_is_flushed), JS_TEST(test_forked),
+             JS_TEST(test_second_thread_is_refused))

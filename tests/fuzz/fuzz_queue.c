@@ -16,6 +16,7 @@ typedef struct fuzz_world {
     js_seg *seg;
     js_engine *engines[2];
     js_comm *comms[2];
+    js_queue *queues[2];
     const uint8_t *data;
     size_t size;
 } fuzz_world;
@@ -49,6 +50,11 @@ static void fuzz_open(fuzz_world *w)
         JS_TEST_REQUIRE(js_engine_new(w->seg, i, none, &(js_wait_config){ 0 }, &w->engines[i]) ==
                         JS_OK);
         JS_TEST_REQUIRE(js_comm_open(w->engines[i], &w->comms[i]) == JS_OK);
+        js_qp_config none_of_it = { .event_fd = -1 };
+        JS_TEST_REQUIRE(js_qp_open(w->comms[i], &none_of_it, &w->queues[i]) == JS_OK);
+        js_region region = { (uintptr_t)fuzz_buffers, sizeof(fuzz_buffers),
+                             JS_ACCESS_READ | JS_ACCESS_WRITE, 0, 0, 0 };
+        JS_TEST_REQUIRE(js_qp_register(w->queues[i], &region) == JS_OK);
         for (uint32_t k = 0; k < PLANS; k++) {
             uint32_t id;
             call.count = k * 500;
@@ -66,7 +72,7 @@ static void fuzz_close(fuzz_world *w)
         JS_TEST_REQUIRE(js_comm_counters(w->comms[i], i, counters, 64) == JS_OK);
         fuzz_completions += counters[JS_COUNTER_COMPLETIONS];
         fuzz_failures += w->comms[i]->failed != JS_OK;
-        js_comm_close(w->comms[i]);
+        js_qp_free(w->queues[i]);
         js_engine_free(w->engines[i]);
     }
     js_seg_detach(w->seg);
@@ -82,7 +88,7 @@ static void fuzz_post_sq(fuzz_world *w, uint32_t rank)
         entry.target_addr = (uintptr_t)fuzz_buffers[1] + entry.target_addr % (BUFFER_BYTES / 2);
         entry.bytes %= BUFFER_BYTES / 2;
     }
-    (void)js_sq_post((js_qp *)js_comm_queue_pair(w->comms[rank]), &entry);
+    (void)js_post(js_qp_view(w->queues[rank]), &entry);
 }
 
 static void fuzz_post_rq(fuzz_world *w, uint32_t rank)
@@ -94,18 +100,28 @@ static void fuzz_post_rq(fuzz_world *w, uint32_t rank)
         entry.target_addr = (uintptr_t)fuzz_buffers[1] + entry.target_addr % (BUFFER_BYTES / 2);
         entry.bytes = flags | entry.bytes % (BUFFER_BYTES / 2);
     }
-    (void)js_rq_post((js_qp *)js_comm_queue_pair(w->comms[rank]), &entry);
+    (void)js_post_receive_entry(js_qp_view(w->queues[rank]), &entry);
 }
 
 /* A device that has died in the middle of an entry: all of it but a valid commit word. */
 static void fuzz_scribble(fuzz_world *w, uint32_t rank)
 {
-    const js_qp *qp = (const js_qp *)js_comm_queue_pair(w->comms[rank]);
-    uint32_t index = qp->sq_posted & (qp->sq_depth_slots - 1);
-    if (qp->sq_posted - w->comms[rank]->sq_consumed < qp->sq_depth_slots) {
+    const js_qp *qp = js_qp_view(w->queues[rank]);
+    uint32_t posted = qp->control->sq_reserved.index;
+    uint32_t index = posted & (qp->sq_depth_slots - 1);
+    if (posted - w->queues[rank]->sq_consumed < qp->sq_depth_slots) {
         fuzz_take(w, &qp->sq[index], offsetof(js_sqe, commit));
-        qp->sq[index].commit &= ~(1ull << 63) | js_sq_commit(qp->sq_posted, qp->sq_depth_slots);
+        qp->sq[index].commit &= ~(1ull << 63) | js_sq_commit(posted, qp->sq_depth_slots);
         qp->sq[index].commit ^= 1; /* bits that are zero in every commit */
+    }
+}
+
+static void fuzz_take_completions(const fuzz_world *w, uint32_t rank)
+{
+    const js_qp *qp = js_qp_view(w->queues[rank]);
+    js_cqe cqe;
+    (void)js_progress(qp);
+    while (js_take_completion(qp, &cqe)) {
     }
 }
 
@@ -131,10 +147,10 @@ static void fuzz_command(fuzz_world *w)
         if (command >= 0xfc) {
             js_comm_abort(w->comms[rank], JS_ERR_ABORTED);
         }
-        (void)js_comm_progress(w->comms[1 - rank]);
+        fuzz_take_completions(w, 1 - rank);
         break;
     default:
-        (void)js_comm_progress(w->comms[rank]);
+        fuzz_take_completions(w, rank);
         break;
     }
 }
@@ -144,10 +160,11 @@ static void fuzz_check(const fuzz_world *w)
 {
     for (uint32_t i = 0; i < 2; i++) {
         const js_comm *comm = w->comms[i];
-        JS_TEST_REQUIRE(comm->qp.cq_consumed == comm->cq_posted);
-        bool is_empty = comm->qp.sq_posted == comm->sq_consumed;
+        const js_queue *queue = w->queues[i];
+        JS_TEST_REQUIRE(queue->qp.control->cq_consumed.index == queue->cq_posted);
+        bool is_empty = queue->qp.control->sq_reserved.index == queue->sq_consumed;
         bool may_wait = comm->message.send_free == JS_MESSAGE_NONE ||
-                        comm->launch_tail - comm->launch_head == comm->qp.sq_depth_slots;
+                        comm->launch_tail - comm->launch_head > comm->launch_mask || queue->sq_retired != queue->sq_consumed;
         JS_TEST_REQUIRE(is_empty || (may_wait && comm->failed == JS_OK));
     }
 }
@@ -160,7 +177,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         fuzz_command(&w);
     }
     for (uint32_t i = 0; i < 200; i++) {
-        (void)js_comm_progress(w.comms[i & 1]);
+        fuzz_take_completions(&w, i & 1);
     }
     fuzz_check(&w);
     fuzz_close(&w);
@@ -176,7 +193,7 @@ static size_t fuzz_make(uint8_t *out, size_t capacity, uint64_t *random)
     while (size + 1 + sizeof(js_sqe) <= capacity) {
         uint8_t command = (uint8_t)js_fuzz_random(random);
         uint32_t kind = command >> 1 & 7;
-        js_sqe sqe = { .opcode = (uint8_t)(js_fuzz_random(random) % 4), .plan_id = plan };
+        js_sqe sqe = { .opcode = (uint8_t)(js_fuzz_random(random) % 4), .key = plan };
         sqe.peer = (uint16_t)(js_fuzz_random(random) % 3);
         sqe.bytes = js_fuzz_random(random) % 100;
         js_rqe rqe = { .bytes = 100 | (js_fuzz_random(random) % 4 << 62) };

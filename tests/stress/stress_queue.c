@@ -34,6 +34,10 @@ static void queue_reset(const queue_run *run)
 {
     memset(&rings, 0, sizeof(rings));
     device_is_done = 0;
+    rings.control.status.state = JS_QP_READY;
+    rings.control.sq_reserved.index = rings.control.sq_reserved.seen = run->start;
+    rings.control.rq_reserved.index = rings.control.rq_reserved.seen = run->start;
+    rings.control.cq_consumed.index = run->start;
     rings.control.sq_consumed.index = run->start;
     rings.control.rq_consumed.index = run->start;
     for (uint32_t i = 1; i <= 4 * run->depth; i++) {
@@ -62,7 +66,7 @@ static bool device_post(js_qp *qp, uint64_t wr_id)
     entry.source_addr = wr_id * 3;
     entry.bytes = ~wr_id;
     entry.tag = (uint32_t)(wr_id >> 3);
-    return js_sq_post(qp, &entry) != 0;
+    return js_post(qp, &entry) == JS_OK;
 }
 
 static bool device_post_receive(js_qp *qp, uint64_t wr_id)
@@ -70,7 +74,7 @@ static bool device_post_receive(js_qp *qp, uint64_t wr_id)
     js_rqe entry = { .wr_id = wr_id, .target_addr = wr_id * 5, .bytes = ~wr_id };
     entry.tag = (uint32_t)(wr_id >> 5);
     entry.peer = (uint16_t)(wr_id * 7);
-    return js_rq_post(qp, &entry) != 0;
+    return js_post_receive_entry(qp, &entry) == JS_OK;
 }
 
 static void *device_main(void *argument)
@@ -84,9 +88,7 @@ static void *device_main(void *argument)
         .sq_depth_slots = run->depth,
         .rq_depth_slots = run->depth,
         .cq_depth_slots = 4 * run->depth,
-        .sq_posted = run->start,
-        .rq_posted = run->start,
-        .cq_consumed = run->start,
+        .is_single = 1,
     };
     uint64_t completed = 0;
     uint64_t receives = 0;
@@ -102,7 +104,7 @@ static void *device_main(void *argument)
             moved = true;
         }
         receives += device_post_receive(&qp, receives);
-        if (js_cq_poll(&qp, &cqe) != 0) {
+        if (js_take_completion(&qp, &cqe) != 0) {
             JS_TEST_EQ_U64(cqe.wr_id, completed);
             JS_TEST_EQ_U64(cqe.bytes, ~completed);
             JS_TEST_EQ_U64(cqe.sq_head_or_tag, (uint32_t)(run->start + completed + 1));
@@ -118,7 +120,7 @@ static void *device_main(void *argument)
     return NULL;
 }
 
-/* --- the engine, as js_duty.c has it --------------------------------------------------------- */
+/* --- the engine, as js_queue.c has it --------------------------------------------------------- */
 
 static bool engine_take(const queue_run *run, uint32_t *consumed, uint32_t *cq_posted,
                         uint64_t wr_id)
