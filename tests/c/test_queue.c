@@ -255,21 +255,21 @@ static void test_descriptors_are_whole(void)
     memset(t.sq, 0xff, sizeof(t.sq));
     memset(t.rq, 0xff, sizeof(t.rq));
     JS_TEST_EQ_I64(js_post_send(&t.qp, 1, &x, 4, 2, 3), JS_OK);
-    JS_TEST_EQ_I64(js_post_put_signal(&t.qp, 2, &x, 4, 1, 7, 8, 9, 10), JS_OK);
+    JS_TEST_EQ_I64(js_post_put_signal(&t.qp, 2, &x, 4, (js_remote){ 8, 7, 1 }, 9), JS_OK);
     JS_TEST_EQ_I64(js_post_launch(&t.qp, 3, 5, &x, &x), JS_OK);
     JS_TEST_EQ_I64(js_post_graph(&t.qp, 4, 6), JS_OK);
     JS_TEST_EQ_I64(js_post_receive(&t.qp, 5, &x, 4, JS_PEER_ANY, 3), JS_OK);
     uint64_t at = (uintptr_t)&x;
     const js_sqe want[DEPTH] = {
         { JS_SQ_SEND, 0, 2, 0, 1, at, 0, 0, 4, 3, 0, 0, js_sq_commit(0, DEPTH) },
-        { JS_SQ_PUT, 0, 1, 7, 2, at, 8, 10, 4, 0, 9, JS_SIGNAL_ADD, js_sq_commit(1, DEPTH) },
+        { JS_SQ_PUT, 0, 1, 7, 2, at, 8, 1, 4, 0, 9, JS_SIGNAL_ADD, js_sq_commit(1, DEPTH) },
         { JS_SQ_LAUNCH, 0, 0, 5, 3, at, at, 0, 0, 0, 0, 0, js_sq_commit(2, DEPTH) },
         { JS_SQ_GRAPH, 0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 0, js_sq_commit(3, DEPTH) },
     };
     JS_TEST_CHECK(memcmp(t.sq, want, sizeof(want)) == 0);
     const js_rqe want_receive = { 5, at, 4, 3, JS_PEER_ANY, js_rq_commit(0, DEPTH) };
     JS_TEST_CHECK(memcmp(t.rq, &want_receive, sizeof(want_receive)) == 0);
-    JS_TEST_EQ_I64(js_post_put(&t.qp, 6, &x, 4, 1, 7, 8), JS_ERR_FULL);
+    JS_TEST_EQ_I64(js_post_put(&t.qp, 6, &x, 4, (js_remote){ 8, 7, 1 }), JS_ERR_FULL);
 }
 
 JS_TEST_MAIN(JS_TEST(test_sizes), JS_TEST(test_commit_words), JS_TEST(test_sq_through_laps),
