@@ -97,6 +97,7 @@ class _Lib:
     JS_KIND_SCAN: Final = 10
     JS_KIND_SCATTER: Final = 9
     JS_NODE_CALL: Final = 5
+    JS_NODE_EXACT: Final = 1
     JS_NODE_JOIN: Final = 4
     JS_NODE_LAUNCH: Final = 1
     JS_NODE_RECEIVE: Final = 3
@@ -563,6 +564,11 @@ class _Lib:
     def js_fold(
         self,
         a0: FFI.CData,  # struct js_fold_request *
+        /,
+    ) -> int: ...  # int32_t
+    def js_graph_call(
+        self,
+        a0: FFI.CData,  # struct js_persistent *
         /,
     ) -> int: ...  # int32_t
     def js_group_create(

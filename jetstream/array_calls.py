@@ -26,6 +26,8 @@ __all__ = [
     "array_launch",
     "array_receive",
     "array_send",
+    "byte_pointer",
+    "graph_call",
     "persistent_call",
 ]
 
@@ -36,6 +38,8 @@ array_launch = lib.js_array_launch
 
 #: (js_persistent *) -> status.
 persistent_call = lib.js_persistent_call
+#: (js_persistent *) -> status; its plan_id is a graph.
+graph_call = lib.js_graph_call
 
 #: (js_mail *, id(array), rank << 32 | tag) -> status.
 array_send = lib.js_array_send
@@ -84,6 +88,7 @@ def _is_seen_right(array: Array) -> bool:
 
 
 _IS_LAYOUT_KNOWN = _is_layout_known()
+_from_buffer = ffi.from_buffer
 
 
 def _new_mail() -> Any:
@@ -94,6 +99,14 @@ def _new_mail() -> Any:
             mail.dtypes[i], mail.itemsize_bytes[i] = id(dtype), dtype.itemsize
         mail.dtype_count = len(BY_NUMPY)
     return mail
+
+
+def byte_pointer(array: Array) -> Any:
+    """The array's memory as a cffi pointer that keeps it alive."""
+    try:
+        return _from_buffer(array)
+    except ValueError:  # an element type that the buffer protocol has no name for: bfloat16
+        return _from_buffer(array.reshape(-1).view("u1"))
 
 
 class ArrayCalls:

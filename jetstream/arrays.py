@@ -21,6 +21,7 @@ __all__ = [
     "forbid_overlap",
     "share",
     "share_contiguous",
+    "share_fixed",
     "share_writable",
     "unshare",
 ]
@@ -87,6 +88,20 @@ def share_contiguous(x: Any, *, name: str = "input") -> Array:
         return array
     copied: Array = np.ascontiguousarray(array)
     return copied
+
+
+def share_fixed(x: Any, *, name: str = "input") -> Array:
+    """See ``x`` as a C-contiguous array whose memory is looked at again later.
+
+    A strided one, of which a copy would be made now, is refused with ArgumentError.
+    """
+    array = share(x, name=name)
+    if not array.flags.c_contiguous:
+        raise ArgumentError(
+            f"{name} is not C-contiguous (strides {array.strides} for shape {array.shape}): it "
+            "would be copied now, and later calls would see the copy"
+        )
+    return array
 
 
 def share_writable(x: Any, *, name: str) -> Array:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jetstream.arrays import Array, forbid_overlap, share, share_contiguous, share_writable, unshare
+from jetstream.arrays import Array, forbid_overlap, share, share_writable, unshare
 from jetstream.dtypes import Kind, RedOp, redop_of
 from jetstream.errors import ArgumentError
 from jetstream.launcher import Launcher
@@ -65,7 +65,7 @@ class CallParts:
         mode: Mode,
     ) -> Any:
         """all_gather, and gather where there is a root."""
-        source = share_contiguous(x)
+        source = self._launcher.share_input(x)
         axis = check_axis(axis, source)
         self._forbid_async(mode, axis)
         if counts is None:
@@ -109,8 +109,10 @@ class CallParts:
         mode: Mode,
     ) -> Any:
         """reduce_scatter, and scatter on its root."""
-        source = share_contiguous(x)
+        source = self._launcher.share_input(x)
         axis = check_axis(axis, source)
+        if self._launcher.is_fixed:
+            self._forbid_async(mode, axis)
         rows = self._divided_rows(source, axis, counts, "counts", mode.what)
         row_elements = elements_per_row(source, axis)
         shape = (*source.shape[:axis], rows[self.rank], *source.shape[axis + 1 :])
@@ -139,7 +141,7 @@ class CallParts:
         if out is None:
             source = target = share_writable(x, name="x")
         else:
-            source = share_contiguous(x)
+            source = self._launcher.share_input(x)
             target = choose_output(out, source.size, source, source.shape)
             forbid_overlap(source, target, same=(source, target))
         plan = self._launcher.plan(
@@ -188,5 +190,7 @@ class CallParts:
             )
 
     def _forbid_async(self, mode: Mode, axis: int) -> None:
-        if mode.async_op and axis != 0:
+        if axis != 0 and mode.async_op:
             raise ArgumentError(f"{mode.what}: async_op needs axis=0")
+        if axis != 0 and self._launcher.is_fixed:
+            raise ArgumentError(f"{mode.what}: a call with fixed arrays needs axis=0")

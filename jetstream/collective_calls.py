@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jetstream.array_calls import array_call, persistent_call
-from jetstream.arrays import forbid_overlap, share_contiguous, share_writable, unshare
+from jetstream.arrays import forbid_overlap, share_writable, unshare
 from jetstream.call_parts import NOTHING, CallParts, Mode
 from jetstream.dtypes import Kind, RedOp
 from jetstream.errors import ArgumentError
@@ -84,7 +84,7 @@ class CollectiveCalls(CallParts):
         if out is None:
             source = target = share_writable(x, name="x")
         else:
-            source = share_contiguous(x)
+            source = launcher.share_input(x)
             target = choose_output(out, source.size, source, source.shape)
             forbid_overlap(source, target, same=(source, target))
         plan = launcher.plan(
@@ -182,7 +182,7 @@ class CollectiveCalls(CallParts):
                 return out
         key = _ALL_TO_ALL if is_plain else None
         mode = Mode("all_to_all", async_op, timeout, chunk_bytes, key=key)
-        source = share_contiguous(x)
+        source = self._launcher.share_input(x)
         axis = check_axis(axis, source)
         self._forbid_async(mode, axis)
         row_elements = elements_per_row(source, axis)
@@ -284,7 +284,7 @@ class CollectiveCalls(CallParts):
         if is_plain and self._launcher.repeat(key, x, x):
             return x
         root = check_rank(root, self.size, "root")
-        see = share_contiguous if self.rank == root else share_writable
+        see = self._launcher.share_input if self.rank == root else share_writable
         array = see(x, name="x")
         plan = self._launcher.plan(
             Kind.BROADCAST, array.dtype, array.size, root=root, chunk_bytes=chunk_bytes
@@ -320,7 +320,8 @@ class CollectiveCalls(CallParts):
         if is_plain and self._launcher.repeat(key, x, result if is_root else NOTHING):
             return result
         root = check_rank(root, self.size, "root")
-        source = share_writable(x, name="x") if is_root and out is None else share_contiguous(x)
+        see = share_writable if is_root and out is None else self._launcher.share_input
+        source = see(x, name="x")
         target = NOTHING
         if is_root:
             target = source

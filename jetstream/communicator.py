@@ -10,8 +10,10 @@ import numpy as np
 
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import check, ffi, lib, text_of
+from jetstream.array_calls import byte_pointer
 from jetstream.arrays import Array, share_writable
 from jetstream.call_parts import NOTHING
+from jetstream.capture import Capture
 from jetstream.collective_calls import CollectiveCalls
 from jetstream.config import Config
 from jetstream.device_host import DeviceHost
@@ -98,11 +100,29 @@ class Communicator(CollectiveCalls, MessageCalls):
 
         Raises ArgumentError where the call itself would, and for an ``x`` that is not contiguous.
         """
+        self._launcher.require_live("persistent")
         return prepare(self._launcher, self.rank, self.size, kind, arguments, options)
 
     def device_host(self) -> DeviceHost:
         """What :class:`jetstream.transport.QueuePair` needs of this communicator."""
         return DeviceHost(self._endpoint, self._launcher, self.rank, self.size)
+
+    def capture(self, *, timeout: float | None = None) -> Capture:
+        """Record what is called on this communicator: ``with comm.capture() as graph: ...``.
+
+        Within the block collectives and messages are checked and remembered with their arrays,
+        and ``graph.call`` adds functions of C; nothing is sent, no array changes. Then ``graph()``
+        carries all of it out, as ``graph.launch()`` does without waiting, each time with what the
+        arrays contain: one call instead of many. ``timeout`` is that of ``graph()``, in seconds.
+        ``docs/graphs.md`` has the rules.
+
+        Raises ArgumentError within another capture, and what the communicator has failed with.
+        """
+        return Capture(self._launcher, self._use, timeout)
+
+    def _use(self, launcher: Any) -> None:
+        """From now on calls go there."""
+        self._launcher = launcher
 
     # --- symmetric memory ----------------------------------------------------------------------
 
@@ -140,6 +160,7 @@ class Communicator(CollectiveCalls, MessageCalls):
 
         Raises ArgumentError, and on all ranks of a group OutOfMemoryError where there is no room.
         """
+        self._launcher.require_live("split")
         self._launcher.handle()
         endpoint = split(self, self._endpoint, color, key)
         return None if endpoint is None else self._child(endpoint)
@@ -201,6 +222,7 @@ class Communicator(CollectiveCalls, MessageCalls):
 
         ``kind``: all_reduce (in place on ``x``) or barrier. All ranks must call it alike.
         """
+        self._launcher.require_live("time_launches")
         array = share_writable(x, name="x")
         if kind == "all_reduce":
             plan = self._launcher.plan(Kind.ALL_REDUCE, array.dtype, array.size, op=op)
@@ -209,7 +231,12 @@ class Communicator(CollectiveCalls, MessageCalls):
         else:
             raise ArgumentError(f"time_launches: kind {kind!r} is not all_reduce or barrier")
         latency_ns = np.zeros(iterations, dtype=np.uint64)
-        self._launcher.time_launches(plan, array, latency_ns)
+        pointer = byte_pointer(array)
+        times = ffi.from_buffer("uint64_t[]", latency_ns)
+        handle = self._launcher.handle()
+        status = lib.js_comm_repeat(handle, plan, pointer, pointer, iterations, times)
+        if status < 0:
+            self._launcher.fail(status)
         return latency_ns
 
     # --- ending --------------------------------------------------------------------------------

@@ -10,7 +10,13 @@ from jetstream.collectives.parts import PARTS_SPLITS, format_counts, is_packed, 
 from jetstream.dtypes import Algorithm as Algo
 from jetstream.dtypes import DType, Kind, RedOp
 
-__all__ = ["describe_call", "describe_fault", "describe_wait", "raise_failure"]
+__all__ = [
+    "describe_call",
+    "describe_fault",
+    "describe_sender",
+    "describe_wait",
+    "raise_failure",
+]
 
 _STATES = {
     lib.JS_PEER_ABSENT: "never attached",
@@ -53,6 +59,11 @@ def _describe_parts(call: Any) -> str:
     return f"count={call.count}"
 
 
+def describe_sender(source: int) -> str:
+    """The source of a receive, which may be JS_PEER_ANY."""
+    return "any rank" if source == lib.JS_PEER_ANY else f"rank {source}"
+
+
 def _ranks(fault: Any) -> str:
     listed = [str(rank) for rank in range(64) if fault.missing_mask >> rank & 1]
     if fault.missing_count > len(listed):
@@ -85,10 +96,15 @@ def _peer_story(fault: Any) -> str:
 
 
 def _progress_story(fault: Any) -> str:
+    node = ""
+    if fault.node_count:
+        node = (
+            f"; {_reporter(fault)} is at node {fault.node_index} of a graph of {fault.node_count}"
+        )
     if fault.my_call.kind == lib.JS_KIND_NONE:
-        return ""
+        return node
     return (
-        f"; {_reporter(fault)} is in {describe_call(fault.my_call)} #{fault.my_sequence}, "
+        f"{node}; {_reporter(fault)} is in {describe_call(fault.my_call)} #{fault.my_sequence}, "
         f"operation {fault.op_index + 1} of {fault.op_count} of its plan, "
         f"{fault.bytes_done} of {fault.bytes_total} bytes done"
     )

@@ -8,21 +8,21 @@ from typing import Any
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import AGAIN, FULL, check, ffi, lib
 from jetstream._core.timeouts import timeout_to_ns
-from jetstream.array_calls import MISS, SHORT, ArrayCalls, array_call, array_launch
-from jetstream.arrays import Array
+from jetstream.array_calls import MISS, SHORT, ArrayCalls, array_call, array_launch, byte_pointer
+from jetstream.arrays import Array, share_contiguous
 from jetstream.collectives import Splits
 from jetstream.config import Config
-from jetstream.diagnosis import describe_call, describe_wait, raise_failure
+from jetstream.diagnosis import describe_call, describe_sender, describe_wait, raise_failure
 from jetstream.dtypes import Kind, RedOp, check_redop, dtype_of, redop_of
 from jetstream.errors import ArgumentError, ClosedError, JetstreamError, TimedOutError
 from jetstream.plans import PlanCache
-from jetstream.work import Message, Work
+from jetstream.work import Arrival, Message, Work
 
-__all__ = ["ANY_SOURCE", "Launcher", "byte_pointer"]
+__all__ = ["ANY_SOURCE", "Launcher"]
 
 #: Statuses that are about one call and leave the communicator intact.
 _CALLER_ERRORS = frozenset(
-    (lib.JS_ERR_BUSY, lib.JS_ERR_INVALID, lib.JS_ERR_FULL, lib.JS_ERR_TRUNCATED, lib.JS_ERR_OPCODE)
+    (lib.JS_ERR_BUSY, lib.JS_ERR_INVALID, lib.JS_ERR_FULL, lib.JS_ERR_OPCODE)
 )
 _CLOSE_DRAIN_S = 10.0
 _from_buffer = ffi.from_buffer
@@ -38,30 +38,24 @@ _RECEIVED = (lib.JS_OK, SHORT, lib.JS_ERR_TRUNCATED)
 ANY_SOURCE: int = lib.JS_PEER_ANY
 
 
-def _sender(source: int) -> str:
-    return "any rank" if source == ANY_SOURCE else f"rank {source}"
-
-
-def byte_pointer(array: Array) -> Any:
-    """The array's memory as a cffi pointer that keeps it alive."""
-    try:
-        return _from_buffer(array)
-    except ValueError:  # an element type that the buffer protocol has no name for: bfloat16
-        return _from_buffer(array.reshape(-1).view("u1"))
-
-
 class Launcher:
     """Posts operations of one communicator and waits for them."""
+
+    is_fixed = False  # calls happen at once: they may copy what they are given
+    share_input = staticmethod(share_contiguous)
 
     def __init__(self, endpoint: Endpoint, rank: int, size: int, config: Config) -> None:
         self._array_calls = ArrayCalls()
         self.tables = self._array_calls.tables
         self.barrier_call: Any = None  # a js_persistent *, once there has been one
         self.timeout = config.timeout_s
+        self.is_captured = False  # a graph is being made of the communicator's calls
+        self.undisposed: list[Any] = []  # graphs that nobody holds but a device may still run
         self._endpoint = endpoint
         self.mail = self._array_calls.mail
         self.mail.comm = endpoint.handle
         endpoint.on_handle.append(self._array_calls.set_handle)
+        self.watch = self._array_calls.watch
         self.plans = PlanCache(endpoint.handle, rank, size, config=config, fail=self.fail)
         self._found: dict[Any, int] = {}
         self._outstanding: dict[int, Work] = {}
@@ -90,6 +84,16 @@ class Launcher:
         if self._endpoint.is_forked:
             raise_failure(handle, lib.JS_ERR_FORKED)
         return handle
+
+    def require_live(self, what: str) -> None:
+        """Raise ArgumentError while calls are captured: ``what`` cannot be."""
+        if self.is_captured:
+            raise ArgumentError(f"{what} cannot be captured: move it out of the block")
+
+    def set_captured(self, is_captured: bool) -> None:
+        """Meanwhile nothing that was prepared or remembered can be launched."""
+        self.is_captured = is_captured
+        self._array_calls.set_handle(ffi.NULL if is_captured else self._endpoint.handle)
 
     def fail(self, status: int) -> None:
         """Raise what a negative status of an operation means."""
@@ -192,7 +196,7 @@ class Launcher:
             return None
         if status < 0:
             self.fail(status)
-        return self._track(out[0], what, (source, target), target)
+        return self.track(out[0], what, (source, target), target)
 
     def resume(self, status: int) -> bool:
         """What a remembered call still needs that was not complete at once.
@@ -201,7 +205,7 @@ class Launcher:
         """
         if status in (MISS, FULL):
             return False
-        self._run_on(self.handle(), status, self._timeout_ns)
+        self.run_on(self.handle(), status, self._timeout_ns)
         return True
 
     def remember(self, key: Hashable, source: Array, target: Array, plan: int) -> None:
@@ -220,7 +224,7 @@ class Launcher:
         call.input, call.output = buffers
         call.timeout_ns = timeout_to_ns(timeout, self.timeout)
         call.plan_id = plan
-        self._array_calls.watch(call)
+        self.watch(call)
         self.plans.pin(plan, owner)
         return call, buffers
 
@@ -247,6 +251,7 @@ class Launcher:
 
     def finish(self, call: Any, status: int) -> None:
         """What a launch of a ``js_persistent *`` still needs that was not complete at once."""
+        self.require_live("what was prepared before")
         pointers = call.input, call.output
         self._finish(self.handle(), call.plan_id, pointers, status, call.timeout_ns)
 
@@ -254,9 +259,9 @@ class Launcher:
         self, handle: Any, plan: int, pointers: tuple[Any, Any], status: int, timeout_ns: int
     ) -> None:
         while status == FULL:
-            self._make_room(timeout_ns)
+            self.make_room(timeout_ns)
             status = _call(handle, plan, *pointers, timeout_ns)
-        self._run_on(handle, status, timeout_ns)
+        self.run_on(handle, status, timeout_ns)
 
     def interrupt(self, error: BaseException) -> None:
         """After Ctrl-C in the middle of a call: the peers must not wait for this rank."""
@@ -266,7 +271,7 @@ class Launcher:
         if handle != ffi.NULL and lib.js_comm_wait(handle, 0, 0, self._cqe) == AGAIN:
             lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
 
-    def _run_on(self, handle: Any, status: int, timeout_ns: int) -> None:
+    def run_on(self, handle: Any, status: int, timeout_ns: int, what: str = "") -> None:
         """The slow continuation of a call: long waits, signals, failures."""
         cqe = ffi.new("js_cqe *")
         while status == AGAIN:
@@ -274,20 +279,20 @@ class Launcher:
             if status == lib.JS_OK:
                 status = cqe.status
         if status == lib.JS_ERR_TIMEOUT:
-            self._time_out(handle, timeout_ns)
+            self._time_out(handle, timeout_ns, what)
         if status < 0:
             self.fail(status)
 
-    def _time_out(self, handle: Any, timeout_ns: int) -> None:
+    def _time_out(self, handle: Any, timeout_ns: int, what: str) -> None:
         fault = ffi.new("js_fault *")
         lib.js_comm_fault(handle, fault)
         if fault.status != lib.JS_OK:  # an earlier call has timed out
             raise_failure(handle, lib.JS_ERR_TIMEOUT)
         story = describe_wait(fault)
-        what = describe_call(fault.my_call)
+        what = what or f"{describe_call(fault.my_call)} #{fault.my_sequence}"
         lib.js_comm_abort(handle, lib.JS_ERR_TIMEOUT)
         raise TimedOutError(
-            f"{what} #{fault.my_sequence} timed out after {timeout_ns / 1e9:g} s, {story}. "
+            f"{what} timed out after {timeout_ns / 1e9:g} s, {story}. "
             "The communicator cannot be used any more: close it and make a new one.",
             status="JS_ERR_TIMEOUT",
         )
@@ -295,23 +300,15 @@ class Launcher:
     def start(self, plan: int, source: Array, target: Array, result: Any, what: str) -> Work:
         """Launch without waiting."""
         inputs, outputs = byte_pointer(source), byte_pointer(target)
-        wr_id = self._post(lib.js_comm_launch, plan, inputs, outputs)
-        return self._track(wr_id, what, (source, target, inputs, outputs), result)
-
-    def time_launches(self, plan: int, array: Array, latency_ns: Array) -> None:
-        """Fill ``latency_ns`` (uint64) with the duration of launches in place, run from C."""
-        pointer = byte_pointer(array)
-        times = ffi.from_buffer("uint64_t[]", latency_ns)
-        status = lib.js_comm_repeat(self.handle(), plan, pointer, pointer, latency_ns.size, times)
-        if status < 0:
-            self.fail(status)
+        wr_id = self.post(lib.js_comm_launch, plan, inputs, outputs)
+        return self.track(wr_id, what, (source, target, inputs, outputs), result)
 
     # --- messages ------------------------------------------------------------------------------
 
     def send(self, array: Array, target: int, tag: int) -> Work:
         """Post a send."""
         pointer = byte_pointer(array)
-        wr_id = self._post(lib.js_comm_send, pointer, array.nbytes, target, tag)
+        wr_id = self.post(lib.js_comm_send, pointer, array.nbytes, target, tag)
         return self._track_send(wr_id, array, pointer, target)
 
     def send_now(self, array: Array, target: int, tag: int, timeout: float | None) -> None:
@@ -338,21 +335,25 @@ class Launcher:
         if status in _UNFINISHED:
             work = self._track_send(self._cqe.wr_id, array, byte_pointer(array), target)
         else:
-            self._refuse(status)
+            if status != FULL:
+                self.fail(status)
             work = self.send(array, target, tag)
         self.finish_message(work, timeout)
 
     def receive(
         self, array: Array, source: int, tag: int | None, finish: Callable[[int], Any]
     ) -> Work:
-        """Post a receive; ``finish`` gets the size of the message in bytes."""
+        """Post a receive; ``finish`` gets the size of the message in bytes, as an Arrival does."""
         pointer = byte_pointer(array)
         room = array.nbytes if tag is not None else array.nbytes | _TAG_ANY
-        wr_id = self._post(lib.js_comm_receive, pointer, room, source, tag or 0)
+        wr_id = self.post(lib.js_comm_receive, pointer, room, source, tag or 0)
         return self._track_receive(wr_id, array, pointer, source, finish)
 
-    def receive_now(self, array: Array, source: int, tag: int | None, timeout: float | None) -> int:
-        """Receive and wait; returns the size of the message in bytes."""
+    def receive_now(
+        self, arrival: Arrival, source: int, tag: int | None, timeout: float | None
+    ) -> Any:
+        """Receive and wait."""
+        array = arrival.array
         timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
         cqe, room = self._cqe, array.nbytes
         try:
@@ -366,10 +367,11 @@ class Launcher:
         handle = self._endpoint.handle or self.handle()
         try:
             status = _receive_wait(handle, pointer, room, address, timeout_ns, cqe)
-            return self.go_on_receiving(status, array, source, tag, timeout)
+            nbytes = self.go_on_receiving(status, array, source, tag, timeout)
         except BaseException as error:
             self.give_up(error)
             raise
+        return arrival(nbytes)
 
     def go_on_receiving(
         self, status: int, array: Array, source: int, tag: int | None, timeout: float | None
@@ -381,7 +383,8 @@ class Launcher:
             pointer = byte_pointer(array)
             work = self._track_receive(self._cqe.wr_id, array, pointer, source, int)
         else:
-            self._refuse(status)
+            if status != FULL:
+                self.fail(status)
             work = self.receive(array, source, tag, int)
         return int(self.finish_message(work, timeout))
 
@@ -390,8 +393,8 @@ class Launcher:
     ) -> Message | None:
         """What a receive would get, which stays there; None only without waiting."""
         room = _PROBE if tag is not None else _PROBE | _TAG_ANY
-        wr_id = self._post(lib.js_comm_receive, ffi.NULL, room, source, tag or 0)
-        work = self._track(wr_id, f"probe of {_sender(source)}", ())
+        wr_id = self.post(lib.js_comm_receive, ffi.NULL, room, source, tag or 0)
+        work = self.track(wr_id, f"probe of {describe_sender(source)}", ())
         if is_waiting or work.done() or not self._take_back(work):
             self.finish_message(work, timeout if is_waiting else None)
         return work.message
@@ -425,20 +428,15 @@ class Launcher:
         self.forget(work.wr_id)
         return True
 
-    def _refuse(self, status: int) -> None:
-        """Raise for a message that was not posted; return when there was only no room for it."""
-        if status != FULL:
-            self.fail(status)
-
     def _track_send(self, wr_id: int, array: Array, pointer: Any, target: int) -> Work:
         what = f"send of {array.nbytes} bytes to rank {target}"
-        return self._track(wr_id, what, (array, pointer))
+        return self.track(wr_id, what, (array, pointer))
 
     def _track_receive(
         self, wr_id: int, array: Array, pointer: Any, source: int, finish: Callable[[int], Any]
     ) -> Work:
-        what = f"receive of {array.nbytes} bytes from {_sender(source)}"
-        return self._track(wr_id, what, (array, pointer), finish=finish)
+        what = f"receive of {array.nbytes} bytes from {describe_sender(source)}"
+        return self.track(wr_id, what, (array, pointer), finish=finish)
 
     # --- ending --------------------------------------------------------------------------------
 
@@ -462,19 +460,20 @@ class Launcher:
 
     # --- internals -----------------------------------------------------------------------------
 
-    def _post(self, function: Callable[..., int], *arguments: Any) -> int:
+    def post(self, function: Callable[..., int], *arguments: Any) -> int:
         """Post a descriptor and return its number; makes room when the queue is full."""
+        self.require_live("what was prepared before")
         out = ffi.new("uint64_t *")
         handle = self.handle()
         status = function(handle, *arguments, out)
         while status == FULL:
-            self._make_room(timeout_to_ns(None, self.timeout))
+            self.make_room(timeout_to_ns(None, self.timeout))
             status = function(handle, *arguments, out)
         if status < 0:
             self.fail(status)
         return int(out[0])
 
-    def _track(
+    def track(
         self,
         wr_id: int,
         what: str,
@@ -482,11 +481,12 @@ class Launcher:
         result: Any = None,
         finish: Callable[[int], Any] | None = None,
     ) -> Work:
+        """The Work of an operation posted; ``keep`` lives until it is complete."""
         work = Work(self, wr_id, what, keep=keep, result=result, finish=finish)
         self._outstanding[wr_id] = work
         return work
 
-    def _make_room(self, timeout_ns: int) -> None:
+    def make_room(self, timeout_ns: int) -> None:
         """Collect what has completed; if nothing has, wait for the oldest operation."""
         before = len(self._outstanding)
         for work in list(self._outstanding.values()):

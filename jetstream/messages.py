@@ -6,11 +6,10 @@ from typing import Any
 
 from jetstream._core.native import lib
 from jetstream.array_calls import MISS, array_receive, array_send
-from jetstream.arrays import Array, share_contiguous, share_writable
-from jetstream.errors import TruncatedError
+from jetstream.arrays import share_writable
 from jetstream.launcher import ANY_SOURCE, Launcher
 from jetstream.shapes import TAG_MAX, check_rank, check_tag
-from jetstream.work import Message, Work
+from jetstream.work import Arrival, Message, Work, check_length
 
 __all__ = ["MessageCalls"]
 
@@ -50,7 +49,7 @@ class MessageCalls:
             except BaseException as error:
                 launcher.give_up(error)
                 raise
-        launcher.send_now(share_contiguous(x), dst, tag, timeout)
+        launcher.send_now(launcher.share_input(x), dst, tag, timeout)
 
     def recv(
         self,
@@ -84,20 +83,19 @@ class MessageCalls:
                     return out
                 if status != MISS:
                     nbytes = launcher.go_on_receiving(status, out, src, tag, None)
-                    _check_length(nbytes, out, exact)
+                    check_length(nbytes, out, exact)
                     return out
             except BaseException as error:
                 launcher.give_up(error)
                 raise
         array = share_writable(out, name="out")
-        nbytes = launcher.receive_now(array, src, tag, timeout)
-        _check_length(nbytes, array, exact)
-        return out
+        return launcher.receive_now(Arrival(array, out, exact), src, tag, timeout)
 
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
         """Start to send; ``x`` must not change before the Work is complete."""
         target = check_rank(dst, self.size, "dst")
-        return self._launcher.send(share_contiguous(x), target, check_tag(tag))
+        launcher = self._launcher
+        return launcher.send(launcher.share_input(x), target, check_tag(tag))
 
     def irecv(
         self, out: Any, src: int | None = None, tag: int | None = None, *, exact: bool = True
@@ -108,12 +106,7 @@ class MessageCalls:
         """
         source, number = self._source(src), _any_tag(tag)
         array = share_writable(out, name="out")
-
-        def finish(nbytes: int) -> Any:
-            _check_length(nbytes, array, exact)
-            return out
-
-        return self._launcher.receive(array, source, number, finish)
+        return self._launcher.receive(array, source, number, Arrival(array, out, exact))
 
     def probe(
         self, src: int | None = None, tag: int | None = None, *, timeout: float | None = None
@@ -139,13 +132,3 @@ class MessageCalls:
 
 def _any_tag(tag: int | None) -> int | None:
     return None if tag is None else check_tag(tag)
-
-
-def _check_length(nbytes: int, array: Array, exact: bool) -> None:
-    if nbytes > array.nbytes or (exact and nbytes != array.nbytes):
-        hint = "" if nbytes > array.nbytes else ", or exact=False"
-        raise TruncatedError(
-            f"the message has {nbytes} bytes, out has {array.nbytes}: pass an array of the "
-            f"message's size{hint}",
-            status="JS_ERR_TRUNCATED",
-        )

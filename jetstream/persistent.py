@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from jetstream.array_calls import persistent_call
-from jetstream.arrays import Array, share
+from jetstream.arrays import Array, share_fixed
 from jetstream.collective_calls import CollectiveCalls
 from jetstream.dtypes import Kind
 from jetstream.errors import ArgumentError
@@ -68,6 +68,9 @@ class Persistent:
 class _Preparing:
     """Stands where collectives expect a launcher: what they would start is only prepared."""
 
+    is_fixed = True
+    share_input = staticmethod(share_fixed)
+
     def __init__(self, launcher: Launcher) -> None:
         self.plan = launcher.plan
         self.barrier_call = None
@@ -124,14 +127,6 @@ def prepare_call(
     for option in ("async_op", "scale"):
         if option in options:
             raise ArgumentError(f"{name}: {option} cannot be fixed")
-    # Both would be copied now, and launches would see the copy.
-    given = arguments[0] if arguments else options.get("x")
-    if kind != Kind.BARRIER.label and given is not None:
-        x = share(given, name="x")
-        if not x.flags.c_contiguous:
-            raise ArgumentError(
-                f"{name}: x is not C-contiguous (strides {x.strides} for shape {x.shape})"
-            )
     preparation = _Preparation(launcher, *place)
     passed = {key: value for key, value in options.items() if key != "timeout"}
     call: PreparedCall = getattr(preparation, kind)(*arguments, **passed, async_op=True)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from jetstream._core.native import check, lib
+from jetstream.array_calls import byte_pointer
 from jetstream.arrays import Array
 from jetstream.dtypes import DType, RedOp, dtype_of
 from jetstream.errors import ArgumentError
-from jetstream.launcher import byte_pointer
 
 __all__ = ["contribution"]
 

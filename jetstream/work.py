@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from jetstream._core.native import AGAIN, ffi, lib
 from jetstream._core.timeouts import timeout_to_ns
-from jetstream.errors import TimedOutError
+from jetstream.arrays import Array
+from jetstream.errors import TimedOutError, TruncatedError
 
-__all__ = ["Message", "Work"]
+__all__ = ["Arrival", "Message", "Work", "check_length"]
 
 
 class Message(NamedTuple):
@@ -18,6 +20,31 @@ class Message(NamedTuple):
     source: int
     tag: int
     nbytes: int
+
+
+def check_length(nbytes: int, array: Array, exact: bool) -> None:
+    """Raise TruncatedError unless a message of ``nbytes`` is what ``array`` is for."""
+    if nbytes > array.nbytes or (exact and nbytes != array.nbytes):
+        hint = "" if nbytes > array.nbytes else ", or exact=False"
+        raise TruncatedError(
+            f"the message has {nbytes} bytes, out has {array.nbytes}: pass an array of the "
+            f"message's size{hint}",
+            status="JS_ERR_TRUNCATED",
+        )
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What becomes of a message received: it is checked, and ``result`` is returned."""
+
+    array: Array
+    result: Any
+    exact: bool
+
+    def __call__(self, nbytes: int) -> Any:
+        """``nbytes``: length of the message. Raises TruncatedError."""
+        check_length(nbytes, self.array, self.exact)
+        return self.result
 
 
 class Owner(Protocol):
@@ -101,7 +128,8 @@ class Work:
             self.message = Message(cqe.peer, cqe.sq_head_or_tag, cqe.bytes)
         self._owner.forget(self.wr_id)
         try:
-            if status < 0 and status != lib.JS_ERR_TRUNCATED:  # finish() knows both sizes
+            is_short = status == lib.JS_ERR_TRUNCATED and cqe.opcode == 0
+            if status < 0 and not is_short:  # finish() knows both sizes
                 self._owner.fail(status)
             if self._finish is not None:
                 self._result = self._finish(cqe.bytes)

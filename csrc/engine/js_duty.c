@@ -37,7 +37,7 @@ void js_duty_complete(js_comm *comm, const js_comm_done *done)
         js_queue_finish_received(comm, (uint32_t)done->id, done);
         break;
     case JS_COMM_ID_GRAPH:
-        js_graph_message_done(comm, done->status);
+        js_graph_message_done(comm, done);
         break;
     default:
         duty_complete_slot(comm, done);

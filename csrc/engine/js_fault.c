@@ -74,6 +74,14 @@ static bool fault_read_call(const js_comm *comm, uint32_t rank, uint64_t sequenc
     return present == sequence || fault_read_record(comm, rank, sequence, call);
 }
 
+/* What every further call returns. The fault of one entry or node ends the others too, without being
+ * theirs. */
+static int32_t fault_lasting_status(int32_t status)
+{
+    bool is_argument = status <= JS_ERR_INVALID && status > JS_ERR_BUSY;
+    return is_argument ? JS_ERR_ABORTED : status;
+}
+
 static void fault_fill_peer(const js_comm *comm, js_fault *fault, uint32_t peer)
 {
     const js_seg_rank *rank = fault_rank(comm, peer);
@@ -167,6 +175,10 @@ void js_fault_describe(js_comm *comm, js_fault *out)
         uint64_t ticks = js_clock_ticks() - comm->waiter.since_ticks;
         out->waited_ns = js_clock_span_ns(&comm->engine->clock, ticks);
     }
+    if (comm->run.graph != NULL) {
+        out->node_index = js_graph_node_index(comm);
+        out->node_count = comm->run.graph->count;
+    }
     uint32_t peer = js_message_find_peer(&comm->message, comm->wr_waited);
     if (peer == JS_PEER_ANY) {
         out->missing_count = comm->world - 1;
@@ -214,9 +226,9 @@ int32_t js_fault_raise(js_comm *comm, const js_fault *fault)
         return js_fault_adopt(comm);
     }
     comm->fault = *fault;
-    comm->failed = fault->status;
-    js_duty_flush(comm, fault->status);
-    return fault->status;
+    comm->failed = fault_lasting_status(fault->status);
+    js_duty_flush(comm, comm->failed);
+    return comm->failed;
 }
 
 int32_t js_fault_adopt(js_comm *comm)

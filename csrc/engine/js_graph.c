@@ -7,6 +7,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Does a JOIN wait for what is there? */
+static bool graph_can_join(const js_graph *graph, uint32_t index)
+{
+    uint32_t key = graph->nodes[index].key;
+    if (key == 0) {
+        return true;
+    }
+    uint32_t kind = key <= index ? graph->nodes[key - 1].kind : JS_NODE_JOIN;
+    return kind == JS_NODE_SEND || kind == JS_NODE_RECEIVE;
+}
+
 static int32_t graph_resolve(js_comm *comm, js_graph *graph)
 {
     for (uint32_t i = 0; i < graph->count; i++) {
@@ -33,6 +44,10 @@ static int32_t graph_resolve(js_comm *comm, js_graph *graph)
             }
             break;
         case JS_NODE_JOIN:
+            if (!graph_can_join(graph, i)) {
+                return JS_FAIL(JS_ERR_INVALID, "node %u: no message before it is node %u", i,
+                               node->key - 1);
+            }
             break;
         default:
             return JS_FAIL(JS_ERR_OPCODE, "node %u: unknown kind %u", i, node->kind);
@@ -45,6 +60,7 @@ void js_graph_destroy(js_graph *graph)
 {
     if (graph != NULL) {
         free(graph->plans);
+        free(graph->is_done);
         free(graph);
     }
 }
@@ -67,8 +83,9 @@ static int32_t graph_new(js_comm *comm, const js_graph_node *nodes, uint32_t cou
     js_graph *graph = calloc(1, sizeof(*graph) + count * sizeof(graph->nodes[0]));
     if (graph != NULL) {
         graph->plans = calloc(count + 1, sizeof(*graph->plans));
+        graph->is_done = calloc(count + 1, sizeof(*graph->is_done));
     }
-    if (graph == NULL || graph->plans == NULL) {
+    if (graph == NULL || graph->plans == NULL || graph->is_done == NULL) {
         js_graph_destroy(graph);
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a graph of %u nodes", count);
     }
@@ -130,11 +147,14 @@ bool js_graph_has_plan(const js_comm *comm, const js_exec_plan *plan)
 }
 
 /* False: the pool of messages is exhausted for now. */
-static bool graph_post(js_comm *comm, const js_graph_node *node)
+static bool graph_post(js_comm *comm)
 {
-    uint64_t id = (uint64_t)JS_COMM_ID_GRAPH << JS_COMM_ID_SHIFT;
-    comm->run.messages++; /* a receive may complete at once */
+    js_graph_run *run = &comm->run;
+    const js_graph_node *node = &run->graph->nodes[run->cursor];
+    uint64_t id = (uint64_t)JS_COMM_ID_GRAPH << JS_COMM_ID_SHIFT | run->cursor;
     bool is_posted;
+    run->graph->is_done[run->cursor] = false;
+    run->messages++; /* a receive may complete at once */
     if (node->kind == JS_NODE_SEND) {
         js_sqe entry = { .wr_id = id, .peer = node->peer, .tag = node->key };
         entry.source_addr = node->source_addr;
@@ -146,16 +166,48 @@ static bool graph_post(js_comm *comm, const js_graph_node *node)
         entry.bytes = node->bytes;
         is_posted = js_message_post_receive(&comm->message, &entry);
     }
-    comm->run.messages -= is_posted ? 0 : 1;
+    run->messages -= is_posted ? 0 : 1;
+    run->is_unsent = true;
     return is_posted;
 }
 
-void js_graph_message_done(js_comm *comm, int32_t status)
+void js_graph_message_done(js_comm *comm, const js_comm_done *done)
 {
-    comm->run.messages--;
-    if (status != JS_OK && comm->run.status == JS_OK) {
-        comm->run.status = status;
+    js_graph_run *run = &comm->run;
+    if (run->graph == NULL) {
+        return; /* it has failed, and this is flushed after it */
     }
+    uint32_t index = (uint32_t)done->id;
+    const js_graph_node *node = &run->graph->nodes[index];
+    uint64_t room = node->bytes & ~(JS_RQ_TAG_ANY | JS_RQ_PROBE);
+    bool is_exact = node->kind == JS_NODE_RECEIVE && (node->flags & JS_NODE_EXACT) != 0;
+    int32_t status = done->status;
+    if (status == JS_OK && is_exact && done->bytes != room) {
+        status = JS_ERR_TRUNCATED;
+    }
+    run->graph->is_done[index] = true;
+    run->messages--;
+    if (status != JS_OK && run->status == JS_OK) {
+        run->status = status;
+        run->failed = index;
+    }
+}
+
+uint32_t js_graph_node_index(const js_comm *comm)
+{
+    const js_graph_run *run = &comm->run;
+    if (run->status != JS_OK) {
+        return run->failed;
+    }
+    /* A collective is the node before the next; at the end stands whoever waits for messages. */
+    bool is_behind = comm->exec.plan != NULL || run->cursor == run->graph->count;
+    return run->cursor - (is_behind && run->cursor != 0 ? 1 : 0);
+}
+
+/* Is there nothing left that a JOIN waits for? */
+static bool graph_is_joined(const js_graph_run *run, const js_graph_node *node)
+{
+    return run->messages == 0 || (node->key != 0 && run->graph->is_done[node->key - 1]);
 }
 
 static void graph_finish(js_comm *comm, int32_t status)
@@ -190,15 +242,20 @@ uint32_t js_graph_step(js_comm *comm)
             js_duty_start(comm, graph->plans[run->cursor++], node->source_addr, node->target_addr);
             return progress + 1;
         case JS_NODE_CALL:
+            if (run->is_unsent) {
+                run->is_unsent = false;
+                return progress + 1; /* messages first: they travel meanwhile */
+            }
+            js_wait_reset(comm); /* the function's time is no wait */
             node->function((void *)(uintptr_t)node->source_addr);
             break;
         case JS_NODE_JOIN:
-            if (run->messages != 0) {
+            if (!graph_is_joined(run, node)) {
                 return progress;
             }
             break;
         default:
-            if (!graph_post(comm, node)) {
+            if (!graph_post(comm)) {
                 return progress;
             }
             break;

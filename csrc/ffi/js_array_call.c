@@ -210,3 +210,11 @@ int32_t js_persistent_call(const js_persistent *call)
     }
     return js_comm_call(call->comm, call->plan_id, call->input, call->output, call->timeout_ns);
 }
+
+int32_t js_graph_call(const js_persistent *call)
+{
+    if (JS_UNLIKELY(call->comm == NULL)) {
+        return JS_ERR_CLOSED;
+    }
+    return js_comm_call_graph(call->comm, call->plan_id, call->timeout_ns);
+}

@@ -179,6 +179,8 @@ typedef struct js_fault {
     uint64_t bytes_done; /* of the reporter's plan */
     uint64_t bytes_total;
     uint64_t waited_ns;
+    uint32_t node_index; /* where the reporter stood in its graph, */
+    uint32_t node_count; /* or 0: in none */
 } js_fault;
 
 /* A fold of `source_count` arrays of `count` elements at the addresses in `sources`. */
@@ -235,9 +237,10 @@ enum js_node_kind {
     JS_NODE_LAUNCH = 1,  /* collective: key = plan, source_addr = INPUT, target_addr = OUTPUT */
     JS_NODE_SEND = 2,    /* source_addr, bytes, peer, key = tag */
     JS_NODE_RECEIVE = 3, /* target_addr, bytes with the flags of js_rqe, peer, key = tag */
-    JS_NODE_JOIN = 4,    /* sends and receives before it are complete */
-    JS_NODE_CALL = 5,    /* function(source_addr) */
+    JS_NODE_JOIN = 4, /* waits for the sends and receives before it; key not 0: for node key - 1 */
+    JS_NODE_CALL = 5, /* function(source_addr) */
 };
+#define JS_NODE_EXACT 1u /* RECEIVE: a message that does not fill the room is an error */
 #define JS_GRAPH_NODES_MAX 65536
 
 /* One operation of a graph. */
@@ -249,7 +252,8 @@ typedef struct js_graph_node {
     uint64_t bytes;
     void (*function)(void *argument);
     uint16_t peer;
-    uint16_t reserved[3];
+    uint16_t flags; /* JS_NODE_EXACT */
+    uint16_t reserved[2];
 } js_graph_node;
 
 typedef struct js_error {
@@ -479,6 +483,8 @@ JS_API int32_t js_engine_start_thread(js_engine *engine, int32_t core);
 /* --- calls from an interpreter: csrc/ffi/js_array_call.c ------------------------------------ */
 /* js_comm_call with everything fixed. */
 JS_API int32_t js_persistent_call(const js_persistent *call);
+/* js_comm_call_graph, likewise; plan_id is the graph. */
+JS_API int32_t js_graph_call(const js_persistent *call);
 /* The call was not carried out: the table does not know it, or the arrays are not plain ones. */
 #define JS_CALL_MISS 1
 /* js_comm_call with the plan remembered for these arrays: addresses of objects of CPython, whose
