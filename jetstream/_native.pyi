@@ -628,6 +628,11 @@ class _Lib:
         a2: FFI.CData,  # struct js_queue * *
         /,
     ) -> int: ...  # int32_t
+    def js_qp_outstanding(
+        self,
+        a0: FFI.CData,  # struct js_queue *
+        /,
+    ) -> int: ...  # int32_t
     def js_qp_register(
         self,
         a0: FFI.CData,  # struct js_queue *

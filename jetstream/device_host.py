@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jetstream._core.endpoint import Endpoint
+from jetstream.diagnosis import raise_failure
 from jetstream.launcher import Launcher
 from jetstream.persistent import PreparedCall, prepare_call
 
@@ -35,7 +36,7 @@ class DeviceHost:
 
     def fail(self, status: int) -> None:
         """Raise what a negative status of the communicator means, with the whole story."""
-        self._launcher.fail(status)
+        raise_failure(self._launcher.handle(), status)
 
     def waiting_text(self) -> str:
         """What this rank waits for at this moment."""

@@ -1,15 +1,30 @@
-"""What moves between ranks, seen from Python: the frame format and the layout of the queues."""
+"""What devices communicate with, and what moves between ranks.
+
+``QueuePair`` gives a device - a thread of Python, C, a compiled loop - queues of its own, by which
+it starts, follows and finishes communication by itself: ``docs/queue-pairs.md``. The layouts of
+their entries, and the frame format, are here as Python sees them.
+"""
 
 from __future__ import annotations
 
+from jetstream.transport.completion import Completion, QPState
 from jetstream.transport.frames import FrameHeader, decode_header, encode_header
+from jetstream.transport.launches import Launch
+from jetstream.transport.queue_pair import QueuePair
 from jetstream.transport.queues import CQE_DTYPE, RQE_DTYPE, SQE_DTYPE
+from jetstream.transport.regions import Region, Window
 
 __all__ = [
     "CQE_DTYPE",
     "RQE_DTYPE",
     "SQE_DTYPE",
+    "Completion",
     "FrameHeader",
+    "Launch",
+    "QPState",
+    "QueuePair",
+    "Region",
+    "Window",
     "decode_header",
     "encode_header",
 ]

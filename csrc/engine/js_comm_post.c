@@ -295,8 +295,8 @@ int32_t js_comm_progress(js_comm *comm)
     if (result == JS_OK) {
         int32_t progress = js_duty_round(comm);
         result = progress < 0 ? progress : JS_OK;
-    } else {
-        js_duty_flush(comm, JS_ERR_FLUSHED); /* what a device has posted in the meantime */
+    } else if (result != JS_ERR_BUSY) {
+        js_duty_flush(comm, JS_ERR_FLUSHED);
     }
     return js_comm_leave(comm, result);
 }

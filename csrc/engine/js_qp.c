@@ -5,6 +5,7 @@
 #include "js_status.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <linux/membarrier.h>
 #include <sched.h>
@@ -267,7 +268,7 @@ static int32_t qp_allocate(js_comm *comm, const js_qp_config *config, uint32_t d
         result = JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a queue pair of %u entries", depth);
     }
     if (result == JS_OK && config->event_fd >= 0) {
-        queue->event_fd = dup(config->event_fd);
+        queue->event_fd = fcntl(config->event_fd, F_DUPFD_CLOEXEC, 0);
         result = queue->event_fd >= 0 ? JS_OK : JS_FAIL_SYS("duplicating the event descriptor");
     }
     if (result == JS_OK) {
@@ -410,6 +411,16 @@ int32_t js_qp_deregister(js_queue *queue, const js_region *region)
     return js_comm_leave(queue->comm, qp_deregister(queue, region));
 }
 
+int32_t js_qp_outstanding(js_queue *queue)
+{
+    const js_qp_control *control = queue->qp.control;
+    JS_TRY(js_comm_enter(queue->comm));
+    uint32_t sent = js_load_rlx_u32(&control->sq_reserved.index) - queue->sq_retired;
+    uint32_t received = js_load_rlx_u32(&control->rq_reserved.index) - queue->rq_consumed;
+    uint32_t count = sent + received + queue->receiving;
+    return js_comm_leave(queue->comm, (int32_t)(count & INT32_MAX));
+}
+
 /* --- the end --------------------------------------------------------------------------------- */
 
 int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns)
@@ -442,6 +453,25 @@ int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns)
     }
 }
 
+/* The memory is its owner's again. */
+static int32_t qp_close_regions(js_queue *queue)
+{
+    js_comm *comm = queue->comm;
+    bool has_keys = false;
+    int32_t result = js_comm_enter(comm);
+    if (result != JS_OK) {
+        return result == JS_ERR_BUSY ? result : JS_OK;
+    }
+    for (uint32_t i = 0; i < queue->range_count; i++) {
+        has_keys = has_keys || queue->ranges[i].key != 0;
+        if (queue->ranges[i].key != 0 &&
+            js_region_remove(&comm->area, comm->rank, queue->ranges[i].key) != JS_OK) {
+            js_engine_check_liveness(comm->engine); /* this is not the first try */
+        }
+    }
+    return js_comm_leave(comm, has_keys ? qp_await_writers(comm) : JS_OK);
+}
+
 int32_t js_qp_close(js_queue *queue)
 {
     js_comm *comm = queue->comm;
@@ -450,7 +480,10 @@ int32_t js_qp_close(js_queue *queue)
     }
     uint32_t state = js_load_rlx_u32(&queue->qp.control->status.state);
     js_queue_set_state(queue, JS_QP_CLOSED); /* whoever waits comes out */
-    int32_t result = js_comm_close(comm);
+    int32_t result = qp_close_regions(queue);
+    if (result == JS_OK) {
+        result = js_comm_close(comm);
+    }
     if (result == JS_ERR_BUSY) {
         js_queue_set_state(queue, state);
     }
@@ -471,6 +504,10 @@ uint32_t js_qp_arm(js_queue *queue)
 {
     js_qp_control *control = queue->qp.control;
     (void)js_swap_seq_u32(&control->status.notify, 1);
+    /* Whoever completes looks at the word after a plain store: the barrier is issued from here. */
+    if (queue->comm->engine->has_membarrier) {
+        (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
+    }
     return js_load_seq_u32(&control->cq_posted.index) -
            js_load_seq_u32(&control->cq_consumed.index);
 }

@@ -28,6 +28,7 @@ LAYERS = {
     "jetstream._native": "native",
     "jetstream._core": "core",
     "jetstream.errors": "base",
+    "jetstream.arrays": "base",
     "jetstream.dtypes": "base",
     "jetstream.config": "base",
     "jetstream.transport": "transport",

@@ -459,6 +459,8 @@ JS_API int32_t js_qp_register(js_queue *queue, js_region *region);
 /* Takes it back: descriptors posted later must not name it. When this has returned JS_OK no peer
  * writes to it. JS_ERR_BUSY: one is writing and does not get on; call again. */
 JS_API int32_t js_qp_deregister(js_queue *queue, const js_region *region);
+/* How many entries are posted and not complete, sends and receives alike. */
+JS_API int32_t js_qp_outstanding(js_queue *queue);
 /* Refuses further posts and waits until what was posted is complete, sends and receives alike.
  * JS_ERR_TIMEOUT: it is not, and posts are taken again. */
 JS_API int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns);
