@@ -6,6 +6,8 @@ from typing import Any
 
 from jetstream._core.endpoint import Endpoint
 from jetstream.diagnosis import raise_failure
+from jetstream.errors import ArgumentError
+from jetstream.graph import Graph
 from jetstream.launcher import Launcher
 from jetstream.persistent import PreparedCall, prepare_call
 
@@ -33,6 +35,12 @@ class DeviceHost:
         call = prepare_call(self._launcher, self._place, kind, arguments, options, name="prepare")
         self._launcher.plans.pin(call.plan, owner)
         return call
+
+    def graph_key(self, graph: Any) -> int:
+        """What a descriptor names a graph by. Raises ArgumentError unless it is of this one."""
+        if not isinstance(graph, Graph) or not graph.is_of(self._launcher):
+            raise ArgumentError("graph: one recorded with this queue pair's capture() is needed")
+        return graph.key
 
     def fail(self, status: int) -> None:
         """Raise what a negative status of the communicator means, with the whole story."""

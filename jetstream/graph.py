@@ -92,6 +92,10 @@ class Graph:
         self._require_ready()
         return int(self._call.plan_id)
 
+    def is_of(self, launcher: Launcher) -> bool:
+        """Whether it was captured on the communicator of a launcher."""
+        return self._launcher is launcher
+
     # --- making ----------------------------------------------------------------------------------
 
     def call(self, function: Any, argument: Any = None, *, keep: tuple[Any, ...] = ()) -> None:

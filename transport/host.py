@@ -44,6 +44,9 @@ class Host(Protocol):
     ) -> PreparedCall:
         """Check the arguments of a collective; its plan stays loaded as long as ``owner`` lives."""
 
+    def graph_key(self, graph: Any) -> int:
+        """What a descriptor names a graph by. Raises ArgumentError for a foreign one."""
+
     def fail(self, status: int) -> None:
         """Raise what a negative status of the communicator means."""
 

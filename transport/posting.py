@@ -62,9 +62,8 @@ class Posting(QueuePairParts):
         signal_op: str = "add",
     ) -> None:
         """Launch a graph that was recorded on this queue pair; as ``post_launch``."""
-        key = getattr(graph, "key", None)
-        if not isinstance(key, int) or getattr(graph, "comm", None) is not self.comm:
-            raise ArgumentError("graph: one recorded with this queue pair's capture() is needed")
+        self._check_open()
+        key = self._host.graph_key(graph)
         self._post(
             (lib.JS_SQ_GRAPH, 0, key, 0, 0, 0, 0), wr_id, signalled, (signal, value, signal_op)
         )

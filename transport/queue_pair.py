@@ -152,12 +152,12 @@ class QueuePair(Posting, Waiting):
         self._check_open()
         return Launch(self._host, self._regions, kind, arguments, options)
 
-    def capture(self) -> Any:
+    def capture(self, *, timeout: float | None = None) -> Any:
         """Record a graph for ``post_graph``: ``with qp.capture() as graph: qp.comm.all_reduce(x)``.
 
         As ``Communicator.capture``.
         """
-        return self.comm.capture()
+        return self.comm.capture(timeout=timeout)
 
     def register(self, array: Any, access: str = "read|write") -> Region:
         """Let descriptors name the memory of ``array``, which has to be C-contiguous.
