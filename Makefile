@@ -17,7 +17,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 CC_NAME := $(notdir $(firstword $(CC)))
-C_FILES = $(shell find csrc tests/c tests/device tests/model tests/stress examples bench -name '*.[ch]' 2>/dev/null)
+C_DIRS := csrc tests/c tests/device tests/model tests/stress examples bench
+C_FILES = $(shell find $(C_DIRS) -name '*.[ch]' 2>/dev/null)
 NATIVE := pyproject.toml $(shell find csrc -type f -not -path '*/__pycache__/*')
 CLANG_FORMAT := $(shell command -v clang-format-14 2>/dev/null)
 CLANG_FORMAT_RUN = $(CLANG_FORMAT) --style=file:csrc/.clang-format

@@ -37,6 +37,7 @@ class _Lib:
     JS_COUNTER_UNEXPECTED: Final = 9
     JS_COUNTER_WAKES: Final = 12
     JS_COUNTER_YIELDS: Final = 10
+    JS_DEVICE_ABI_VERSION: Final = 2
     JS_DTYPE_BFLOAT16: Final = 3
     JS_DTYPE_BOOL: Final = 12
     JS_DTYPE_COMPLEX128: Final = 16

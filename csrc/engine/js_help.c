@@ -17,6 +17,9 @@
 uint32_t js_help_round(js_comm *comm)
 {
     if (comm->failed != JS_OK) {
+        if (comm->queue != NULL) { /* its device may go on posting */
+            js_queue_flush(comm, comm->failed);
+        }
         return 0;
     }
     if (js_load_rlx_u32(&comm->control->abort) != 0) {

@@ -10,18 +10,17 @@
  * entry, then the commit word with release order; the consumer reads the commit word with acquire
  * order. Any number of threads may post and poll, unless the queue pair is for one thread.
  *
- * A descriptor names local memory by address; it must lie in memory that was registered with the
- * queue pair. It names a peer's memory by key and offset. Whatever is wrong with a descriptor
- * becomes the status of its completion: the first failing entry has its own, the queue pair goes
- * to JS_QP_ERROR, and everything after it is flushed, in order. */
+ * A descriptor names local memory by address, registered with the queue pair, and a peer's by key
+ * and offset. Whatever is wrong with it becomes the status of its completion: the first failing
+ * entry has its own, the queue pair goes to JS_QP_ERROR, all after it is flushed, in order. */
 #ifndef JS_DEVICE_H
 #define JS_DEVICE_H
 
 #include <stdint.h>
 
+/* cdef: begin */
 #define JS_DEVICE_ABI_VERSION 2
 
-/* cdef: begin */
 enum js_status {
 #define JS_STATUS(name, value, class_name, text) name = value,
 #include <jetstream/js_status.def>
@@ -175,6 +174,7 @@ void js_model_point(void);
 
 /* On a GPU, memory of the host is reached by volatile accesses and fences of system scope. */
 #if defined(__CUDA_ARCH__)
+#define JS_DEVICE_SPINS 50000u /* about 100 ms of looking; over PCIe a look takes 2 us */
 #define JS_DEVICE_ACCESS(name, type)                                                               \
     JS_DEVICE_FN type js_device_load_rlx_##name(const type *p)                                     \
     {                                                                                              \
@@ -196,6 +196,7 @@ void js_model_point(void);
         *(volatile type *)p = value;                                                               \
     }
 #else
+#define JS_DEVICE_SPINS 1000000u
 #define JS_DEVICE_ACCESS(name, type)                                                               \
     JS_DEVICE_FN type js_device_load_rlx_##name(const type *p)                                     \
     {                                                                                              \
@@ -530,8 +531,6 @@ JS_DEVICE_FN int js_poll_completion(const js_qp *qp, js_cqe *out)
     (void)js_progress(qp);
     return js_take_completion(qp, out);
 }
-
-#define JS_DEVICE_SPINS 1000000u
 
 /* One step of waiting. JS_OK: look again; else what js_wait_completion returns. */
 JS_DEVICE_FN int32_t js_wait_step(const js_qp *qp, const uint64_t *word, uint64_t until,
