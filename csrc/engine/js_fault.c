@@ -74,8 +74,8 @@ static bool fault_read_call(const js_comm *comm, uint32_t rank, uint64_t sequenc
     return present == sequence || fault_read_record(comm, rank, sequence, call);
 }
 
-/* What every further call returns. The fault of one entry or node ends the others too, without being
- * theirs. */
+/* What every further call returns. The fault of one entry or node ends the others too, without
+ * being theirs. */
 static int32_t fault_lasting_status(int32_t status)
 {
     bool is_argument = status <= JS_ERR_INVALID && status > JS_ERR_BUSY;

@@ -2,7 +2,7 @@
  *
  * The nodes run in their order: what comes after a collective or a function begins when that is
  * complete. Sends and receives are only posted, and complete by a JOIN that waits for them, or by
- * the end. Functions run in the thread that makes the round; they must not call the communicator. */
+ * the end. Functions run in the thread that makes the round and must not call the communicator. */
 #ifndef JS_GRAPH_H
 #define JS_GRAPH_H
 

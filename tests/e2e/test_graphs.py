@@ -1,0 +1,733 @@
+"""Graphs: the calls of a block, captured and launched as one."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jetstream
+from jetstream.communicator import Communicator
+from jetstream.errors import (
+    ArgumentError,
+    BusyError,
+    ClosedError,
+    CommunicatorAbortedError,
+    JetstreamError,
+    MismatchError,
+    PeerDiedError,
+    TimedOutError,
+    TruncatedError,
+)
+from jetstream.testing import RankPool
+from jetstream.testing.plugin import Pools
+
+ROUNDS = 5
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+LARGE = 300_000  # elements: more than a stream holds, and by reference in symmetric memory
+
+
+def neighbours(comm: Communicator) -> tuple[int, int]:
+    return (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+
+
+# --- collectives ------------------------------------------------------------------------------
+
+
+def run_all_kinds(comm: Communicator, dtype: Any) -> None:
+    """Every kind in one graph, against the same calls one by one."""
+    size, rank, root = comm.size, comm.rank, comm.size - 1
+    rows = [n + 1 for n in range(size)]
+    random = np.random.default_rng(rank)
+
+    def arrays() -> dict[str, Any]:
+        return {
+            name: np.zeros(shape, dtype)
+            for name, shape in {
+                "a": (3, 5), "b": (3 * size, 5), "c": (3, 5), "d": (rows[rank], 2), "e": (4, 0),
+                "f": (), "g": (3 * size, 5), "h": (sum(rows),),
+                "k": (size * (rank + 1),), "l": (3, 2),
+            }.items()
+        }  # fmt: skip
+
+    def calls(x: dict[str, Any]) -> list[Any]:
+        sent, received = [rank + 1] * size, [n + 1 for n in range(size)]
+        return [
+            comm.all_reduce(x["a"]),
+            comm.all_reduce(x["b"], "max", out=x["g"]),
+            comm.all_reduce(x["e"]),
+            comm.all_gather(x["a"]),
+            comm.all_gather(x["d"], counts=rows),
+            comm.reduce_scatter(x["g"], "min", out=x["c"]),
+            comm.all_to_all(x["b"]),
+            comm.all_to_all(x["k"], input_splits=sent, output_splits=received, out=x["h"]),
+            comm.scan(x["c"]),
+            comm.exscan(x["c"], out=x["a"]),
+            comm.broadcast(x["l"], root),
+            comm.reduce(x["b"], root),
+            comm.gather(x["f"], root),
+            comm.scatter(x["b"] if rank == root else None, root, out=x["c"]),
+            comm.barrier(),
+            comm.all_reduce(x["c"], algo="two_shot", chunk_bytes=64, async_op=True).wait(),
+        ]  # fmt: skip
+
+    fixed = arrays()
+    with comm.capture() as graph:
+        results = calls(fixed)
+    assert len(graph) == len(graph.nodes) == 16
+    assert all((value == 0).all() for value in fixed.values())
+    for _ in range(ROUNDS):
+        plain = arrays()
+        for name, array in plain.items():
+            array[...] = random.integers(0, 100, array.shape).astype(dtype)
+            fixed[name][...] = array
+        expected = calls(plain)
+        graph()
+        for index, (got, wanted) in enumerate(zip(results, expected, strict=True)):
+            assert np.array_equal(got, wanted), graph.nodes[index]
+        for name, array in plain.items():
+            assert np.array_equal(fixed[name], array), name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_all_kinds(rank_pools: Pools, size: int, dtype: Any) -> None:
+    rank_pools(size).run(run_all_kinds, dtype)
+
+
+def run_in_turn(comm: Communicator) -> None:
+    """Launches and ordinary operations are carried out in the order of their start."""
+    x = np.ones(7)
+    with comm.capture() as graph:
+        comm.all_reduce(x)
+    step = comm.persistent("all_reduce", x)
+    works = [
+        graph.launch(),
+        comm.all_reduce(x, async_op=True),
+        graph.launch(),
+        step.start(),
+        graph.launch(),
+    ]
+    graph()
+    works[-1].wait()
+    assert all(work.done() for work in works)
+    assert (x == comm.size**6).all()
+    graph.launch()
+    graph.wait()
+    graph.wait()
+    assert (x == comm.size**7).all()
+    # On the other side there is no difference between a graph and the calls it is made of.
+    if comm.rank:
+        graph()
+    else:
+        comm.all_reduce(x)
+    assert (x == comm.size**8).all()
+
+
+def run_often(comm: Communicator) -> None:
+    """More launches in flight than the queue holds, and more graphs one after another than fit."""
+    x = np.ones(3, np.int64)
+    with comm.capture() as graph:
+        comm.all_reduce(x, "max")
+    works = [graph.launch() for _ in range(3000)]
+    for work in works:
+        work.wait()
+    for n in range(1100):
+        with comm.capture() as other:
+            comm.all_reduce(x)
+        if n % 2:
+            other.close()
+            other.close()
+        del other
+    x[:] = comm.rank
+    graph()
+    assert (x == comm.size - 1).all()
+
+
+def run_empty(comm: Communicator) -> None:
+    with comm.capture() as graph:
+        pass
+    graph()
+    graph.launch().wait()
+    assert len(graph) == 0 and graph.nodes == ()
+
+
+@pytest.mark.parametrize("run", [run_in_turn, run_often, run_empty])
+def test_launches(rank_pools: Pools, run: Any) -> None:
+    rank_pools(2).run(run)
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+def run_ring(comm: Communicator, count: int, symmetric: bool) -> None:
+    """Send before receive on every rank, which ordinary calls must not do with long messages."""
+    right, left = neighbours(comm)
+    make = comm.zeros if symmetric else np.zeros
+    x, y, z = (make(count, np.float32) for _ in range(3))
+    with comm.capture() as graph:
+        comm.send(x, right, 5)
+        assert comm.recv(y, left, 5) is y
+        first = comm.irecv(z, left, 6)
+        comm.isend(y, right, 6).wait()
+        assert first.wait() is z
+        comm.all_reduce(z, "max")
+    for n in range(ROUNDS):
+        x[:] = 10 * n + comm.rank
+        graph()
+        assert (y == 10 * n + left).all()
+        assert (z == 10 * n + comm.size - 1).all()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 5000, LARGE])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ring(rank_pools: Pools, size: int, count: int, symmetric: bool) -> None:
+    rank_pools(size).run(run_ring, count, symmetric)
+
+
+def run_same_buffer(comm: Communicator) -> None:
+    """A send has read its array before what comes next writes to it."""
+    right, left = neighbours(comm)
+    x = np.zeros(LARGE, np.float32)
+    other = np.zeros(LARGE, np.float32)
+
+    def overwrite(_address: int) -> None:
+        x[:] = -1
+
+    kernel = KERNEL(overwrite)
+    with comm.capture() as graph:
+        if comm.rank == 0:
+            comm.send(x, right)
+            comm.recv(x, left)
+            comm.send(x[:10], right)
+            graph.call(kernel)
+        else:
+            comm.recv(other, left)
+            comm.send(other, right)
+            if comm.rank == 1:
+                comm.recv(other[:10], left)
+    for n in range(ROUNDS):
+        x[:] = n + 1
+        graph()
+        assert comm.rank == 0 or (other == n + 1).all()
+    if comm.rank == 0:
+        assert (x == -1).all()
+        assert [node.split()[0] for node in graph.nodes] == [
+            "send", "join", "receive", "join", "send", "join", "call",
+        ]  # fmt: skip
+
+
+def run_chain(comm: Communicator) -> None:
+    """A receive waits for its own message, not for a send that others will take much later."""
+    a, b, c, d = (np.zeros(LARGE, np.float32), *(np.zeros(4, np.float32) for _ in range(3)))
+    with comm.capture() as graph:
+        if comm.rank == 0:
+            work = comm.isend(a, 1)
+            comm.recv(b, 2)
+            comm.send(c, 2)
+            work.wait()
+        elif comm.rank == 1:
+            comm.recv(d, 2)
+            comm.recv(a, 0)
+        else:
+            comm.send(b, 0)
+            comm.recv(c, 0)
+            comm.send(d, 1)
+    for n in range(ROUNDS):
+        if comm.rank == 0:
+            a[:] = n
+        graph()
+        assert comm.rank == 2 or (a == n).all()
+
+
+def run_any(comm: Communicator) -> None:
+    """Any source, any tag, messages shorter than their room, and to the own rank."""
+    x, mine = np.full(3, comm.rank + 1.0), np.zeros(3)
+    rooms = [np.zeros(8) for _ in range(comm.size)]
+    with comm.capture() as graph:
+        comm.send(x, comm.rank, 2**32 - 1)
+        comm.recv(mine, comm.rank)
+        comm.send(x, 0, comm.rank)
+        if comm.rank == 0:
+            for room in rooms:
+                comm.recv(room, exact=False)
+        comm.barrier()
+    for _ in range(ROUNDS):
+        graph()
+        assert (mine == x).all()
+        if comm.rank == 0:
+            assert sorted(room[0] for room in rooms) == [n + 1.0 for n in range(comm.size)]
+            assert all((room[3:] == 0).all() for room in rooms)
+
+
+def run_beside(comm: Communicator) -> None:
+    """Messages of the host are matched in the order of posting, with those of graphs."""
+    right, left = neighbours(comm)
+    x, y, z = np.zeros(4), np.zeros(4), np.zeros(4)
+    with comm.capture() as graph:
+        comm.send(x, right)
+        comm.recv(y, left)
+    for n in range(ROUNDS):
+        x[:] = n
+        before = comm.irecv(z, left)
+        comm.send(np.full(4, -1.0), right)
+        graph()
+        before.wait()
+        assert (z == -1).all() and (y == n).all()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("run", [run_same_buffer, run_any, run_beside])
+def test_messages(rank_pools: Pools, run: Any, size: int) -> None:
+    rank_pools(size).run(run)
+
+
+def test_chain(rank_pools: Pools) -> None:
+    rank_pools(3).run(run_chain)
+
+
+# --- functions --------------------------------------------------------------------------------
+
+
+def run_functions(comm: Communicator) -> None:
+    """A function sees what stands before it, and what stands behind it sees what it did."""
+    x, log = np.zeros(5), []
+
+    def double(address: int) -> None:
+        values = np.ctypeslib.as_array((ctypes.c_double * 5).from_address(address))
+        log.append(values.copy())
+        values *= 2
+
+    kernel = KERNEL(double)
+    address = ctypes.cast(kernel, ctypes.c_void_p).value
+    assert address is not None
+    pointer = jetstream._native.ffi.cast("void (*)(void *)", address)  # type: ignore[attr-defined]
+    with comm.capture() as graph:
+        graph.call(kernel, x)
+        comm.all_reduce(x)
+        graph.call(address, x.ctypes.data)
+        comm.all_reduce(x)
+        graph.call(pointer, jetstream._native.ffi.from_buffer(x))  # type: ignore[attr-defined]
+    for n in range(1, ROUNDS):
+        x[:] = n
+        log.clear()
+        graph()
+        assert (x == n * 8 * comm.size**2).all()
+        assert [values[0] for values in log] == [n, 2 * n * comm.size, 4 * n * comm.size**2]
+
+
+def run_numba(comm: Communicator) -> str:
+    try:
+        import numba
+    except ImportError as error:
+        return f"no numba: {error}"
+    x = np.zeros(1000, np.float32)
+
+    @numba.cfunc("void(voidptr)")  # type: ignore[untyped-decorator]
+    def scale(pointer: Any) -> None:
+        values = numba.carray(pointer, 1000, dtype=np.float32)
+        for i in range(1000):
+            values[i] = values[i] * 0.5 + i
+
+    with comm.capture() as graph:
+        graph.call(scale, x)
+        comm.all_reduce(x)
+        graph.call(scale, x)
+    del scale
+    gc.collect()
+    for n in range(ROUNDS):
+        x[:] = n
+        graph()
+        numbers = np.arange(1000, dtype=np.float32)
+        expected = (np.float32(n) * np.float32(0.5) + numbers) * np.float32(comm.size)
+        assert np.array_equal(x, expected * np.float32(0.5) + numbers)
+    return ""
+
+
+def test_functions(rank_pools: Pools) -> None:
+    rank_pools(2).run(run_functions)
+
+
+def test_numba(rank_pools: Pools) -> None:
+    for why in rank_pools(2).run(run_numba):
+        if why:
+            pytest.skip(why)
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def test_what_cannot_be_captured() -> None:
+    with jetstream.init() as comm:
+        x, wide = np.ones((4, 4)), np.ones((4, 8))
+        fixed = np.ones(4)
+        fixed.flags.writeable = False
+        step = comm.persistent("all_reduce", x)
+        with comm.capture() as before:
+            comm.barrier()
+        with comm.capture() as graph:
+            for kind, call in {
+                "captured": lambda: comm.capture(),
+                "split": lambda: comm.split(0),
+                "persistent": lambda: comm.persistent("all_reduce", x),
+                "time_launches": lambda: comm.time_launches("barrier", x, 1),
+                "probe": comm.probe,
+                "probe cannot": comm.iprobe,
+                "close": comm.close,
+                "prepared before": step,
+                "prepared before.*cannot": step.start,
+                "another graph": before,
+                "prepared": before.launch,
+                "timeout": lambda: comm.all_reduce(x, timeout=1),
+                "timeout cannot": lambda: comm.send(x, 0, timeout=1),
+                "premul_sum": lambda: comm.all_reduce(x, "premul_sum", scale=2),
+                "scale": lambda: comm.all_reduce(x, scale=2),
+                "not C-contiguous": lambda: comm.all_reduce(wide[:, ::2], out=x),
+                "would be copied": lambda: comm.send(wide[:, ::2], 0),
+                "copied now": lambda: comm.isend(x.T, 0),
+                "strides": lambda: comm.all_gather(x.T),
+                "is not C-contiguous": lambda: comm.recv(x.T, 0),
+                "axis=0": lambda: comm.all_gather(x, axis=1),
+                "needs axis": lambda: comm.reduce_scatter(x, axis=1),
+                "arrays needs axis": lambda: comm.all_to_all(x, axis=1),
+                "read-only": lambda: comm.all_reduce(fixed),
+                "dst": lambda: comm.send(x, 1),
+                "src": lambda: comm.irecv(x, -2),
+                "tag": lambda: comm.isend(x, 0, -1),
+                "op .* is not one of": lambda: comm.all_reduce(x, "median"),
+                "only a launch can tell": lambda: comm.isend(x, 0).done(),
+                "timeout .* pass it": lambda: comm.isend(x, 0).wait(1.0),
+                "still being captured": graph,
+                "being captured": graph.launch,
+                "captured$": lambda: graph.key,
+                "has not been launched": graph.wait,
+            }.items():
+                with pytest.raises(ArgumentError, match=kind):
+                    call()
+        assert len(graph) == 2, graph.nodes  # the two isends whose Work was asked
+        assert (step() == 1).all()
+        before()
+        assert (comm.all_reduce(x) == 1).all()
+
+
+def test_bad_functions() -> None:
+    ffi: Any = jetstream._native.ffi  # type: ignore[attr-defined]
+    two = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(lambda *_: None)
+    one = KERNEL(lambda _: None)
+    bad = (None, 0, -1, 2**64, True, "name", lambda: None, two, ffi.NULL, KERNEL())
+    bad += (ffi.cast("int(*)(int)", 8), ffi.cast("void(*)(void)", 8), ffi.new("int[1]"))
+    with jetstream.init() as comm, comm.capture() as graph:
+        for function in bad:
+            with pytest.raises(ArgumentError, match="function"):
+                graph.call(function)
+        for argument in ("text", 1.5, -1, 2**64, [1], ffi.cast("int", 3), np.float32(1), True):
+            with pytest.raises(ArgumentError, match="argument"):
+                graph.call(one, argument)
+        with pytest.raises(TypeError):
+            graph.call(one, 1, 2)  # type: ignore[misc]
+        assert len(graph) == 0
+
+
+def test_exception_in_the_block() -> None:
+    """The communicator is as it was, and the graph says why it is none."""
+    with jetstream.init() as comm:
+        x = np.ones(3)
+        capture = comm.capture()
+        with pytest.raises(RuntimeError, match="half-way"), capture as graph:
+            comm.all_reduce(x)
+            raise RuntimeError("half-way")
+        assert (comm.all_reduce(x) == 1).all()
+        for use in (graph, graph.launch, lambda: graph.key):
+            with pytest.raises(ArgumentError, match="RuntimeError: half-way"):
+                use()
+        assert "incomplete" in repr(graph)
+        graph.close()
+        with pytest.raises(ArgumentError, match="used"), capture:
+            pass
+        with comm.capture() as graph:
+            work = comm.isend(x, 0)
+            comm.recv(x, 0)
+        for late in (work.wait, lambda: graph.call(1)):
+            with pytest.raises(ArgumentError, match="has ended"):
+                late()
+        graph()
+        graph.close()
+        for use in (graph, graph.launch, lambda: graph.key):
+            with pytest.raises(ArgumentError, match="is closed"):
+                use()
+
+
+def test_another_thread() -> None:
+    with jetstream.init() as comm:
+        x = np.ones(3)
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            for operation in (comm.all_reduce, lambda x: comm.send(x, 0), graph.call):
+                try:
+                    operation(x)
+                except JetstreamError as error:
+                    errors.append(error)
+
+        with comm.capture() as graph:
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+        assert [type(error) for error in errors] == [BusyError] * 3
+        assert "another thread captures" in str(errors[0])
+        assert len(graph) == 0
+
+
+def test_closed_communicator() -> None:
+    comm = jetstream.init()
+    x = np.ones(3)
+    with comm.capture() as graph:
+        comm.all_reduce(x)
+    capture = comm.capture()
+    graph()
+    comm.close()
+    for use in (graph, graph.launch):
+        with pytest.raises(ClosedError):
+            use()
+    with pytest.raises(ClosedError), capture:
+        pass
+    graph.close()
+    del graph
+    gc.collect()
+
+
+def test_too_many_nodes() -> None:
+    with jetstream.init() as comm:
+        capture = comm.capture()
+        kernel = KERNEL(lambda _: None)
+        with pytest.raises(ArgumentError, match="up to 65536"), capture as graph:
+            for _ in range(65537):
+                graph.call(kernel)
+        with pytest.raises(ArgumentError, match="could not be made"):
+            graph()
+        assert (comm.all_reduce(np.ones(2)) == 1).all()
+
+
+# --- lives ------------------------------------------------------------------------------------
+
+
+def run_lives(comm: Communicator) -> None:
+    """A graph under way is not freed, nor are its arrays, whatever becomes of the handles."""
+    right, left = neighbours(comm)
+    x = np.ones(LARGE)
+    with comm.capture() as graph:
+        comm.all_reduce(x)
+        comm.recv(np.ones(LARGE), left)
+    if comm.rank == 0:
+        work = graph.launch()
+        with pytest.raises(BusyError, match="carried out"):
+            graph.close()
+        del graph
+        gc.collect()
+        comm.send(x, right)
+        work.wait()
+    else:
+        graph.launch()
+        del graph
+        gc.collect()
+        comm.send(x, right)
+    comm.barrier()
+    with comm.capture() as other:
+        comm.all_reduce(x)
+    x[:] = comm.rank
+    other()
+    assert (x == sum(range(comm.size))).all()
+
+
+def test_lives() -> None:
+    with RankPool(2, timeout_s=60) as pool:
+        pool.run(run_lives)
+
+
+def run_device(comm: Communicator) -> None:
+    """A device launches by the graph's key; the host of its communicator does not."""
+    transport = pytest.importorskip("jetstream.transport")
+    x = np.ones(9)
+    with transport.QueuePair(comm) as qp:
+        with qp.capture() as graph:
+            qp.comm.all_reduce(x)
+            qp.comm.barrier()
+        with pytest.raises(BusyError):
+            graph()
+        for n in range(ROUNDS):
+            qp.post_graph(graph, wr_id=n)
+            done = qp.wait(timeout=20)
+            assert (done.wr_id, done.status) == (n, "JS_OK")
+        assert (x == comm.size**ROUNDS).all()
+
+
+def test_device(rank_pools: Pools) -> None:
+    transport = pytest.importorskip("jetstream.transport")
+    if not hasattr(transport, "QueuePair"):
+        pytest.skip("no queue pairs in Python")
+    rank_pools(2).run(run_device)
+
+
+# --- what goes wrong --------------------------------------------------------------------------
+
+
+def run_different(comm: Communicator) -> str:
+    x = np.ones(4)
+    with comm.capture() as graph:
+        comm.barrier()
+        comm.all_reduce(x, "sum" if comm.rank else "max")
+    with pytest.raises(MismatchError) as caught:
+        graph()
+    with pytest.raises(MismatchError):
+        graph()
+    with pytest.raises(MismatchError), comm.capture():
+        pass
+    return str(caught.value)
+
+
+def test_mismatch() -> None:
+    with RankPool(2, timeout_s=60) as pool:
+        for text in pool.run(run_different):
+            assert "all_reduce(float64, sum" in text and "all_reduce(float64, max" in text
+
+
+def run_late(comm: Communicator, what: str) -> str:
+    x = np.ones(4)
+    with comm.capture(timeout=0.5) as graph:
+        comm.barrier()
+        if what == "collective":
+            comm.all_reduce(x)
+        else:
+            comm.recv(x, 1) if comm.rank == 0 else None
+    comm.barrier()
+    if comm.rank == 1:
+        comm.barrier()
+        time.sleep(3.0)
+        with pytest.raises(CommunicatorAbortedError, match=r"at node \d of a graph of"):
+            comm.barrier()
+        return ""
+    with pytest.raises(TimedOutError, match="graph of") as caught:
+        graph()
+    with pytest.raises(TimedOutError):
+        graph()
+    with pytest.raises(TimedOutError):
+        graph.launch()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["collective", "message"])
+def test_timeout(what: str) -> None:
+    with RankPool(2, timeout_s=60) as pool:
+        text = pool.run(run_late, what)[0]
+    assert "0.5 s" in text and "waiting for rank 1" in text
+    assert "at node 1 of" in text or "at node 2 of" in text
+
+
+def run_patient(comm: Communicator) -> None:
+    """A launch that was waited for too briefly goes on."""
+    x = np.ones(4)
+    with comm.capture() as graph:
+        comm.all_reduce(x)
+    if comm.rank == 0:
+        work = graph.launch()
+        with pytest.raises(TimedOutError, match="waiting for rank 1"):
+            graph.wait(0.2)
+        comm.send(x, 1)
+        work.wait()
+    else:
+        comm.recv(np.ones(4), 0)
+        graph()
+    assert (x == 2).all()
+
+
+def run_interrupted(comm: Communicator) -> None:
+    """Ctrl-C in a long wait: this rank stops, the other one is told."""
+    x = np.ones(4)
+    with comm.capture() as graph:
+        comm.recv(x, 1 - comm.rank)
+    comm.barrier()
+    if comm.rank == 1:
+        time.sleep(1.5)
+        with pytest.raises(CommunicatorAbortedError):
+            comm.barrier()
+        return
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        graph()
+    timer.join()
+
+
+def run_wrong_length(comm: Communicator, count: int) -> str:
+    """A message that does not fit its receive ends the communicator, on all ranks."""
+    x, y = np.ones(count), np.ones(4)
+    with comm.capture() as graph:
+        comm.barrier()
+        comm.send(x, 1) if comm.rank == 0 else comm.recv(y, 0)
+        comm.barrier()
+    try:
+        graph()
+    except JetstreamError as error:
+        with pytest.raises(CommunicatorAbortedError, match="node 1 of a graph of 4"):
+            comm.recv(y, 0)
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_wrong_length(count: int) -> None:
+    with RankPool(2, timeout_s=60) as pool:
+        sender, receiver = pool.run(run_wrong_length, count)
+    assert receiver.startswith(TruncatedError.__name__), receiver
+    assert "node 1 of a graph of 4" in receiver and "cannot be used any more" in receiver
+    assert sender.startswith(CommunicatorAbortedError.__name__), sender
+    assert "rank 1 gave up" in sender
+
+
+@pytest.mark.parametrize("run", [run_patient, run_interrupted])
+def test_waits(run: Any) -> None:
+    with RankPool(2, timeout_s=60) as pool:
+        pool.run(run)
+
+
+def run_killed(comm: Communicator, what: str, how: str) -> str:
+    """Rank 1 dies within the graph; returns what the others hear."""
+    x = np.ones(LARGE)
+    kill = KERNEL(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    with comm.capture() as graph:
+        comm.all_reduce(x)
+        if comm.rank == 1:
+            graph.call(kill)
+        if what == "collective":
+            comm.all_reduce(x)
+        elif comm.rank != 1:
+            comm.recv(x, 1)
+    begin = time.monotonic()
+    with pytest.raises(PeerDiedError) as caught:
+        graph() if how == "called" else graph.launch().wait()
+    assert time.monotonic() - begin < 10
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["called", "launched"])
+@pytest.mark.parametrize("what", ["collective", "message"])
+def test_killed(what: str, how: str, no_leaks: Any) -> None:
+    with RankPool(3, timeout_s=60) as pool:
+        pool.start(run_killed, what, how)
+        pids = pool.pids
+        outcomes = pool.wait()
+    assert outcomes[1].has_died
+    for outcome in (outcomes[0], outcomes[2]):
+        assert outcome.is_ok, outcome
+        assert f"rank 1 (pid {pids[1]}) died" in outcome.value
+        assert "at node 1 of a graph of" in outcome.value or "node 2 of" in outcome.value
+    no_leaks.expect_nothing()
