@@ -74,16 +74,10 @@ class Model:
         self.start[:] = np.random.default_rng(7).standard_normal(hidden, np.float32)
 
 
-def compile_kernel(model: Model) -> Any:
-    """The kernel ``void half_layer(void *block)``: all that stands between two all-reduces.
-
-    It counts its own calls: the first of a step starts from the token, each adds the sum that has
-    come to ``x``, and all but the last compute this rank's part of the next one: RMS norm,
-    ``down``, SiLU, ``up``.
-    """
-    hidden, columns, halves = model.hidden, model.columns, model.halves
-    count, start, x_at, h_at, y_at, message, inner, down_0, up_0, down_1, up_1, end = model.offsets
-    is_narrow = model.message.dtype != np.float32
+def compile_compute(model: Model) -> Any:
+    """This rank's part of a sum, in the block: RMS norm of ``x``, ``down``, SiLU, ``up``."""
+    hidden, columns = model.hidden, model.columns
+    x_at, h_at, y_at, inner = (model.offsets[i] for i in (2, 3, 4, 6))
     weights = columns * hidden
     one, epsilon = np.float32(1), EPSILON
 
@@ -110,6 +104,20 @@ def compile_kernel(model: Model) -> Any:
         for j in range(columns):
             for i in range(hidden):
                 y[i] += t[j] * up[j, i]
+
+    return compute
+
+
+def compile_kernel(model: Model) -> Any:
+    """The kernel ``void half_layer(void *block)``: all that stands between two all-reduces.
+
+    It counts its own calls: the first of a step starts from the token, each adds the sum that has
+    come to ``x``, and all but the last compute this rank's part of the next one.
+    """
+    hidden, halves = model.hidden, model.halves
+    count, start, x_at, _, y_at, message, _, down_0, up_0, down_1, up_1, end = model.offsets
+    is_narrow = model.message.dtype != np.float32
+    compute = compile_compute(model)
 
     @numba.cfunc("void(voidptr)", fastmath=True)  # type: ignore[untyped-decorator]
     def half_layer(pointer: Any) -> None:
