@@ -124,6 +124,15 @@ static int32_t qp_wait(void *context, const uint64_t *word, uint64_t until)
     return result;
 }
 
+/* Has all that was posted to a queue pair that has failed been taken? */
+static bool qp_is_flushed(const js_qp_control *control)
+{
+    return js_load_rlx_u32(&control->sq_reserved.index) ==
+               js_load_acq_u32(&control->sq_consumed.index) &&
+           js_load_rlx_u32(&control->rq_reserved.index) ==
+               js_load_acq_u32(&control->rq_consumed.index);
+}
+
 /* Where the engine thread makes the rounds: only looks, in the end asleep. */
 static int32_t qp_wait_outside(void *context, const uint64_t *word, uint64_t until)
 {
@@ -139,10 +148,12 @@ static int32_t qp_wait_outside(void *context, const uint64_t *word, uint64_t unt
         if (has_arrived || state == JS_QP_CLOSED) {
             return has_arrived ? JS_OK : JS_ERR_CLOSED;
         }
-        if (state == JS_QP_ERROR) {
+        uint64_t waited_ns = js_clock_span_ns(clock, js_clock_ticks() - since);
+        /* The state is told before the completions of what has failed. */
+        if (state == JS_QP_ERROR &&
+            (word != NULL || (waited_ns >= 2 * QP_SLICE_NS && qp_is_flushed(control)))) {
             return control->status.status;
         }
-        uint64_t waited_ns = js_clock_span_ns(clock, js_clock_ticks() - since);
         if (waited_ns >= QP_PATIENCE_NS) {
             return JS_ERR_AGAIN;
         }
