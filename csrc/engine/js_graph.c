@@ -7,6 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Whose function this thread is in. */
+static _Thread_local const js_comm *graph_caller;
+
 /* Does a JOIN wait for what is there? */
 static bool graph_can_join(const js_graph *graph, uint32_t index)
 {
@@ -220,6 +223,20 @@ static void graph_finish(js_comm *comm, int32_t status)
                                             .opcode = JS_SQ_GRAPH });
 }
 
+bool js_graph_is_calling(const js_comm *comm)
+{
+    return graph_caller == comm;
+}
+
+static void graph_call(js_comm *comm, const js_graph_node *node)
+{
+    const js_comm *outer = graph_caller; /* that function waits in `comm` */
+    js_wait_reset(comm);                 /* the function's time is no wait */
+    graph_caller = comm;
+    node->function((void *)(uintptr_t)node->source_addr);
+    graph_caller = outer;
+}
+
 uint32_t js_graph_step(js_comm *comm)
 {
     js_graph_run *run = &comm->run;
@@ -246,8 +263,7 @@ uint32_t js_graph_step(js_comm *comm)
                 run->is_unsent = false;
                 return progress + 1; /* messages first: they travel meanwhile */
             }
-            js_wait_reset(comm); /* the function's time is no wait */
-            node->function((void *)(uintptr_t)node->source_addr);
+            graph_call(comm, node);
             break;
         case JS_NODE_JOIN:
             if (!graph_is_joined(run, node)) {

@@ -37,6 +37,8 @@ uint32_t js_graph_step(js_comm *comm);
 void js_graph_message_done(js_comm *comm, const js_comm_done *done);
 /* The node that is being carried out, or the one that failed; of a graph under way. */
 uint32_t js_graph_node_index(const js_comm *comm);
+/* Is this thread in a function of the graph that is current? */
+bool js_graph_is_calling(const js_comm *comm);
 /* Ends the graph that is current. */
 void js_graph_flush(js_comm *comm, int32_t status);
 /* Is a plan part of a graph? */

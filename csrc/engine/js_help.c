@@ -82,6 +82,9 @@ static int32_t help_enter(js_comm *comm)
 
 int32_t js_comm_enter_slow(js_comm *comm)
 {
+    if (JS_UNLIKELY(js_graph_is_calling(comm))) {
+        return JS_FAIL(JS_ERR_BUSY, "a function of a graph must not use its communicator");
+    }
     js_add_seq_u32(&comm->wanted, 1);
     int32_t result = help_enter(comm);
     js_add_seq_u32(&comm->wanted, UINT32_MAX);

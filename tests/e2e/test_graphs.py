@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 from typing import Any
 
 import ml_dtypes
@@ -12,9 +13,7 @@ import pytest
 
 import jetstream
 from jetstream.communicator import Communicator
-from jetstream.errors import (
-    BusyError,
-)
+from jetstream.errors import BusyError, JetstreamError
 from jetstream.testing import RankPool
 from jetstream.testing.plugin import Pools
 
@@ -311,6 +310,62 @@ def run_functions(comm: Communicator) -> None:
         graph()
         assert (x == n * 8 * comm.size**2).all()
         assert [values[0] for values in log] == [n, 2 * n * comm.size, 4 * n * comm.size**2]
+
+
+def run_function_calls_back(comm: Communicator) -> None:
+    """A function that uses the communicator of its graph is told so; it must not hang."""
+    errors: list[str] = []
+    x = np.ones(3)
+
+    def meddle(_address: int) -> None:
+        for call in (comm.barrier, graph.close, lambda: comm.send(x, comm.rank)):
+            try:
+                call()
+            except JetstreamError as error:
+                errors.append(str(error))
+
+    kernel = KERNEL(meddle)
+    with comm.capture() as graph:
+        comm.all_reduce(x)
+        graph.call(kernel)
+        comm.all_reduce(x)
+    other = comm.dup()
+    for launch in (graph, graph.launch):
+        errors.clear()
+        work = launch()
+        if work is not None:  # whoever waits elsewhere, or an engine thread, carries it out
+            other.barrier()
+            work.wait()
+        assert len(errors) == 3, errors
+        assert all("must not use" in text or "carried out" in text for text in errors), errors
+    other.close()
+    assert (x == comm.size**4).all()
+
+
+def run_by_itself(comm: Communicator) -> None:
+    """With an engine thread a graph gets on while the host does something else."""
+    right, left = neighbours(comm)
+    x, y = np.ones(LARGE), np.ones(LARGE)
+    done = threading.Event()
+    kernel = KERNEL(lambda _: done.set())
+    with comm.capture() as graph:
+        for _ in range(3):
+            comm.all_reduce(x)
+            comm.send(x, right)
+            comm.recv(y, left)
+        graph.call(kernel)
+    work = graph.launch()
+    assert done.wait(30)
+    work.wait()
+    assert (y == comm.size**3).all()
+
+
+@pytest.mark.parametrize("progress", ["inline", "thread"])
+def test_who_carries_it_out(rank_pools: Pools, progress: str) -> None:
+    pool = rank_pools(2, env={"JETSTREAM_PROGRESS": progress})
+    pool.run(run_function_calls_back)
+    if progress == "thread":
+        pool.run(run_by_itself)
 
 
 def run_numba(comm: Communicator) -> str:

@@ -204,6 +204,8 @@ def test_bad_input() -> None:
             comm.persistent("all_reduce", x, ["sum"])
         with pytest.raises(ArgumentError, match="axis"):
             comm.persistent("all_gather", x, axis=1)
+        with pytest.raises(ArgumentError, match="axis"):  # its parts would be copied now
+            comm.persistent("reduce_scatter", x, axis=1)
         with pytest.raises(ArgumentError, match="timeout"):
             comm.persistent("all_reduce", x, timeout=-1)
         with pytest.raises(TypeError):
