@@ -242,6 +242,8 @@ JS_INLINE void js_account_settle(js_comm *comm)
 /* --- js_wait.c --- */
 /* After a round without progress: waits a little. JS_OK, or why the communicator failed. */
 int32_t js_wait_idle(js_comm *comm);
+/* Now and then, asks how the peers are, those that are awaited. Returns JS_OK or a fault. */
+int32_t js_wait_check(js_comm *comm, uint64_t now_ticks);
 /* After progress. */
 void js_wait_reset(js_comm *comm);
 /* The same, where the time at which the wait ended is known. */

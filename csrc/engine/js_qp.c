@@ -47,12 +47,24 @@ static int32_t qp_round(js_comm *comm)
     return comm->failed;
 }
 
+/* A round for somebody who only looks: he must find out what a wait would find out. */
+static void qp_look(js_comm *comm)
+{
+    if (qp_round(comm) != 0) {
+        comm->waiter.suspect = 0;
+    } else if (js_load_rlx_u32(&comm->control->abort) != 0) {
+        (void)js_fault_adopt(comm);
+    } else {
+        (void)js_wait_check(comm, js_clock_ticks());
+    }
+}
+
 static int32_t qp_progress(void *context)
 {
     js_queue *queue = context;
     int32_t result = qp_try_enter(queue->comm);
     if (result == JS_OK) {
-        (void)qp_round(queue->comm);
+        qp_look(queue->comm);
         (void)js_comm_leave(queue->comm, JS_OK);
     }
     return result == JS_ERR_CLOSED ? result : JS_OK;
@@ -124,13 +136,17 @@ static int32_t qp_wait(void *context, const uint64_t *word, uint64_t until)
     return result;
 }
 
-/* Has all that was posted to a queue pair that has failed been taken? */
-static bool qp_is_flushed(const js_qp_control *control)
+/* After a failure the thread that waits flushes what it has posted by itself; then either its
+ * completion is there, or there is nothing any more to wait for. JS_ERR_AGAIN: somebody is inside. */
+static int32_t qp_wait_failed(js_queue *queue, const uint64_t *word, uint64_t until)
 {
-    return js_load_rlx_u32(&control->sq_reserved.index) ==
-               js_load_acq_u32(&control->sq_consumed.index) &&
-           js_load_rlx_u32(&control->rq_reserved.index) ==
-               js_load_acq_u32(&control->rq_consumed.index);
+    int32_t result = qp_try_enter(queue->comm);
+    if (result != JS_OK) {
+        return result;
+    }
+    (void)qp_round(queue->comm);
+    result = qp_has_arrived(queue, word, until) ? JS_OK : queue->failed;
+    return js_comm_leave(queue->comm, result);
 }
 
 /* Where the engine thread makes the rounds: only looks, in the end asleep. */
@@ -148,12 +164,11 @@ static int32_t qp_wait_outside(void *context, const uint64_t *word, uint64_t unt
         if (has_arrived || state == JS_QP_CLOSED) {
             return has_arrived ? JS_OK : JS_ERR_CLOSED;
         }
-        uint64_t waited_ns = js_clock_span_ns(clock, js_clock_ticks() - since);
-        /* The state is told before the completions of what has failed. */
-        if (state == JS_QP_ERROR &&
-            (word != NULL || (waited_ns >= 2 * QP_SLICE_NS && qp_is_flushed(control)))) {
-            return control->status.status;
+        int32_t result = state == JS_QP_ERROR ? qp_wait_failed(queue, word, until) : JS_ERR_AGAIN;
+        if (result != JS_ERR_AGAIN) {
+            return result;
         }
+        uint64_t waited_ns = js_clock_span_ns(clock, js_clock_ticks() - since);
         if (waited_ns >= QP_PATIENCE_NS) {
             return JS_ERR_AGAIN;
         }

@@ -16,6 +16,7 @@
 #include "js_comm.h"
 
 #include "js_counter.h"
+#include "js_status.h"
 
 #include <errno.h>
 #include <linux/futex.h>
@@ -202,21 +203,26 @@ void js_wait_wake_all(js_comm *comm)
     }
 }
 
-static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
+int32_t js_wait_check(js_comm *comm, uint64_t now_ticks)
 {
     js_waiter *w = &comm->waiter;
     js_engine *engine = comm->engine;
-    if (now - w->checked_ticks > wait_ticks(comm, WAIT_CHECK_NS)) {
-        w->checked_ticks = now;
-        if (now - js_load_rlx_u64(&engine->liveness_ticks) > wait_ticks(comm, WAIT_LIVENESS_NS)) {
-            js_engine_check_liveness(engine);
-            js_counter_add(comm->counters, JS_COUNTER_LIVENESS_CHECKS, 1);
-        }
-        int32_t result = js_fault_check_peers(comm);
-        if (result != JS_OK) {
-            return result;
-        }
+    if (now_ticks - w->checked_ticks <= wait_ticks(comm, WAIT_CHECK_NS)) {
+        return JS_OK;
     }
+    w->checked_ticks = now_ticks;
+    uint64_t asked = js_load_rlx_u64(&engine->liveness_ticks);
+    if (now_ticks - asked > wait_ticks(comm, WAIT_LIVENESS_NS)) {
+        js_engine_check_liveness(engine);
+        js_counter_add(comm->counters, JS_COUNTER_LIVENESS_CHECKS, 1);
+    }
+    return js_fault_check_peers(comm);
+}
+
+static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
+{
+    js_waiter *w = &comm->waiter;
+    JS_TRY(js_wait_check(comm, now));
     waited = js_min_u64(waited, now - w->helped_ticks);
     if (waited < wait_spin_ticks(comm) + wait_ticks(comm, WAIT_YIELD_NS)) {
         sched_yield();
