@@ -137,7 +137,7 @@ static int32_t qp_wait(void *context, const uint64_t *word, uint64_t until)
 }
 
 /* After a failure the thread that waits flushes what it has posted by itself; then either its
- * completion is there, or there is nothing any more to wait for. JS_ERR_AGAIN: somebody is inside. */
+ * completion is there, or nothing is left to wait for. JS_ERR_AGAIN: somebody is inside. */
 static int32_t qp_wait_failed(js_queue *queue, const uint64_t *word, uint64_t until)
 {
     int32_t result = qp_try_enter(queue->comm);
