@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from jetstream import transport
 from jetstream._native import ffi, lib
 from jetstream.communicator import Communicator
+from jetstream.testing import RankPool
 from jetstream.testing.plugin import Pools
 from jetstream.transport.queues import RQE_DTYPE, SQE_DTYPE, cq_commit, sq_commit
 
@@ -192,6 +195,23 @@ def run_memory_alone(comm: Communicator) -> None:
         comm.barrier()
 
 
+def run_polling(comm: Communicator) -> int:
+    """A device that never waits: it polls until it is told how the launch went."""
+    qp = transport.QueuePair(comm)
+    launch = qp.prepare("all_reduce", np.ones(8))
+    comm.barrier()
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    at = launch.source_addr
+    assert lib.js_device_launch(qp.address, 0, launch.key, at, at) == lib.JS_OK
+    cqe = ffi.new("js_cqe *")
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not lib.js_device_poll(qp.address, int(ffi.cast("uintptr_t", cqe))):
+        assert time.monotonic() < deadline_s
+    qp.close()
+    return int(cqe.status)
+
+
 @pytest.mark.parametrize("env", [{}, THREAD], ids=["inline", "thread"])
 @pytest.mark.parametrize("run", [run_posts, run_entries])
 def test_calls(rank_pools: Pools, run: Any, env: dict[str, str]) -> None:
@@ -213,3 +233,13 @@ def test_posts_after_a_failure_are_flushed(rank_pools: Pools, env: dict[str, str
 
 def test_memory_alone(rank_pools: Pools) -> None:
     rank_pools(2, env=THREAD).run(run_memory_alone)
+
+
+@pytest.mark.parametrize("env", [{}, THREAD], ids=["inline", "thread"])
+def test_death_of_a_peer_is_noticed_by_polling(env: dict[str, str], no_leaks: Any) -> None:
+    with RankPool(2, timeout_s=2 * PATIENCE_S, env=env, fresh=True) as pool:
+        pool.start(run_polling)
+        first, second = pool.wait()
+    assert second.has_died
+    assert first.is_ok and first.value == lib.JS_ERR_PEER_DEAD, first
+    no_leaks.expect_nothing()

@@ -37,6 +37,26 @@ def find_nvcc() -> str:
     return compiler
 
 
+def test_first_program_of_the_page(tmp_path: Path) -> None:
+    """What docs/device.md begins with works as it stands there."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler here")
+    page = (EXAMPLES.parents[1] / "docs/device.md").read_text()
+    source, commands, script = re.findall(r"```\w*\n(.*?)```", page, re.DOTALL)[:3]
+    (tmp_path / "first.c").write_text(source)
+    (tmp_path / "first.py").write_text(script)
+    compile_line, run_line = commands.splitlines()
+    assert run_line == "jetstream run -n 2 first.py"
+    python = f'"{sys.executable}"'
+    line = compile_line.replace("$(python ", f"$({python} ").replace("cc ", "cc -Wall -Werror ")
+    subprocess.run(["sh", "-ec", line], cwd=tmp_path, check=True, timeout=PROGRAM_TIMEOUT_S)
+    text = start(str(tmp_path / "first.py"), 2, folder=tmp_path)
+    assert sorted(re.findall(r"rank \d: status 0", text)) == [
+        "rank 0: status 0",
+        "rank 1: status 0",
+    ]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_pthread(size: int, tmp_path: Path) -> None:
     if shutil.which("cc") is None:
