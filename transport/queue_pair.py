@@ -35,7 +35,7 @@ class QueuePair(Posting, Waiting):
     It serves a communicator of its own, ``qp.comm``, a duplicate of ``comm``: of that, only the
     queue pair posts; its operations raise BusyError. What one thread does on one queue pair never
     waits for another queue pair. ``depth``: entries of send and receive queue, a power of two from
-    4 to 16384 (default 256); the completion queue has four times as many. With ``threads="one"``
+    4 to 16384 (default 64); the completion queue has four times as many. With ``threads="one"``
     a single thread posts and polls, which saves locked instructions; that is the first one which
     does so from Python, another one gets BusyError, and what a second thread of foreign code
     does is undefined. ``docs/queue-pairs.md`` explains all of it.

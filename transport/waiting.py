@@ -81,12 +81,17 @@ class Waiting(QueuePairParts):
     def check(self, completion: Completion) -> Completion:
         """Return a completion that has succeeded; raise what another one means.
 
-        The text tells what happened on which rank. Raises AccessError, BoundsError, ArgumentError,
+        One that was flushed means what the queue pair has failed with. The text tells what happened
+        on which rank. Raises AccessError, BoundsError, ArgumentError,
         TruncatedError, PeerDiedError, PeerClosedError, CommunicatorAbortedError, MismatchError.
         """
-        if not completion.is_ok:
-            self._host.fail(getattr(lib, completion.status))
-        return completion
+        if completion.is_ok:
+            return completion
+        self._check_open()
+        first = int(self._native.control.status.status)
+        is_flushed = completion.status == "JS_ERR_FLUSHED" and first != lib.JS_OK
+        self._host.fail(first if is_flushed else getattr(lib, completion.status))
+        raise AssertionError(completion)  # a bad status raises
 
     @property
     def event_fd(self) -> int:

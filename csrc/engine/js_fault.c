@@ -410,12 +410,15 @@ static int32_t fault_judge(js_comm *comm, uint32_t *peer, fault_pair *pair)
     if (*peer != JS_MESSAGE_NONE) {
         return *peer == comm->rank ? JS_OK : fault_judge_peer(comm, *peer, pair);
     }
+    /* A device may wait for what anybody puts, and have posted nothing. */
+    if (comm->exec.plan != NULL || comm->queue != NULL) {
+        *peer = fault_find_dead(comm);
+        if (*peer != JS_MESSAGE_NONE) {
+            return JS_ERR_PEER_DEAD;
+        }
+    }
     if (comm->exec.plan == NULL) {
         return comm->message.outstanding != 0 ? fault_judge_messages(comm, peer, pair) : JS_OK;
-    }
-    *peer = fault_find_dead(comm);
-    if (*peer != JS_MESSAGE_NONE) {
-        return JS_ERR_PEER_DEAD;
     }
     js_exec_missing missing;
     js_exec_find_missing(&comm->exec, comm->rank, &missing);

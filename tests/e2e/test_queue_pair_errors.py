@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from jetstream.errors import (
     BoundsError,
     BusyError,
     ClosedError,
-    CommunicatorAbortedError,
     ForkedError,
     JetstreamError,
     QueueFullError,
@@ -38,27 +38,15 @@ def expect(kind: type[Exception], text: str, call: Callable[[], Any]) -> None:
     assert type(caught.value) is kind, caught.value
 
 
-def run_bad_arguments(comm: Communicator) -> None:
-    """Nothing of this is posted, and the queue pair stays ready."""
-    for options, text in (
-        ({"depth": 3}, "depth is 3: a power of two from 4 to 16384"),
-        ({"depth": 2**15}, "depth is 32768"),
-        ({"depth": "8"}, "depth is '8'"),
-        ({"threads": 1}, "threads is 1: 'many' or 'one'"),
-    ):
-        expect(ArgumentError, text, lambda: QueuePair(comm, **options))  # type: ignore[arg-type]  # noqa: B023
-    qp, other = QueuePair(comm), QueuePair(comm)
-    x, big = np.ones(8), np.ones(100)
-    frozen = np.ones(8)
+Cases = tuple[tuple[type[Exception], str, Callable[[], Any]], ...]
+
+
+def about_memory(qp: Any, window: Any, peer: int) -> Cases:
+    x, big, frozen = np.ones(8), np.ones(100), np.ones(8)
     frozen.flags.writeable = False
-    region = qp.register(big)
-    inbox = comm.zeros(16)
-    window, foreign = qp.window(inbox), other.window(inbox)
-    launch, alien = qp.prepare("all_reduce", x), other.prepare("all_reduce", x)
-    peer = (comm.rank + 1) % comm.size
-    for kind, text, call in (
+    return (
         (ArgumentError, "access is 'rw': read, write, remote_write", lambda: qp.register(x, "rw")),
-        (ArgumentError, "access is 3", lambda: qp.register(x, 3)),  # type: ignore[arg-type]
+        (ArgumentError, "access is 3", lambda: qp.register(x, 3)),
         (ArgumentError, "array is read-only", lambda: qp.register(frozen)),
         (ArgumentError, "not C-contiguous", lambda: qp.register(big[::2])),
         (ArgumentError, "has no memory to register", lambda: qp.register(np.empty((0, 3)))),
@@ -71,35 +59,63 @@ def run_bad_arguments(comm: Communicator) -> None:
         (AccessError, r"register\(x, 'read'\)", lambda: qp.post_send(np.ones(8), peer)),
         (AccessError, "in no region", lambda: qp.post_put(np.ones(8), peer, window)),
         (AccessError, r"register\(out, 'write'\)", lambda: qp.post_receive(np.ones(8))),
+        (ArgumentError, "out is read-only", lambda: qp.post_receive(frozen)),
+        (ArgumentError, "x is not C-contiguous", lambda: qp.post_send(big[::3], 0)),
+        (ArgumentError, "prepare: 'sum'", lambda: qp.prepare("sum", x)),
+        (ArgumentError, "async_op", lambda: qp.prepare("all_reduce", x, async_op=True)),
+        (ArgumentError, "not C-contiguous", lambda: qp.prepare("all_reduce", big[::2])),
+    )
+
+
+def about_numbers(qp: Any, big: Any) -> Cases:
+    return (
         (ArgumentError, "dst is 9: an integer from 0", lambda: qp.post_send(big, 9)),
-        (ArgumentError, "dst is None", lambda: qp.post_send(big, None)),  # type: ignore[arg-type]
+        (ArgumentError, "dst is None", lambda: qp.post_send(big, None)),
         (ArgumentError, "src is -1", lambda: qp.post_receive(big, -1)),
         (ArgumentError, "tag is 4294967296", lambda: qp.post_send(big, 0, 2**32)),
-        (ArgumentError, "tag is 'a'", lambda: qp.post_receive(big, 0, "a")),  # type: ignore[arg-type]
+        (ArgumentError, "tag is 'a'", lambda: qp.post_receive(big, 0, "a")),
         (ArgumentError, "wr_id is -1", lambda: qp.post_send(big, 0, wr_id=-1)),
-        (ArgumentError, "wr_id is 1.5", lambda: qp.post_nop(1.5)),  # type: ignore[arg-type]
+        (ArgumentError, "wr_id is 1.5", lambda: qp.post_nop(1.5)),
         (ArgumentError, "signal is 64: an integer from 0 to 63", lambda: qp.post_nop(signal=64)),
         (ArgumentError, "value is -1", lambda: qp.post_nop(signal=0, value=-1)),
         (ArgumentError, "'add' or 'set'", lambda: qp.post_nop(signal=0, signal_op="sub")),
-        (ArgumentError, "out is read-only", lambda: qp.post_receive(frozen)),
-        (ArgumentError, "x is not C-contiguous", lambda: qp.post_send(big[::3], 0)),
+        (ArgumentError, "index is 64", lambda: qp.wait_signal(64, 1)),
+        (ArgumentError, "until is -1", lambda: qp.wait_signal(0, -1)),
+        (ArgumentError, "timeout is 'now'", lambda: qp.wait("now")),
+        (UnsupportedError, "progress='thread'", lambda: qp.event_fd),
+        (UnsupportedError, "progress='thread'", qp.arm),
+    )
+
+
+def run_bad_arguments(comm: Communicator) -> None:
+    """Nothing of this is posted, and the queue pair stays ready."""
+    for options, text in (
+        ({"depth": 3}, "depth is 3: a power of two from 4 to 16384"),
+        ({"depth": 2**15}, "depth is 32768"),
+        ({"depth": "8"}, "depth is '8'"),
+        ({"threads": 1}, "threads is 1: 'many' or 'one'"),
+    ):
+        expect(ArgumentError, text, functools.partial(QueuePair, comm, **options))
+    qp: Any = QueuePair(comm)
+    other = QueuePair(comm)
+    x, big = np.ones(8), np.ones(100)
+    region = qp.register(big)
+    inbox = comm.zeros(16)
+    window, foreign = qp.window(inbox), other.window(inbox)
+    launch, alien = qp.prepare("all_reduce", x), other.prepare("all_reduce", x)
+    peer = (comm.rank + 1) % comm.size
+    for kind, text, call in (
+        *about_memory(qp, window, peer),
+        *about_numbers(qp, big),
         (ArgumentError, "prepare", lambda: qp.post_launch(alien)),
-        (ArgumentError, "prepare", lambda: qp.post_launch(3)),  # type: ignore[arg-type]
+        (ArgumentError, "prepare", lambda: qp.post_launch(3)),
         (ArgumentError, "capture", lambda: qp.post_graph(launch)),
         (ArgumentError, "window", lambda: qp.post_put(big[:1], peer, foreign)),
-        (ArgumentError, "window", lambda: qp.post_put(big[:1], peer, region)),  # type: ignore[arg-type]
+        (ArgumentError, "window", lambda: qp.post_put(big[:1], peer, region)),
         (BoundsError, "do not fit the 64 bytes", lambda: qp.post_put(big, peer, window)),
         (BoundsError, "offset 57", lambda: qp.post_put(big[:1], peer, window, 57)),
         (BoundsError, "offset -8", lambda: qp.post_put(big[:1], peer, window, -8)),
         (ArgumentError, "rank is 7", lambda: window.key(7)),
-        (ArgumentError, "index is 64", lambda: qp.wait_signal(64, 1)),
-        (ArgumentError, "until is -1", lambda: qp.wait_signal(0, -1)),
-        (ArgumentError, "timeout is 'now'", lambda: qp.wait("now")),  # type: ignore[arg-type]
-        (ArgumentError, "prepare: 'sum'", lambda: qp.prepare("sum", x)),
-        (ArgumentError, "async_op", lambda: qp.prepare("all_reduce", x, async_op=True)),
-        (ArgumentError, "not C-contiguous", lambda: qp.prepare("all_reduce", big[::2])),
-        (UnsupportedError, "progress='thread'", lambda: qp.event_fd),
-        (UnsupportedError, "progress='thread'", qp.arm),
     ):
         expect(kind, text, call)
     window.close()
@@ -266,7 +282,7 @@ def run_wrong_entries(comm: Communicator) -> None:
         first = next(one for one in found if one.status == status)
         with pytest.raises(kind, match="rank 0"):
             qp.check(first)
-        with pytest.raises(CommunicatorAbortedError, match="rank 0"):
+        with pytest.raises(kind, match="rank 0"):
             qp.check(next(one for one in found if one.status == "JS_ERR_FLUSHED"))
         assert qp.state == QPState.ERROR
         with pytest.raises(JetstreamError, match="rank 0"):
@@ -301,11 +317,11 @@ def run_truncated(comm: Communicator) -> str:
         else:
             qp.post_send(x, 0)
             qp.wait(WAIT_S)
-            with pytest.raises(JetstreamError, match="rank 0") as caught:  # type: ignore[assignment]
+            with pytest.raises(JetstreamError, match="rank 0") as told:
                 qp.wait(WAIT_S)
     comm.barrier()
     qp.close()
-    return str(caught.value)
+    return str(caught.value if comm.rank == 0 else told.value)
 
 
 def test_truncated(rank_pools: Pools) -> None:
