@@ -12,7 +12,6 @@ import itertools
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import loop
 import numpy as np
@@ -71,18 +70,14 @@ def fit(samples: dict[tuple[str, int], float]) -> Prices:
 def run_rank() -> None:
     """Measure on one of two ranks; rank 0 prints the medians as JSON."""
     import jetstream
-    from jetstream.dtypes import Kind
 
     with jetstream.init() as comm:
         loop.pin(comm.local_rank)
-        launcher: Any = comm._launcher
         found: dict[tuple[str, int], list[float]] = {}
         for _, algorithm, size in itertools.product(range(ROUNDS), ALGORITHMS, FIT_BYTES):
             x = np.zeros(size // 4, np.float32)
-            plan = launcher.plan(Kind.ALL_REDUCE, x.dtype, x.size, algo=algorithm)
             comm.barrier()
-            latency_ns = np.zeros(LAUNCHES, np.uint64)
-            launcher.time_launches(plan, x, latency_ns)
+            latency_ns = comm.time_launches("all_reduce", x, LAUNCHES, algo=algorithm)
             slowest = comm.all_gather(latency_ns).reshape(comm.size, -1).max(axis=0)
             found.setdefault((algorithm, size), []).append(float(np.median(slowest)))
         if comm.rank == 0:

@@ -116,7 +116,8 @@ class Communicator(CollectiveCalls, MessageCalls):
         arrays contain: one call instead of many. ``timeout`` is that of ``graph()``, in seconds.
         ``docs/graphs.md`` has the rules.
 
-        Raises ArgumentError within another capture, and what the communicator has failed with.
+        Raises ArgumentError within another capture, QueueFullError where there are 1024 graphs
+        already, and what the communicator has failed with.
         """
         return Capture(self._launcher, self._use, timeout)
 
@@ -216,16 +217,23 @@ class Communicator(CollectiveCalls, MessageCalls):
         return dict(zip(names, values, strict=True))
 
     def time_launches(
-        self, kind: str, x: Any, iterations: int, *, op: str | RedOp = "sum"
+        self,
+        kind: str,
+        x: Any,
+        iterations: int,
+        *,
+        op: str | RedOp = "sum",
+        algo: str | None = None,
     ) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """Run a collective ``iterations`` times from C; returns the latency of each in ns.
 
-        ``kind``: all_reduce (in place on ``x``) or barrier. All ranks must call it alike.
+        ``kind``: all_reduce (in place on ``x``, ``op`` and ``algo`` as there) or barrier. All
+        ranks must call it alike.
         """
         self._launcher.require_live("time_launches")
         array = share_writable(x, name="x")
         if kind == "all_reduce":
-            plan = self._launcher.plan(Kind.ALL_REDUCE, array.dtype, array.size, op=op)
+            plan = self._launcher.plan(Kind.ALL_REDUCE, array.dtype, array.size, op=op, algo=algo)
         elif kind == "barrier":
             plan = self._launcher.plan(Kind.BARRIER, NOTHING.dtype, 0)
         else:

@@ -46,7 +46,11 @@ def _new_graph(launcher: Launcher, nodes: Any, count: int) -> int:
 
 
 def check_usable(launcher: Launcher) -> None:
-    """Raise what every call on a communicator raises that is closed or has failed."""
+    """Raise what every call on a communicator raises that is closed or has failed.
+
+    QueueFullError: there are too many graphs.
+    """
+    launcher.undisposed[:] = [graph for graph in launcher.undisposed if not graph.free()]
     key = _new_graph(launcher, ffi.NULL, 0)
     lib.js_comm_free_graph(launcher.handle(), key)
 
@@ -114,13 +118,10 @@ class Graph:
 
         Raises ArgumentError for too many nodes, OutOfMemoryError.
         """
-        recording, launcher = self._recording, self._launcher
+        recording = self._recording
         recording.finish()
         keep, recording.keep = tuple(recording.keep), []
         if error is None:
-            for graph in list(launcher.undisposed):
-                if graph.free():
-                    launcher.undisposed.remove(graph)
             try:
                 self._make(recording.to_native(), keep)
                 return

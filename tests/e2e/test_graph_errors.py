@@ -23,6 +23,7 @@ from jetstream.errors import (
     JetstreamError,
     MismatchError,
     PeerDiedError,
+    QueueFullError,
     TimedOutError,
     TruncatedError,
 )
@@ -172,6 +173,21 @@ def test_closed_communicator() -> None:
     graph.close()
     del graph
     gc.collect()
+
+
+def test_too_many_graphs() -> None:
+    with jetstream.init() as comm:
+        graphs = []
+        with pytest.raises(QueueFullError, match="1024 graphs exist"):
+            while True:
+                with comm.capture() as graph:
+                    comm.barrier()
+                graphs.append(graph)
+        assert len(graphs) == 1024
+        graphs.pop(5).close()
+        with comm.capture() as graph:
+            comm.barrier()
+        graph()
 
 
 def test_too_many_nodes() -> None:

@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jetstream._core.native import ffi, lib
 from jetstream.communicator import Communicator
 from jetstream.dtypes import Kind
+from jetstream.graph import Graph
 from jetstream.testing import RankPool
 from jetstream.testing.plugin import Pools
 
@@ -31,6 +33,7 @@ ITERATIONS = 100_000
 #: its peer without a core and goes to sleep, more, unless it has been told to spin for long.
 CALLS_MAX = ITERATIONS // 1000
 CALLS_BUSY_MAX = ITERATIONS // 100
+GRAPH_CALLS = 100
 BEGIN, END = "/jetstream-begin", "/jetstream-end"
 _PR_SET_PTRACER = 0x59616D61
 _ANY_TRACER = ctypes.c_ulong(-1)
@@ -72,9 +75,21 @@ void *mmap(void *p, size_t n, int prot, int flags, int fd, long offset)
 """
 
 
+def capture(comm: Communicator, x: Any) -> Graph:
+    with comm.capture() as graph:
+        for _ in range(GRAPH_CALLS):
+            comm.all_reduce(x)
+            graph.call(ctypes.CDLL(None).sched_getcpu)
+    return graph
+
+
 def loop(comm: Communicator, x: Any, launch: str) -> None:
     if launch == "C":
         comm.time_launches("all_reduce", x, ITERATIONS)
+    elif launch == "graph":
+        graph = capture(comm, x)
+        for _ in range(ITERATIONS // GRAPH_CALLS):
+            graph()
     else:
         for _ in range(ITERATIONS):
             comm.all_reduce(x)
@@ -127,7 +142,7 @@ def trace(pool: RankPool, folder: Path, launch: str) -> list[Counter[str]]:
 
 @needs_strace
 @pytest.mark.parametrize("spin", ["learned spin", "long spin"])
-@pytest.mark.parametrize("launch", ["C", "Python"])
+@pytest.mark.parametrize("launch", ["C", "Python", "graph"])
 def test_no_system_calls(tmp_path: Path, launch: str, spin: str) -> None:
     env = {"JETSTREAM_SPIN_US": "1000000"} if spin == "long spin" else {}
     with RankPool(2, bind=True, env=env, timeout_s=120) as pool:
@@ -146,13 +161,17 @@ def run_counted(comm: Communicator, launch: str) -> int:
     counter.restype = ctypes.c_ulong
     x = np.ones(16, np.float32)
     latency_ns = np.zeros(ITERATIONS, np.uint64)
-    launcher = comm._launcher
-    comm.all_reduce(x)
-    plan = launcher.plan(Kind.ALL_REDUCE, x.dtype, x.size)
+    graph = capture(comm, x)
+    pointer, times = ffi.from_buffer(x), ffi.from_buffer("uint64_t[]", latency_ns)
+    handle = comm._launcher.handle()
+    plan = comm._launcher.plan(Kind.ALL_REDUCE, x.dtype, x.size)
     comm.all_reduce(x)
     before = int(counter())
     if launch == "C":
-        launcher.time_launches(plan, x, latency_ns)
+        assert lib.js_comm_repeat(handle, plan, pointer, pointer, ITERATIONS, times) == 0
+    elif launch == "graph":
+        for _ in range(ITERATIONS // GRAPH_CALLS):
+            graph()
     else:
         for _ in range(ITERATIONS):
             comm.all_reduce(x)
@@ -160,7 +179,7 @@ def run_counted(comm: Communicator, launch: str) -> int:
 
 
 @needs_compiler
-@pytest.mark.parametrize("launch", ["C", "Python"])
+@pytest.mark.parametrize("launch", ["C", "Python", "graph"])
 def test_no_allocations(tmp_path: Path, launch: str) -> None:
     source, library = tmp_path / "counting.c", tmp_path / "counting.so"
     source.write_text(COUNTING_C)
