@@ -214,18 +214,10 @@ void js_duty_flush(js_comm *comm, int32_t status);
 void js_duty_message_done(void *context, const js_message_done *done);
 /* Begins a collective; none is running. */
 void js_duty_start(js_comm *comm, js_exec_plan *plan, uint64_t input, uint64_t output);
+/* Takes a launch on; false: too many wait. */
+bool js_duty_launch(js_comm *comm, const js_comm_pending *launch);
 /* Tells whoever posted an operation how it ended. */
 void js_duty_complete(js_comm *comm, const js_comm_done *done);
-
-/* Takes a launch on; false: too many wait. */
-JS_INLINE bool js_duty_launch(js_comm *comm, const js_comm_pending *launch)
-{
-    if (JS_UNLIKELY(comm->launch_tail - comm->launch_head > comm->launch_mask)) {
-        return false;
-    }
-    comm->launches[comm->launch_tail++ & comm->launch_mask] = *launch;
-    return true;
-}
 
 /* --- js_account.c --- */
 /* The books are kept while the next operation waits for its peers, not between the two: these write

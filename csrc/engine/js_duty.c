@@ -95,30 +95,49 @@ void js_duty_start(js_comm *comm, js_exec_plan *plan, uint64_t input, uint64_t o
 {
     js_account_settle(comm);
     comm->sequence++;
-    /* Where it counts, the clock is read once the first frames are out. */
-    comm->enter_ticks = plan->is_brief ? 0 : js_clock_ticks();
+    if (!plan->is_brief) {
+        comm->enter_ticks = js_clock_ticks();
+    }
     comm->wait_ticks = 0;
     duty_write_board(comm, &plan->call);
     js_exec_start(&comm->exec, plan, (const void *)(uintptr_t)input, (void *)(uintptr_t)output,
                   comm->sequence);
 }
 
+bool js_duty_launch(js_comm *comm, const js_comm_pending *launch)
+{
+    bool is_first = comm->exec.plan == NULL && comm->launch_head == comm->launch_tail;
+    if (JS_LIKELY(is_first && launch->plan != NULL && comm->run.graph == NULL)) {
+        comm->current.id = launch->id;
+        js_duty_start(comm, launch->plan, launch->input, launch->output);
+        return true;
+    }
+    if (JS_UNLIKELY(comm->launch_tail - comm->launch_head > comm->launch_mask)) {
+        return false;
+    }
+    comm->launches[comm->launch_tail++ & comm->launch_mask] = *launch;
+    return true;
+}
+
 /* The running plan is over: what is needed for the books is kept. */
 static void duty_end(js_comm *comm, int32_t status)
 {
     js_exec *exec = &comm->exec;
-    uint64_t now = exec->plan->is_brief && exec->arrived_ticks && status == JS_OK
-                       ? exec->arrived_ticks
-                       : js_clock_ticks();
+    bool is_brief = exec->plan->is_brief && exec->arrived_ticks != 0 && status == JS_OK;
+    uint64_t now = is_brief ? exec->arrived_ticks : js_clock_ticks();
+    if (is_brief) { /* two looks at the clock have to do */
+        comm->enter_ticks = exec->idle_ticks ? js_min_u64(exec->idle_ticks, exec->first_ticks)
+                                             : exec->first_ticks;
+    }
     js_wait_reset_at(comm, now); /* the record holds the time waited */
     comm->account = (js_comm_account){
         .plan = exec->plan,
         .sequence = comm->sequence,
-        .enter_ticks = comm->enter_ticks ? comm->enter_ticks : now,
+        .enter_ticks = comm->enter_ticks,
         .first_ticks = exec->first_ticks,
         .arrived_ticks = exec->arrived_ticks,
         .exit_ticks = now,
-        .wait_ticks = comm->wait_ticks,
+        .wait_ticks = is_brief ? now - comm->enter_ticks : comm->wait_ticks,
         .copy_ticks = exec->copy_ticks,
         .reduce_ticks = exec->reduce_ticks,
         .bytes_sent = exec->bytes_sent,
@@ -168,31 +187,32 @@ static bool duty_begin(js_comm *comm, uint32_t *progress)
     return comm->exec.plan != NULL;
 }
 
-/* When a plan of which the first step has been made began: the clock was read with the first frame,
- * if one was there already. Zero if it is over: then it began and ended at that moment. */
-static uint64_t duty_began(const js_exec *exec, js_exec_outcome outcome)
-{
-    if (exec->first_ticks != 0) {
-        return exec->first_ticks;
-    }
-    return outcome == JS_EXEC_RUNNING ? js_clock_ticks() : 0;
-}
-
-/* Goes on with the running plan. */
-static js_exec_outcome duty_step(js_comm *comm, uint32_t *progress)
+static js_exec_outcome duty_step_once(js_comm *comm, uint32_t *progress)
 {
     uint32_t moved = 0;
     js_exec_outcome outcome = js_exec_step(&comm->exec, &moved);
-    if (comm->enter_ticks == 0) {
-        comm->enter_ticks = duty_began(&comm->exec, outcome);
-    }
     if (moved != 0) {
         js_wait_wake_all(comm);
         *progress += moved;
-    } else {
-        js_account_settle(comm);
     }
     return outcome;
+}
+
+/* Goes on with the running plan. While it waits for the first time there is leisure for the books
+ * of the one before; only then may it linger. */
+static js_exec_outcome duty_step(js_comm *comm, uint32_t *progress)
+{
+    js_exec_outcome outcome;
+    if (comm->account.plan != NULL) {
+        comm->exec.may_linger = false;
+        outcome = duty_step_once(comm, progress);
+        if (outcome != JS_EXEC_RUNNING) {
+            return outcome;
+        }
+        js_account_write(comm);
+    }
+    comm->exec.may_linger = comm->engine->wait.oversubscribed == 0;
+    return duty_step_once(comm, progress);
 }
 
 static int32_t duty_run_plan(js_comm *comm)

@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#define EXEC_LOOKS 32u /* for a frame that is not there, in a row */
+
 JS_INLINE uint32_t exec_step_bytes(const js_exec_plan *plan, const js_exec_op *op)
 {
     uint64_t left = op->bytes - (uint64_t)op->step * plan->call.chunk_bytes;
@@ -215,6 +217,24 @@ JS_INLINE bool exec_take_frame(js_exec *exec, const js_exec_op *op, js_exec_sour
     return true;
 }
 
+/* Looks for a missing frame a little longer, where there is nothing else to do in the plan: it is
+ * seen sooner than by going round. */
+static bool exec_linger(js_exec *exec, const js_exec_op *op, js_exec_source *source, uint32_t bytes)
+{
+    if (exec->idle_ticks == 0) {
+        exec->idle_ticks = js_clock_ticks();
+    }
+    if (exec->active_count != 1 || !exec->may_linger) {
+        return false;
+    }
+    for (uint32_t i = 0; i < EXEC_LOOKS && exec->foreign_peer == 0; i++) {
+        if (exec_take_frame(exec, op, source, bytes)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Finds the sources of the present step. False: not all there, or a foreign frame. */
 JS_INLINE bool exec_gather(js_exec *exec, js_exec_op *op, uint32_t bytes)
 {
@@ -224,7 +244,8 @@ JS_INLINE bool exec_gather(js_exec *exec, js_exec_op *op, uint32_t bytes)
         js_exec_source *source = &op->sources[op->ready];
         bool is_there = true;
         if (source->rx != NULL) {
-            is_there = exec_take_frame(exec, op, source, bytes);
+            is_there = exec_take_frame(exec, op, source, bytes) ||
+                       exec_linger(exec, op, source, bytes);
         } else if (source->tx != NULL) {
             source->at = js_stream_given_back(source->tx, bytes);
             is_there = source->at != NULL;

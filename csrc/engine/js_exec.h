@@ -106,10 +106,12 @@ typedef struct js_exec {
     uint32_t referred;        /* of these, by reference, */
     uint32_t streamed;        /* or written past the caches */
     bool has_read_ref;        /* a frame of a peer was one */
+    bool may_linger;          /* cores are not short: look for missing frames a little longer */
     uint32_t consumed;
     uint64_t bytes_sent;
     uint64_t bytes_received;
     uint64_t bytes_done;
+    uint64_t idle_ticks;    /* when a frame was first missing */
     uint64_t arrived_ticks; /* when the last frame awaited was seen */
     uint64_t first_ticks;
     uint64_t copy_ticks;

@@ -301,13 +301,25 @@ static bool queue_can_promise(js_queue *queue)
            promised + (queue->cq_posted - queue->cq_seen) < depth;
 }
 
+/* Copies an entry, by words as the device has written it: a core would hold up wider loads until
+ * the words have left its store buffer. */
+JS_INLINE void queue_copy(js_sqe *to, const js_sqe *slot)
+{
+    const uint64_t *from = (const uint64_t *)(const void *)slot;
+    for (uint32_t i = 0; i < 7; i++) {
+        uint64_t word = js_load_rlx_u64(&from[i]);
+        __builtin_memcpy((uint8_t *)to + 8 * i, &word, sizeof(word));
+    }
+}
+
 /* Carries out one entry as far as it goes. False: it stays in the ring. */
 static bool queue_take(js_comm *comm, const js_sqe *slot)
 {
     js_queue *queue = comm->queue;
     uint32_t index = queue->sq_consumed;
     js_queue_sent *sent = &queue->sent[index & (queue->qp.sq_depth_slots - 1)];
-    js_sqe entry = *slot;
+    js_sqe entry;
+    queue_copy(&entry, slot);
     uint64_t wr_id = entry.wr_id;
     int32_t status = JS_OK;
     queue_outcome outcome = queue_accept(comm, &entry, sent, &status);

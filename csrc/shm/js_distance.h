@@ -11,7 +11,7 @@
 
 #include "js_base.h"
 
-#define JS_DISTANCE_EVERY 8u
+#define JS_DISTANCE_EVERY 32u
 #define JS_DISTANCE_FAR_NS 100u
 /* So many votes in a row change what is believed. */
 #define JS_DISTANCE_VOTES 4u
