@@ -13,6 +13,26 @@
 #define JS_COPY_HAS_STREAMING 0
 #endif
 
+/* Copies up to 48 bytes, without a call: few moves that may overlap. */
+JS_INLINE void js_copy_short(uint8_t *to, const uint8_t *from, uint32_t bytes)
+{
+    if (bytes >= 16) {
+        for (uint32_t at = 0; at + 16 < bytes; at += 16) {
+            __builtin_memcpy(to + at, from + at, 16);
+        }
+        __builtin_memcpy(to + bytes - 16, from + bytes - 16, 16);
+    } else if (bytes >= 8) {
+        uint64_t last;
+        __builtin_memcpy(&last, from + bytes - 8, 8);
+        __builtin_memcpy(to, from, 8);
+        __builtin_memcpy(to + bytes - 8, &last, 8);
+    } else {
+        for (uint32_t at = 0; at < bytes; at++) {
+            to[at] = from[at];
+        }
+    }
+}
+
 /* Copies `bytes` to `to`, which lies at the beginning of a cache line; what follows in the last
  * line is overwritten. Complete, as any store, for whoever sees a later store with release order.
  * Where the processor has no such stores: memcpy. */

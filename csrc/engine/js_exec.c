@@ -62,9 +62,9 @@ void js_exec_start(js_exec *exec, js_exec_plan *plan, const void *input, void *o
         exec_choose_referring(exec);
     }
     for (uint32_t lane = 0; lane < plan->lane_count; lane++) {
-        plan->lanes[lane].cursor = 0;
-        if (plan->lanes[lane].count != 0) {
-            plan->active[exec->active_count++] = (uint16_t)lane;
+        plan->lanes[lane].cursor = plan->lanes[lane].first;
+        if (plan->lanes[lane].first != plan->lanes[lane].end) {
+            plan->active[exec->active_count++] = &plan->lanes[lane];
         }
     }
 }
@@ -369,8 +369,8 @@ js_exec_outcome js_exec_step(js_exec *exec, uint32_t *progress)
 {
     js_exec_plan *plan = exec->plan;
     for (uint32_t i = 0; i < exec->active_count;) {
-        js_exec_lane *lane = &plan->lanes[plan->active[i]];
-        js_exec_op *op = &plan->ops[plan->order[lane->first + lane->cursor]];
+        js_exec_lane *lane = plan->active[i];
+        js_exec_op *op = *lane->cursor;
         if (!exec_run(exec, op)) {
             if (JS_UNLIKELY(exec->foreign_peer != 0)) {
                 return JS_EXEC_FOREIGN;
@@ -380,7 +380,7 @@ js_exec_outcome js_exec_step(js_exec *exec, uint32_t *progress)
         }
         (*progress)++;
         op->step++;
-        if (op->step == op->steps && ++lane->cursor == lane->count) {
+        if (op->step == op->steps && ++lane->cursor == lane->end) {
             plan->active[i] = plan->active[--exec->active_count];
             continue; /* the last lane has taken this place */
         }
@@ -428,9 +428,8 @@ void js_exec_find_missing(const js_exec *exec, uint32_t self, js_exec_missing *o
         exec_add_missing(out, exec_slow_reader(op, self), exec->drained_count);
     }
     for (uint32_t i = 0; plan != NULL && i < exec->active_count; i++) {
-        const js_exec_lane *lane = &plan->lanes[plan->active[i]];
-        uint32_t index = plan->order[lane->first + lane->cursor];
-        const js_exec_op *op = &plan->ops[index];
+        const js_exec_op *op = *plan->active[i]->cursor;
+        uint32_t index = (uint32_t)(op - plan->ops);
         if (!exec_may_start(plan, op)) {
             continue;
         }

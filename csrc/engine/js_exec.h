@@ -52,12 +52,11 @@ typedef struct js_exec_op {
     uint32_t refer_psn; /* number of the frame after the last by reference */
 } js_exec_op;
 
-/* Operations of a lane: order[first .. first + count). */
+/* Operations of a lane, in order: [first, end) of the plan's `order`. */
 typedef struct js_exec_lane {
-    uint16_t first;
-    uint16_t count;
-    uint16_t cursor;
-    uint16_t reserved;
+    js_exec_op **first;
+    js_exec_op **end;
+    js_exec_op **cursor;
 } js_exec_lane;
 
 typedef struct js_exec_plan {
@@ -79,8 +78,8 @@ typedef struct js_exec_plan {
     js_exec_op *ops;
     js_exec_source *sources;
     js_exec_lane *lanes;
-    uint16_t *order;
-    uint16_t *active;      /* lanes that still have work */
+    js_exec_op **order;
+    js_exec_lane **active; /* lanes that still have work */
     const void **pointers; /* sources and targets of the fold in hand */
     void **targets;
 } js_exec_plan;

@@ -86,15 +86,15 @@ static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js
 /* Groups the operations by lane, keeping their order. */
 static void exec_decode_lanes(const js_plan_view *view, js_exec_plan *plan)
 {
-    uint16_t at = 0;
+    js_exec_op **at = plan->order;
     for (uint32_t lane = 0; lane < plan->lane_count; lane++) {
         plan->lanes[lane].first = at;
         for (uint32_t i = 0; i < plan->op_count; i++) {
             if (view->ops[i].lane == lane) {
-                plan->order[at++] = (uint16_t)i;
+                *at++ = &plan->ops[i];
             }
         }
-        plan->lanes[lane].count = (uint16_t)(at - plan->lanes[lane].first);
+        plan->lanes[lane].end = at;
     }
 }
 
@@ -104,8 +104,8 @@ static int32_t exec_allocate(js_exec_plan *plan, const js_plan_header *header)
     plan->ops = calloc(header->op_count + 1, sizeof(*plan->ops));
     plan->sources = calloc(sources, sizeof(*plan->sources));
     plan->lanes = calloc(header->lane_count + 1, sizeof(*plan->lanes));
-    plan->order = calloc(header->op_count + 1, sizeof(*plan->order));
-    plan->active = calloc(header->lane_count + 1, sizeof(*plan->active));
+    plan->order = calloc(header->op_count + 1, sizeof(js_exec_op *));
+    plan->active = calloc(header->lane_count + 1, sizeof(js_exec_lane *));
     plan->pointers = calloc(sources, sizeof(*plan->pointers));
     plan->targets = calloc(sources, sizeof(*plan->targets));
     plan->scratch = calloc(1, header->scratch_bytes + JS_CACHE_LINE);

@@ -138,26 +138,33 @@ void js_queue_finish_received(js_comm *comm, uint32_t index, const js_comm_done 
 
 /* --- memory ------------------------------------------------------------------------------ */
 
-static bool queue_range_has(const js_queue_range *range, uint64_t address, uint64_t bytes,
+JS_INLINE bool queue_range_has(const js_queue_range *range, uint64_t address, uint64_t bytes,
                             uint32_t access)
 {
     return (range->access & access) != 0 && address >= range->start && bytes <= range->bytes &&
            address - range->start <= range->bytes - bytes;
 }
 
-bool js_queue_may_use(js_queue *queue, uint64_t address, uint64_t bytes, uint32_t access)
+static bool queue_find_range(js_queue *queue, const js_queue_range *wanted, uint32_t *hint)
 {
-    uint32_t *hint = &queue->range_hints[access == JS_ACCESS_READ ? 0 : 1];
-    if (bytes == 0 || queue_range_has(&queue->ranges[*hint], address, bytes, access)) {
-        return true;
-    }
     for (uint32_t i = 0; i < queue->range_count; i++) {
-        if (queue_range_has(&queue->ranges[i], address, bytes, access)) {
+        if (queue_range_has(&queue->ranges[i], wanted->start, wanted->bytes, wanted->access)) {
             *hint = i;
             return true;
         }
     }
     return false;
+}
+
+/* May a descriptor name these bytes? */
+JS_INLINE bool queue_may_use(js_queue *queue, uint64_t address, uint64_t bytes, uint32_t access)
+{
+    uint32_t *hint = &queue->range_hints[access == JS_ACCESS_READ ? 0 : 1];
+    if (bytes == 0 || JS_LIKELY(queue_range_has(&queue->ranges[*hint], address, bytes, access))) {
+        return true;
+    }
+    js_queue_range wanted = { .start = address, .bytes = bytes, .access = access };
+    return queue_find_range(queue, &wanted, hint);
 }
 
 /* --- the send queue ------------------------------------------------------------------------ */
@@ -188,9 +195,9 @@ static queue_outcome queue_launch(js_comm *comm, const js_sqe *entry, uint64_t i
         if (launch.plan == NULL) {
             return QUEUE_DONE;
         }
-        if (!js_queue_may_use(comm->queue, launch.input, launch.plan->input_bytes,
+        if (!queue_may_use(comm->queue, launch.input, launch.plan->input_bytes,
                               JS_ACCESS_READ) ||
-            !js_queue_may_use(comm->queue, launch.output, launch.plan->output_bytes,
+            !queue_may_use(comm->queue, launch.output, launch.plan->output_bytes,
                               JS_ACCESS_WRITE)) {
             *status = JS_ERR_ACCESS;
             return QUEUE_DONE;
@@ -215,7 +222,7 @@ static queue_outcome queue_send(js_comm *comm, js_sqe *entry, js_queue_sent *sen
         }
         memcpy(sent->inline_bytes, &entry->source_addr, JS_SQ_INLINE_SEND_BYTES);
         entry->source_addr = (uintptr_t)sent->inline_bytes;
-    } else if (!js_queue_may_use(comm->queue, entry->source_addr, entry->bytes, JS_ACCESS_READ)) {
+    } else if (!queue_may_use(comm->queue, entry->source_addr, entry->bytes, JS_ACCESS_READ)) {
         *status = JS_ERR_ACCESS;
         return QUEUE_DONE;
     }
@@ -230,10 +237,12 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
     js_queue *queue = comm->queue;
     bool is_inline = (entry->flags & JS_SQ_INLINE) != 0;
     *status = JS_ERR_INVALID;
-    if (entry->peer >= comm->world || (is_inline && entry->bytes > JS_SQ_INLINE_PUT_BYTES)) {
+    bool has_changed = queue->put_done != 0 && queue->put_done >= entry->bytes; /* in the ring */
+    if (entry->peer >= comm->world || has_changed ||
+        (is_inline && entry->bytes > JS_SQ_INLINE_PUT_BYTES)) {
         return QUEUE_DONE;
     }
-    if (!is_inline && !js_queue_may_use(queue, entry->source_addr, entry->bytes, JS_ACCESS_READ)) {
+    if (!is_inline && !queue_may_use(queue, entry->source_addr, entry->bytes, JS_ACCESS_READ)) {
         *status = JS_ERR_ACCESS;
         return QUEUE_DONE;
     }
@@ -377,7 +386,7 @@ static bool queue_receive(js_comm *comm, const js_rqe *slot)
     bool is_known = entry.peer < comm->world || entry.peer == JS_PEER_ANY;
     int32_t status = is_known ? JS_OK : JS_ERR_INVALID;
     if (is_known && (entry.bytes & JS_RQ_PROBE) == 0 &&
-        !js_queue_may_use(queue, entry.target_addr, room, JS_ACCESS_WRITE)) {
+        !queue_may_use(queue, entry.target_addr, room, JS_ACCESS_WRITE)) {
         status = JS_ERR_ACCESS;
     }
     received->wr_id = entry.wr_id;

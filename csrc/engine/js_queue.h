@@ -75,8 +75,6 @@ void js_queue_finish_received(js_comm *comm, uint32_t index, const js_comm_done 
 void js_queue_flush(js_comm *comm, int32_t status);
 /* Has everything that was posted completed? */
 bool js_queue_is_idle(const js_queue *queue);
-/* May a descriptor name these bytes? */
-bool js_queue_may_use(js_queue *queue, uint64_t address, uint64_t bytes, uint32_t access);
 void js_queue_set_state(js_queue *queue, uint32_t state);
 
 #endif

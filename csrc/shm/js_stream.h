@@ -248,9 +248,7 @@ JS_INLINE void js_stream_publish_inline(js_stream_tx *tx, const void *source, ui
     js_stream_line *line = &tx->lines[tx->psn & tx->mask];
     line->route = route;
     line->body = body;
-    if (JS_LIKELY(bytes != 0)) {
-        __builtin_memcpy(line->payload.bytes, source, bytes);
-    }
+    js_copy_short(line->payload.bytes, source, bytes);
     js_stream_commit(tx, line);
 }
 
