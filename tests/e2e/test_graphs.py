@@ -147,9 +147,34 @@ def run_empty(comm: Communicator) -> None:
     assert len(graph) == 0 and graph.nodes == ()
 
 
+def run_groups(comm: Communicator) -> None:
+    """Graphs of several communicators in flight at once; ranks are those of the group."""
+    pair = comm.split(comm.rank // 2)
+    assert pair is not None
+    x, y, z = np.ones(5), np.zeros(5), np.ones(5)
+    with pair.capture() as graph, comm.capture() as other:
+        pair.send(x, 1 - pair.rank)
+        comm.all_reduce(z)
+        pair.recv(y, 1 - pair.rank)
+        pair.all_reduce(y)
+    assert [len(graph), len(other)] == [4, 1]
+    for n in range(1, ROUNDS):
+        x[:] = n
+        order = (graph, other) if comm.rank % 2 else (other, graph)
+        works = [launch.launch() for launch in order]
+        for work in works:
+            work.wait()
+        assert (y == 2 * n).all() and (z == comm.size**n).all()
+    pair.close()
+
+
 @pytest.mark.parametrize("run", [run_in_turn, run_often, run_empty])
 def test_launches(rank_pools: Pools, run: Any) -> None:
     rank_pools(2).run(run)
+
+
+def test_groups(rank_pools: Pools) -> None:
+    rank_pools(4).run(run_groups)
 
 
 # --- messages ---------------------------------------------------------------------------------
