@@ -244,7 +244,9 @@ int32_t js_comm_unload_plan(js_comm *comm, uint32_t plan_id)
 /* Brings the books up to date, unless another thread is inside. */
 static void comm_settle(js_comm *comm)
 {
-    if (js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
+    bool is_free = comm->is_biased ? js_comm_enter(comm) == JS_OK
+                                   : js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED);
+    if (is_free) {
         js_account_settle(comm);
         (void)js_comm_leave(comm, JS_OK);
     }

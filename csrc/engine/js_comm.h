@@ -158,11 +158,13 @@ struct js_comm {
     js_waiter waiter;
     int32_t failed; /* status that every further call returns */
     js_fault fault;
-    js_comm *next;     /* in the engine's list (its lock) */
-    uint32_t has_work; /* it was left with operations in flight; R: any thread, relaxed */
-    bool is_raised;    /* the engine thread has raised its doorbell here; W: it */
-    uint32_t wanted;   /* threads that want in where a device may be inside (add) */
-    uint32_t busy;     /* js_comm_busy; whoever enters (cas), the same when it leaves */
+    js_comm *next;      /* in the engine's list (its lock) */
+    uint32_t has_work;  /* it was left with operations in flight; R: any thread, relaxed */
+    bool is_raised;     /* the engine thread has raised its doorbell here; W: it */
+    uint32_t wanted;    /* threads that want in where a device may be inside, or are (add) */
+    uint32_t busy;      /* js_comm_busy; whoever enters (cas), the same when it leaves */
+    bool is_biased;     /* one thread of a device goes in and out by a word of its own: js_qp.c */
+    uint32_t is_inside; /* that word; W: the device's thread */
 };
 
 /* --- js_help.c --- */
@@ -176,7 +178,7 @@ void js_comm_note_work(js_comm *comm, bool has_work);
  * corrupted queue. */
 JS_INLINE int32_t js_comm_enter(js_comm *comm)
 {
-    if (JS_LIKELY(js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED))) {
+    if (JS_LIKELY(!comm->is_biased && js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED))) {
         return JS_OK;
     }
     return js_comm_enter_slow(comm);
@@ -184,6 +186,11 @@ JS_INLINE int32_t js_comm_enter(js_comm *comm)
 
 JS_INLINE int32_t js_comm_leave(js_comm *comm, int32_t result)
 {
+    if (JS_UNLIKELY(comm->is_biased)) { /* nobody but its device makes rounds for it */
+        js_store_rel_u32(&comm->busy, JS_COMM_FREE);
+        js_add_seq_u32(&comm->wanted, UINT32_MAX); /* it was raised on the way in */
+        return result;
+    }
     bool has_work = comm->exec.plan != NULL || comm->launch_head != comm->launch_tail ||
                     comm->message.outstanding != 0 || comm->run.graph != NULL;
     if (JS_UNLIKELY(has_work != (js_load_rlx_u32(&comm->has_work) != 0))) {
@@ -246,6 +253,8 @@ void js_wait_wake_all(js_comm *comm);
 /* --- js_fault.c --- */
 /* Looks whether a peer that is awaited has died, left, or called something else. */
 int32_t js_fault_check_peers(js_comm *comm);
+/* Looks whether any rank has died. */
+int32_t js_fault_check_dead(js_comm *comm);
 /* A frame of `peer` does not belong to the running plan. */
 int32_t js_fault_foreign_frame(js_comm *comm, uint32_t peer);
 /* Fails the communicator on all ranks; the first reporter's fault is the one all see. */

@@ -126,8 +126,8 @@ static void duty_end(js_comm *comm, int32_t status)
     bool is_brief = exec->plan->is_brief && exec->arrived_ticks != 0 && status == JS_OK;
     uint64_t now = is_brief ? exec->arrived_ticks : js_clock_ticks();
     if (is_brief) { /* two looks at the clock have to do */
-        comm->enter_ticks = exec->idle_ticks ? js_min_u64(exec->idle_ticks, exec->first_ticks)
-                                             : exec->first_ticks;
+        comm->enter_ticks =
+            exec->idle_ticks ? js_min_u64(exec->idle_ticks, exec->first_ticks) : exec->first_ticks;
     }
     js_wait_reset_at(comm, now); /* the record holds the time waited */
     comm->account = (js_comm_account){

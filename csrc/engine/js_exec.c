@@ -244,8 +244,8 @@ JS_INLINE bool exec_gather(js_exec *exec, js_exec_op *op, uint32_t bytes)
         js_exec_source *source = &op->sources[op->ready];
         bool is_there = true;
         if (source->rx != NULL) {
-            is_there = exec_take_frame(exec, op, source, bytes) ||
-                       exec_linger(exec, op, source, bytes);
+            is_there =
+                exec_take_frame(exec, op, source, bytes) || exec_linger(exec, op, source, bytes);
         } else if (source->tx != NULL) {
             source->at = js_stream_given_back(source->tx, bytes);
             is_there = source->at != NULL;

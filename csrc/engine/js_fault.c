@@ -449,3 +449,9 @@ int32_t js_fault_check_peers(js_comm *comm)
     }
     return fault_raise_status(comm, status, peer);
 }
+
+int32_t js_fault_check_dead(js_comm *comm)
+{
+    uint32_t peer = fault_find_dead(comm);
+    return peer == JS_MESSAGE_NONE ? JS_OK : fault_raise_status(comm, JS_ERR_PEER_DEAD, peer);
+}

@@ -9,7 +9,10 @@
 
 #include "js_status.h"
 
+#include <linux/membarrier.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define HELP_SPINS 100u
 #define HELP_PATIENCE_NS 10000000000u
@@ -38,7 +41,7 @@ uint32_t js_help_others(js_comm *self)
         return 0; /* or somebody helps at this moment */
     }
     for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
-        if (comm != self && js_load_rlx_u32(&comm->has_work) != 0 &&
+        if (comm != self && js_load_rlx_u32(&comm->has_work) != 0 && !comm->is_biased &&
             js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
             progress += js_help_round(comm);
             (void)js_comm_leave(comm, JS_OK);
@@ -80,14 +83,38 @@ static int32_t help_enter(js_comm *comm)
     }
 }
 
+/* The thread of a device that goes in and out without a locked instruction: it writes that it is
+ * inside, then looks whether it is wanted. Here `wanted` has been written; the barrier in the cores
+ * of this process sees to it that one of the two sees the other's word. */
+static int32_t help_evict(js_comm *comm)
+{
+    uint64_t start = js_clock_ticks();
+    uint64_t patience = js_clock_ns_to_ticks(&comm->engine->clock, HELP_PATIENCE_NS);
+    (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
+    while (js_load_acq_u32(&comm->is_inside) != 0) {
+        if (js_clock_ticks() - start > patience) {
+            js_store_rel_u32(&comm->busy, JS_COMM_FREE);
+            return JS_FAIL(JS_ERR_BUSY, "the thread of the device does not come out");
+        }
+        sched_yield();
+    }
+    return JS_OK;
+}
+
 int32_t js_comm_enter_slow(js_comm *comm)
 {
     if (JS_UNLIKELY(js_graph_is_calling(comm))) {
         return JS_FAIL(JS_ERR_BUSY, "a function of a graph must not use its communicator");
     }
+    bool is_biased = comm->is_biased;
     js_add_seq_u32(&comm->wanted, 1);
     int32_t result = help_enter(comm);
-    js_add_seq_u32(&comm->wanted, UINT32_MAX);
+    if (result == JS_OK && is_biased) {
+        result = help_evict(comm);
+    }
+    if (result != JS_OK || !is_biased) { /* else it stays up until js_comm_leave */
+        js_add_seq_u32(&comm->wanted, UINT32_MAX);
+    }
     return result;
 }
 

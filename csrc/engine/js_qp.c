@@ -22,14 +22,32 @@
 
 /* --- the device's calls ---------------------------------------------------------------------- */
 
-/* Quietly: that somebody else is inside is no error here. */
+/* Goes in, or says quietly that somebody else is inside. The only thread of a device pays no locked
+ * instruction: js_comm_enter_slow takes care of the others. */
 static int32_t qp_try_enter(js_comm *comm)
 {
-    if (JS_LIKELY(js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED))) {
+    if (comm->is_biased) {
+        js_store_rlx_u32(&comm->is_inside, 1);
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        if (JS_LIKELY(js_load_acq_u32(&comm->wanted) == 0 &&
+                      js_load_rlx_u32(&comm->busy) == JS_COMM_FREE)) {
+            return JS_OK;
+        }
+        js_store_rel_u32(&comm->is_inside, 0);
+    } else if (JS_LIKELY(js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED))) {
         return JS_OK;
     }
     uint32_t busy = js_load_rlx_u32(&comm->busy);
     return busy == JS_COMM_CLOSED || busy == JS_COMM_FORKED ? JS_ERR_CLOSED : JS_ERR_AGAIN;
+}
+
+static int32_t qp_leave(js_comm *comm, int32_t result)
+{
+    if (comm->is_biased) {
+        js_store_rel_u32(&comm->is_inside, 0);
+        return result;
+    }
+    return js_comm_leave(comm, result);
 }
 
 static bool qp_is_closed(const js_queue *queue)
@@ -65,7 +83,7 @@ static int32_t qp_progress(void *context)
     int32_t result = qp_try_enter(queue->comm);
     if (result == JS_OK) {
         qp_look(queue->comm);
-        (void)js_comm_leave(queue->comm, JS_OK);
+        (void)qp_leave(queue->comm, JS_OK);
     }
     return result == JS_ERR_CLOSED ? result : JS_OK;
 }
@@ -107,6 +125,10 @@ static int32_t qp_wait_inside(js_queue *queue, const uint64_t *word, uint64_t un
             uint64_t now = js_clock_ticks();
             patience = patience ? patience : now;
             if (js_clock_span_ns(&comm->engine->clock, now - patience) >= QP_PATIENCE_NS) {
+                /* Who will write the word nobody knows: any rank may be the one. */
+                if (word != NULL && js_fault_check_dead(comm) != JS_OK) {
+                    continue;
+                }
                 return JS_ERR_AGAIN;
             }
         }
@@ -124,7 +146,7 @@ static int32_t qp_wait(void *context, const uint64_t *word, uint64_t until)
     int32_t result = qp_try_enter(comm);
     if (result == JS_OK) {
         result = qp_wait_inside(queue, word, until);
-        return js_comm_leave(comm, result);
+        return qp_leave(comm, result);
     }
     if (result == JS_ERR_AGAIN) { /* whoever is inside makes the rounds */
         for (uint32_t i = 0; i < QP_BUSY_SPINS; i++) {
@@ -324,6 +346,11 @@ static int32_t qp_open(js_comm *comm, const js_qp_config *config, js_queue **out
     }
     JS_TRY(qp_allocate(comm, config, depth, out));
     comm->queue = *out;
+    if (config->is_single != 0 && comm->engine->has_membarrier &&
+        !js_thread_is_running(comm->engine)) {
+        js_add_seq_u32(&comm->wanted, 1); /* as js_comm_enter_slow: the caller is inside */
+        comm->is_biased = true;
+    }
     return JS_OK;
 }
 

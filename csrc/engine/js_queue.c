@@ -139,7 +139,7 @@ void js_queue_finish_received(js_comm *comm, uint32_t index, const js_comm_done 
 /* --- memory ------------------------------------------------------------------------------ */
 
 JS_INLINE bool queue_range_has(const js_queue_range *range, uint64_t address, uint64_t bytes,
-                            uint32_t access)
+                               uint32_t access)
 {
     return (range->access & access) != 0 && address >= range->start && bytes <= range->bytes &&
            address - range->start <= range->bytes - bytes;
@@ -195,10 +195,9 @@ static queue_outcome queue_launch(js_comm *comm, const js_sqe *entry, uint64_t i
         if (launch.plan == NULL) {
             return QUEUE_DONE;
         }
-        if (!queue_may_use(comm->queue, launch.input, launch.plan->input_bytes,
-                              JS_ACCESS_READ) ||
+        if (!queue_may_use(comm->queue, launch.input, launch.plan->input_bytes, JS_ACCESS_READ) ||
             !queue_may_use(comm->queue, launch.output, launch.plan->output_bytes,
-                              JS_ACCESS_WRITE)) {
+                           JS_ACCESS_WRITE)) {
             *status = JS_ERR_ACCESS;
             return QUEUE_DONE;
         }

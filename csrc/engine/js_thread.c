@@ -51,7 +51,7 @@ static bool thread_serves(const js_comm *comm)
 /* May wait for peers: has something under way. */
 static uint32_t thread_round(js_comm *comm, bool checks)
 {
-    if (!js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
+    if (comm->is_biased || !js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
         return 0;
     }
     uint32_t progress = js_help_round(comm);
