@@ -643,12 +643,9 @@ class _Lib:
     def js_qp_repeat(
         self,
         a0: FFI.CData,  # struct js_queue *
-        a1: int,  # uint32_t
-        a2: int,  # uint32_t
-        a3: FFI.CData | bytes,  # void *
-        a4: FFI.CData | bytes,  # void *
-        a5: int,  # uint64_t
-        a6: FFI.CData,  # uint64_t *
+        a1: FFI.CData,  # struct js_sqe *
+        a2: int,  # uint64_t
+        a3: FFI.CData,  # uint64_t *
         /,
     ) -> int: ...  # int32_t
     def js_qp_view(

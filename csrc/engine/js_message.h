@@ -145,8 +145,8 @@ bool js_message_send_is_referring(const js_message *m);
 /* Which peer an outstanding wr_id waits for, or JS_PEER_ANY; JS_MESSAGE_NONE if it is not
  * outstanding here. */
 uint32_t js_message_find_peer(const js_message *m, uint64_t wr_id);
-/* Is there a send to a rank, or a receive from it, that is not complete? JS_PEER_ANY: a receive from
- * any source. */
+/* Is there a send to a rank, or a receive from it, that is not complete? JS_PEER_ANY: a receive
+ * from any source. */
 bool js_message_awaits(const js_message *m, uint32_t peer);
 /* Reports every outstanding send and receive as failed. */
 void js_message_flush(js_message *m, int32_t status);

@@ -567,16 +567,15 @@ uint32_t js_qp_arm(js_queue *queue)
 
 /* --- a device of our own, for measuring ------------------------------------------------------ */
 
-int32_t js_qp_repeat(js_queue *queue, uint32_t key, uint32_t graph, const void *input, void *output,
-                     uint64_t iterations, uint64_t *latency_ns)
+int32_t js_qp_repeat(js_queue *queue, const js_sqe *entry, uint64_t iterations,
+                     uint64_t *latency_ns)
 {
     const js_qp *qp = js_qp_view(queue);
     const js_clock_scale *clock = &queue->comm->engine->clock;
     for (uint64_t i = 0; i < iterations; i++) {
         uint64_t start = js_clock_ticks();
         js_cqe cqe;
-        int32_t result =
-            graph != 0 ? js_post_graph(qp, i, key) : js_post_launch(qp, i, key, input, output);
+        int32_t result = js_post(qp, entry);
         if (result == JS_OK) {
             do {
                 result = js_wait_completion(qp, &cqe);

@@ -60,7 +60,7 @@ void js_queue_set_state(js_queue *queue, uint32_t state)
     js_store_rel_u32(&status->state, state);
 }
 
-/* The status that the device is told; the first bad one puts the queue pair into its error state. */
+/* The status that the device is told; the first bad one puts the queue pair into JS_QP_ERROR. */
 static int32_t queue_status(js_queue *queue, int32_t status)
 {
     if (queue->failed != JS_OK) {

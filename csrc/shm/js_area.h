@@ -38,7 +38,7 @@ typedef struct js_board {
     uint32_t gone;     /* non-zero once it will not touch the area again; W: owner, rel/acq */
     uint32_t opened;   /* non-zero once the rank has opened a group's area; W: owner */
     uint32_t reserved[2];
-    /* 1: a thread of the owner sleeps (futex): one inside a call, the engine thread. W: it, waker */
+    /* 1: a thread of the owner sleeps (futex), inside a call or the engine's; W: it, waker */
     uint32_t doorbell JS_ALIGNED(JS_CACHE_LINE);
     uint32_t engine_doorbell;
 } JS_ALIGNED(2 * JS_CACHE_LINE) js_board;

@@ -2,8 +2,8 @@
  *
  * The owner writes what a region is into a slot of its port (js_area.h) and last the key; the key
  * holds the slot's number and random bits, so that one kept too long fits nothing. Who wants to
- * write says so in its own port, looks the region up, writes and says that it has done. So the owner
- * can take a region back: it clears the key, then waits until nobody writes to it any more. */
+ * write says so in its own port, looks the region up, writes and says that it has done. So the
+ * owner can take a region back: it clears the key, then waits until nobody writes to it any more. */
 #ifndef JS_REGION_H
 #define JS_REGION_H
 

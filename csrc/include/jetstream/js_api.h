@@ -472,10 +472,10 @@ JS_API void js_qp_free(js_queue *queue);
 /* Asks that the next completion be told to the event descriptor. Returns the number of completions
  * that are there already. */
 JS_API uint32_t js_qp_arm(js_queue *queue);
-/* Launches a plan `iterations` times through the queue pair, from the calling thread, as a device
- * would; latency_ns[i] is what launch i took. graph not 0: key names a graph. */
-JS_API int32_t js_qp_repeat(js_queue *queue, uint32_t key, uint32_t graph, const void *input,
-                            void *output, uint64_t iterations, uint64_t *latency_ns);
+/* Posts an entry `iterations` times and waits for each completion, in the calling thread, as a
+ * device would; latency_ns[i] is what number i took. */
+JS_API int32_t js_qp_repeat(js_queue *queue, const js_sqe *entry, uint64_t iterations,
+                            uint64_t *latency_ns);
 
 /* --- the engine thread ---------------------------------------------------------------------- */
 /* Starts a thread that makes rounds for all communicators of the process in which something is
