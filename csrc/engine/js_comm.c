@@ -149,10 +149,15 @@ int32_t js_comm_close(js_comm *comm)
     }
     js_engine *engine = comm->engine;
     int32_t result = js_comm_enter(comm);
-    if (result == JS_ERR_BUSY) {
-        return result;
+    if (result == JS_ERR_BUSY ||
+        result == JS_ERR_CLOSED) { /* closed: its queue pair is not freed */
+        return result == JS_ERR_BUSY ? result : JS_OK;
     }
     if (result == JS_OK) {
+        result = comm->queue != NULL ? js_qp_shut(comm->queue) : JS_OK;
+        if (result != JS_OK) {
+            return js_comm_leave(comm, result);
+        }
         comm_unlink(comm);
         comm_withdraw(comm);
         js_board *board = comm->board;

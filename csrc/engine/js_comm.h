@@ -247,6 +247,8 @@ int32_t js_wait_check(js_comm *comm, uint64_t now_ticks);
 void js_wait_reset(js_comm *comm);
 /* The same, where the time at which the wait ended is known. */
 void js_wait_reset_at(js_comm *comm, uint64_t now_ticks);
+/* Wakes the thread of this rank that sleeps inside; from any other thread. */
+void js_wait_wake_self(js_comm *comm);
 /* Wakes peers that sleep; cheap when none does. */
 void js_wait_wake_all(js_comm *comm);
 

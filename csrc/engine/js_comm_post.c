@@ -7,15 +7,19 @@
 
 #define POST_PATIENCE_NS 100000000u
 
-/* Can a new operation start at all? */
-static int32_t post_check(js_comm *comm)
+/* Has it failed, here or elsewhere? */
+static int32_t post_check_alive(js_comm *comm)
 {
     if (JS_UNLIKELY(comm->failed != JS_OK)) {
         return comm->failed;
     }
-    if (JS_UNLIKELY(js_load_rlx_u32(&comm->control->abort) != 0)) {
-        return js_fault_adopt(comm);
-    }
+    return JS_UNLIKELY(js_load_rlx_u32(&comm->control->abort) != 0) ? js_fault_adopt(comm) : JS_OK;
+}
+
+/* Can a new operation start at all? */
+static int32_t post_check(js_comm *comm)
+{
+    JS_TRY(post_check_alive(comm));
     if (JS_UNLIKELY(comm->queue != NULL)) {
         return JS_FAIL(JS_ERR_BUSY, "the communicator serves the queue pair of a device");
     }
@@ -291,12 +295,12 @@ int32_t js_comm_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe 
 int32_t js_comm_progress(js_comm *comm)
 {
     JS_TRY(js_comm_enter(comm));
-    int32_t result = post_check(comm);
+    int32_t result = post_check_alive(comm);
     if (result == JS_OK) {
         int32_t progress = js_duty_round(comm);
         result = progress < 0 ? progress : JS_OK;
-    } else if (result != JS_ERR_BUSY) {
-        js_duty_flush(comm, JS_ERR_FLUSHED);
+    } else {
+        js_duty_flush(comm, comm->failed); /* what a device has posted in the meantime */
     }
     return js_comm_leave(comm, result);
 }

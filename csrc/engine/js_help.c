@@ -19,11 +19,8 @@
 
 uint32_t js_help_round(js_comm *comm)
 {
-    if (comm->failed != JS_OK) {
-        if (comm->queue != NULL) { /* its device may go on posting */
-            js_queue_flush(comm, comm->failed);
-        }
-        return 0;
+    if (comm->failed != JS_OK) { /* a device may still post */
+        return comm->queue != NULL ? js_queue_flush(comm, comm->failed) : 0;
     }
     if (js_load_rlx_u32(&comm->control->abort) != 0) {
         (void)js_fault_adopt(comm);
@@ -75,7 +72,10 @@ static int32_t help_enter(js_comm *comm)
         if (busy == JS_COMM_ENTERED && js_clock_ticks() - start > patience) {
             return JS_FAIL(JS_ERR_BUSY, "a thread of the device does not come out");
         }
-        if (++spins > HELP_SPINS) {
+        if (++spins > HELP_SPINS && busy == JS_COMM_ENTERED) {
+            js_wait_wake_self(comm);
+        }
+        if (spins > HELP_SPINS) {
             sched_yield(); /* the helper may have lost its core */
         } else {
             js_cpu_relax();
@@ -96,6 +96,7 @@ static int32_t help_evict(js_comm *comm)
             js_store_rel_u32(&comm->busy, JS_COMM_FREE);
             return JS_FAIL(JS_ERR_BUSY, "the thread of the device does not come out");
         }
+        js_wait_wake_self(comm);
         sched_yield();
     }
     return JS_OK;

@@ -4,7 +4,6 @@
 #include "js_region.h"
 #include "js_status.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <linux/membarrier.h>
@@ -48,11 +47,6 @@ static int32_t qp_leave(js_comm *comm, int32_t result)
         return result;
     }
     return js_comm_leave(comm, result);
-}
-
-static bool qp_is_closed(const js_queue *queue)
-{
-    return js_load_rlx_u32(&queue->qp.control->status.state) == JS_QP_CLOSED;
 }
 
 /* A round, or what is left to do after a failure. */
@@ -105,20 +99,20 @@ static int32_t qp_wait_inside(js_queue *queue, const uint64_t *word, uint64_t un
     uint32_t rounds = 0;
     for (;;) {
         int32_t progress = qp_round(comm);
-        if (qp_has_arrived(queue, word, until)) {
+        bool has_arrived = qp_has_arrived(queue, word, until);
+        if (has_arrived || progress > 0) {
+            js_wait_reset(comm);
+        }
+        if (has_arrived) {
             return JS_OK;
         }
         if (JS_UNLIKELY(progress < 0)) {
             return queue->failed; /* there is nothing any more to wait for */
         }
-        if (qp_is_closed(queue) || js_load_rlx_u32(&comm->wanted) != 0) {
+        if (js_load_rlx_u32(&comm->wanted) != 0) {
             return JS_OK;
         }
-        if (progress > 0) {
-            js_wait_reset(comm);
-            continue;
-        }
-        if (js_wait_idle(comm) != JS_OK) {
+        if (progress > 0 || js_wait_idle(comm) != JS_OK) {
             continue;
         }
         if (++rounds % 1024 == 0 || comm->waiter.is_armed) {
@@ -176,25 +170,27 @@ static int32_t qp_wait_outside(void *context, const uint64_t *word, uint64_t unt
 {
     js_queue *queue = context;
     js_qp_control *control = queue->qp.control;
-    const js_clock_scale *clock = &queue->comm->engine->clock;
     uint64_t since = js_clock_ticks();
-    for (;;) {
+    for (;;) { /* the engine may go while this thread is here: nothing of it is touched */
+        uint32_t state = js_load_acq_u32(&control->status.state);
         uint32_t posted = js_load_acq_u32(&control->cq_posted.index);
         bool has_arrived = word != NULL ? (int64_t)(js_load_acq_u64(word) - until) >= 0
                                         : posted != js_load_rlx_u32(&control->cq_consumed.index);
-        uint32_t state = js_load_acq_u32(&control->status.state);
-        if (has_arrived || state == JS_QP_CLOSED) {
-            return has_arrived ? JS_OK : JS_ERR_CLOSED;
+        if (state == JS_QP_CLOSED) {
+            return JS_ERR_CLOSED; /* the signals may be another communicator's */
+        }
+        if (has_arrived) {
+            return JS_OK;
         }
         int32_t result = state == JS_QP_ERROR ? qp_wait_failed(queue, word, until) : JS_ERR_AGAIN;
         if (result != JS_ERR_AGAIN) {
             return result;
         }
-        uint64_t waited_ns = js_clock_span_ns(clock, js_clock_ticks() - since);
+        uint64_t waited_ns = js_clock_span_ns(&queue->clock, js_clock_ticks() - since);
         if (waited_ns >= QP_PATIENCE_NS) {
             return JS_ERR_AGAIN;
         }
-        if (waited_ns < QP_SPIN_NS && queue->comm->engine->wait.oversubscribed == 0) {
+        if (waited_ns < QP_SPIN_NS && !queue->is_oversubscribed) {
             js_cpu_relax();
         } else if (waited_ns < 2 * QP_SLICE_NS) {
             sched_yield();
@@ -207,12 +203,19 @@ static int32_t qp_wait_outside(void *context, const uint64_t *word, uint64_t unt
     }
 }
 
+/* For a thread that has posted. Whoever closes sees that it is here, or it sees that it is closed
+ * and touches nothing of the communicator. */
 static void qp_wake(void *context)
 {
     js_queue *queue = context;
-    if (js_swap_seq_u32(&queue->qp.control->status.need_wakeup, 0) != 0) {
+    js_qp_status *status = &queue->qp.control->status;
+    (void)js_add_seq_u32(&queue->wakers, 1);
+    if (js_load_seq_u32(&status->state) != JS_QP_CLOSED &&
+        js_swap_seq_u32(&status->need_wakeup, 0) != 0) {
+        js_wait_wake_self(queue->comm);
         js_thread_wake(queue->comm->engine);
     }
+    (void)js_add_seq_u32(&queue->wakers, UINT32_MAX);
 }
 
 /* --- making ---------------------------------------------------------------------------------- */
@@ -279,7 +282,7 @@ static void qp_lay(js_queue *queue, const js_qp_config *config, uint32_t depth)
         .is_single = config->is_single,
         .progress = has_thread ? NULL : qp_progress,
         .wait = has_thread ? qp_wait_outside : qp_wait,
-        .wake = has_thread ? qp_wake : NULL,
+        .wake = qp_wake,
         .context = queue,
     };
     qp_format(queue, comm->area.config.sequence_start);
@@ -308,6 +311,8 @@ static int32_t qp_allocate(js_comm *comm, const js_qp_config *config, uint32_t d
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a queue pair");
     }
     queue->comm = comm;
+    queue->clock = comm->engine->clock;
+    queue->is_oversubscribed = comm->engine->wait.oversubscribed != 0;
     queue->event_fd = -1;
     queue->sent = calloc(depth, sizeof(*queue->sent));
     queue->received = calloc(depth, sizeof(*queue->received));
@@ -345,23 +350,21 @@ static int32_t qp_open(js_comm *comm, const js_qp_config *config, js_queue **out
         return JS_FAIL(JS_ERR_INVALID, "depth %u: needs a power of two from 4 to 16384", depth);
     }
     JS_TRY(qp_allocate(comm, config, depth, out));
+    js_thread_lock(comm->engine); /* the engine thread looks at it, and serves it from now on */
     comm->queue = *out;
     if (config->is_single != 0 && comm->engine->has_membarrier &&
         !js_thread_is_running(comm->engine)) {
         js_add_seq_u32(&comm->wanted, 1); /* as js_comm_enter_slow: the caller is inside */
         comm->is_biased = true;
     }
+    js_thread_unlock(comm->engine);
     return JS_OK;
 }
 
 int32_t js_qp_open(js_comm *comm, const js_qp_config *config, js_queue **out)
 {
     JS_TRY(js_comm_enter(comm));
-    int32_t result = js_comm_leave(comm, qp_open(comm, config, out));
-    if (result == JS_OK) {
-        js_thread_wake(comm->engine); /* it serves this one from now on */
-    }
-    return result;
+    return js_comm_leave(comm, qp_open(comm, config, out));
 }
 
 js_qp *js_qp_view(const js_queue *queue)
@@ -418,18 +421,25 @@ int32_t js_qp_register(js_queue *queue, js_region *region)
     return js_comm_leave(queue->comm, qp_register(queue, region));
 }
 
+static bool qp_is_written(js_comm *comm, uint32_t peer)
+{
+    const js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, comm->members[peer]);
+    return js_region_is_written(&comm->area, comm->rank, peer) &&
+           js_load_acq_u32(&rank->state) != JS_PEER_DEAD;
+}
+
 /* Waits until no peer writes to this rank's memory; a dead one does not count. */
 static int32_t qp_await_writers(js_comm *comm)
 {
+    uint64_t patience = js_clock_ns_to_ticks(&comm->engine->clock, QP_PATIENCE_NS);
     for (uint32_t peer = 0; peer < comm->world; peer++) {
         uint64_t since = js_clock_ticks();
-        while (js_region_is_written(&comm->area, comm->rank, peer)) {
-            const js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, comm->members[peer]);
-            if (js_load_acq_u32(&rank->state) != JS_PEER_ATTACHED) {
-                break;
+        while (qp_is_written(comm, peer)) {
+            bool is_late = js_clock_ticks() - since > patience;
+            if (is_late) {
+                js_engine_check_liveness(comm->engine);
             }
-            uint64_t waited = js_clock_ticks() - since;
-            if (js_clock_span_ns(&comm->engine->clock, waited) > QP_PATIENCE_NS) {
+            if (is_late && qp_is_written(comm, peer)) {
                 return JS_FAIL(JS_ERR_BUSY, "rank %u is writing here and does not get on", peer);
             }
             sched_yield();
@@ -448,10 +458,7 @@ static int32_t qp_deregister(js_queue *queue, const js_region *region)
         return JS_FAIL(JS_ERR_INVALID, "the region is not registered here");
     }
     if (range->key != 0) {
-        /* After JS_ERR_BUSY the key is gone already. */
-        if (js_region_remove(&comm->area, comm->rank, range->key) != JS_OK) {
-            js_engine_check_liveness(comm->engine);
-        }
+        js_region_remove(&comm->area, comm->rank, range->key);
         JS_TRY(qp_await_writers(comm));
     }
     *range = (js_queue_range){ 0 };
@@ -486,7 +493,7 @@ int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns)
             js_queue_set_state(queue, JS_QP_DRAINING);
         }
         (void)qp_round(comm);
-        bool is_idle = js_queue_is_idle(queue) && queue->receiving == 0;
+        bool is_idle = js_queue_is_idle(queue);
         int32_t result = comm->failed;
         if (result == JS_OK && !is_idle) {
             result = js_wait_idle(comm);
@@ -506,41 +513,26 @@ int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns)
     }
 }
 
-/* The memory is its owner's again. */
-static int32_t qp_close_regions(js_queue *queue)
+int32_t js_qp_shut(js_queue *queue)
 {
     js_comm *comm = queue->comm;
-    bool has_keys = false;
-    int32_t result = js_comm_enter(comm);
-    if (result != JS_OK) {
-        return result == JS_ERR_BUSY ? result : JS_OK;
-    }
+    js_qp_status *status = &queue->qp.control->status;
     for (uint32_t i = 0; i < queue->range_count; i++) {
-        has_keys = has_keys || queue->ranges[i].key != 0;
-        if (queue->ranges[i].key != 0 &&
-            js_region_remove(&comm->area, comm->rank, queue->ranges[i].key) != JS_OK) {
-            js_engine_check_liveness(comm->engine); /* this is not the first try */
+        if (queue->ranges[i].key != 0) {
+            js_region_remove(&comm->area, comm->rank, queue->ranges[i].key);
         }
     }
-    return js_comm_leave(comm, has_keys ? qp_await_writers(comm) : JS_OK);
+    JS_TRY(qp_await_writers(comm));
+    (void)js_swap_seq_u32(&status->state, JS_QP_CLOSED);
+    while (js_load_seq_u32(&queue->wakers) != 0) {
+        sched_yield();
+    }
+    return JS_OK;
 }
 
 int32_t js_qp_close(js_queue *queue)
 {
-    js_comm *comm = queue->comm;
-    if (js_load_rlx_u32(&comm->busy) == JS_COMM_CLOSED) {
-        return JS_OK;
-    }
-    uint32_t state = js_load_rlx_u32(&queue->qp.control->status.state);
-    js_queue_set_state(queue, JS_QP_CLOSED); /* whoever waits comes out */
-    int32_t result = qp_close_regions(queue);
-    if (result == JS_OK) {
-        result = js_comm_close(comm);
-    }
-    if (result == JS_ERR_BUSY) {
-        js_queue_set_state(queue, state);
-    }
-    return result;
+    return js_comm_close(queue->comm);
 }
 
 void js_qp_free(js_queue *queue)
@@ -557,10 +549,7 @@ uint32_t js_qp_arm(js_queue *queue)
 {
     js_qp_control *control = queue->qp.control;
     (void)js_swap_seq_u32(&control->status.notify, 1);
-    /* Whoever completes looks at the word after a plain store: the barrier is issued from here. */
-    if (queue->comm->engine->has_membarrier) {
-        (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
-    }
+    (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0); /* queue_write */
     return js_load_seq_u32(&control->cq_posted.index) -
            js_load_seq_u32(&control->cq_consumed.index);
 }

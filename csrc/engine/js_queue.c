@@ -43,7 +43,12 @@ static void queue_write(js_comm *comm, const js_cqe *cqe)
                                     (uint64_t)cqe->opcode << 48);
     js_store_rel_u64(&words[3], (uint64_t)cqe->sq_head_or_tag | (uint64_t)commit << 32);
     queue->cq_posted++;
-    js_store_rlx_u32(&queue->qp.control->cq_posted.index, queue->cq_posted);
+    if (JS_LIKELY(
+            comm->engine->has_membarrier)) { /* as in js_wait.c: who arms issues the barrier */
+        js_store_rlx_u32(&queue->qp.control->cq_posted.index, queue->cq_posted);
+    } else {
+        (void)js_swap_seq_u32(&queue->qp.control->cq_posted.index, queue->cq_posted);
+    }
     js_counter_add(comm->counters, JS_COUNTER_COMPLETIONS, 1);
     if (cqe->status != JS_OK) {
         js_counter_add(comm->counters, JS_COUNTER_FAILURES, 1);
@@ -56,20 +61,21 @@ static void queue_write(js_comm *comm, const js_cqe *cqe)
 void js_queue_set_state(js_queue *queue, uint32_t state)
 {
     js_qp_status *status = &queue->qp.control->status;
+    uint32_t present = js_load_rlx_u32(&status->state);
     js_store_rlx_u32((uint32_t *)&status->status, (uint32_t)queue->failed);
-    js_store_rel_u32(&status->state, state);
+    if (present != JS_QP_CLOSED && present != state) {
+        (void)js_cas_seq_u32(&status->state, present, state);
+    }
 }
 
-/* The status that the device is told; the first bad one puts the queue pair into JS_QP_ERROR. */
+/* The status that the device is told. With the first bad one the queue pair has failed; that is to
+ * be seen in its state when all that was accepted has completed. */
 static int32_t queue_status(js_queue *queue, int32_t status)
 {
     if (queue->failed != JS_OK) {
         return JS_ERR_FLUSHED;
     }
-    if (status != JS_OK) {
-        queue->failed = status;
-        js_queue_set_state(queue, JS_QP_ERROR);
-    }
+    queue->failed = status;
     return status;
 }
 
@@ -303,10 +309,12 @@ static bool queue_can_promise(js_queue *queue)
     if (JS_LIKELY(promised + (queue->cq_posted - queue->cq_seen) < depth)) {
         return true;
     }
-    queue->cq_seen = js_load_acq_u32(&queue->qp.control->cq_consumed.index);
-    /* The device writes that word: anything may stand there. */
-    return queue->cq_posted - queue->cq_seen <= depth &&
-           promised + (queue->cq_posted - queue->cq_seen) < depth;
+    uint32_t seen = js_load_acq_u32(&queue->qp.control->cq_consumed.index);
+    if (queue->cq_posted - seen > depth) {
+        return false; /* the device writes that word: anything may stand there */
+    }
+    queue->cq_seen = seen;
+    return promised + (queue->cq_posted - seen) < depth;
 }
 
 /* Copies an entry, by words as the device has written it: a core would hold up wider loads until
@@ -327,12 +335,15 @@ static bool queue_take(js_comm *comm, const js_sqe *slot)
     uint32_t index = queue->sq_consumed;
     js_queue_sent *sent = &queue->sent[index & (queue->qp.sq_depth_slots - 1)];
     js_sqe entry;
-    queue_copy(&entry, slot);
+    queue_copy(&entry, queue->put_done == 0 ? slot : &queue->put);
     uint64_t wr_id = entry.wr_id;
     int32_t status = JS_OK;
     queue_outcome outcome = queue_accept(comm, &entry, sent, &status);
     bool is_refused = outcome == QUEUE_DONE && status != JS_OK;
     if (outcome == QUEUE_WAITS || (is_refused && queue->sq_retired != index)) {
+        if (queue->put_done != 0) {
+            queue_copy(&queue->put, &entry);
+        }
         return false; /* what fails does so when all before it are complete */
     }
     queue->put_done = 0;
@@ -447,9 +458,11 @@ static void queue_flush_sq(js_comm *comm)
         js_queue_sent *sent = &queue->sent[index & (depth - 1)];
         *sent = (js_queue_sent){ .wr_id = slot->wr_id, .opcode = slot->opcode };
         sent->peer = slot->peer;
+        queue->put_done = 0;
         queue->sq_consumed++;
-        js_store_rel_u32(&queue->qp.control->sq_consumed.index, queue->sq_consumed);
         js_queue_finish_sent(comm, index, &(js_comm_done){ .status = JS_ERR_FLUSHED });
+        /* After the completion: whoever sees nothing outstanding sees all of those. */
+        js_store_rel_u32(&queue->qp.control->sq_consumed.index, queue->sq_consumed);
     }
 }
 
@@ -465,26 +478,28 @@ static void queue_flush_rq(js_comm *comm)
         }
         js_cqe cqe = { .wr_id = slot->wr_id, .status = JS_ERR_FLUSHED, .peer = slot->peer };
         queue->rq_consumed++;
-        js_store_rel_u32(&queue->qp.control->rq_consumed.index, queue->rq_consumed);
         queue_write(comm, &cqe);
+        js_store_rel_u32(&queue->qp.control->rq_consumed.index, queue->rq_consumed);
     }
 }
 
-void js_queue_flush(js_comm *comm, int32_t status)
+uint32_t js_queue_flush(js_comm *comm, int32_t status)
 {
     js_queue *queue = comm->queue;
+    uint32_t posted = queue->cq_posted;
     if (queue->failed == JS_OK) { /* nothing was there to fail */
         queue->failed = status;
-        js_queue_set_state(queue, JS_QP_ERROR);
     }
+    js_queue_set_state(queue, JS_QP_ERROR);
     queue_flush_sq(comm);
     queue_flush_rq(comm);
+    return queue->cq_posted - posted;
 }
 
 bool js_queue_is_idle(const js_queue *queue)
 {
-    uint32_t sq_depth = queue->qp.sq_depth_slots;
-    const js_sqe *next = &queue->qp.sq[queue->sq_consumed & (sq_depth - 1)];
-    return queue->sq_retired == queue->sq_consumed &&
-           js_load_acq_u64(&next->commit) != js_sq_commit(queue->sq_consumed, sq_depth);
+    const js_qp_control *control = queue->qp.control;
+    return queue->sq_retired == queue->sq_consumed && queue->receiving == 0 &&
+           js_load_acq_u32(&control->sq_reserved.index) == queue->sq_consumed &&
+           js_load_acq_u32(&control->rq_reserved.index) == queue->rq_consumed;
 }

@@ -9,6 +9,7 @@
 #define JS_QUEUE_H
 
 #include "js_base.h"
+#include "js_clock.h"
 
 #include <jetstream/js_api.h>
 
@@ -56,9 +57,13 @@ struct js_queue {
     uint32_t rq_consumed;
     uint32_t receiving; /* receives accepted and not complete */
     uint32_t cq_posted;
-    uint32_t cq_seen;  /* of what the device has taken */
-    int32_t failed;    /* status of the first entry that failed */
-    uint64_t put_done; /* bytes of the PUT in hand that are written */
+    uint32_t cq_seen;     /* of what the device has taken */
+    int32_t failed;       /* status of the first entry that failed */
+    uint64_t put_done;    /* bytes of the PUT in hand that are written; 0: there is none */
+    js_sqe put;           /* that one: its entry in the ring may have changed since */
+    uint32_t wakers;      /* threads of the device that are waking somebody (add) */
+    js_clock_scale clock; /* of the engine, as is the next */
+    bool is_oversubscribed;
     int event_fd;
     uint32_t range_count;
     uint32_t range_hints[2]; /* where a source and a target were last found */
@@ -71,10 +76,15 @@ int32_t js_queue_read(js_comm *comm);
 void js_queue_finish_sent(js_comm *comm, uint32_t index, const js_comm_done *done);
 /* and one of the receive queue. */
 void js_queue_finish_received(js_comm *comm, uint32_t index, const js_comm_done *done);
-/* Flushes what is in the rings. Everything accepted has been finished. */
-void js_queue_flush(js_comm *comm, int32_t status);
+/* Flushes what is in the rings, as far as there is room for completions; returns how much that was.
+ * Everything accepted has been finished. */
+uint32_t js_queue_flush(js_comm *comm, int32_t status);
 /* Has everything that was posted completed? */
 bool js_queue_is_idle(const js_queue *queue);
+/* Once it is closed, it stays so. */
 void js_queue_set_state(js_queue *queue, uint32_t state);
+/* For the thread inside the communicator, which is about to close: peers may write to no region any
+ * more, devices neither post nor wake. JS_ERR_BUSY: a peer is writing and does not get on. */
+JS_MUST_CHECK int32_t js_qp_shut(js_queue *queue);
 
 #endif

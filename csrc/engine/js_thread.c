@@ -2,10 +2,10 @@
  *
  * It spins while there is progress and a little longer, then yields, then sleeps on futexes: its
  * own bell, rung by threads of this process that leave work behind, and a doorbell in each
- * communicator that it serves, rung by peers. Devices that post look at need_wakeup. Who publishes,
- * or posts, does so before it looks at these words; the thread raises them, issues a barrier in all
+ * communicator that it serves, rung by peers. Devices that post look at need_wakeup. Who publishes
+ * or posts does so before it looks at these words; the thread raises them, issues a barrier in all
  * cores (membarrier, as in js_wait.c) and looks once more before it sleeps. It holds the engine's
- * lock meanwhile, so that nothing it sleeps on is closed; who wants that lock rings the bell first. */
+ * lock meanwhile, so that nothing it sleeps on is closed; who wants that lock rings the bell. */
 #include "js_thread.h"
 
 #include "js_comm.h"
@@ -99,14 +99,14 @@ static uint32_t thread_raise_all(js_engine *engine, thread_door *doors)
     js_store_rlx_u32(&engine->bell, 1);
     doors[count++] = (thread_door){ 1, (uintptr_t)&engine->bell, THREAD_DOOR_U32, 0 };
     for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
-        if (thread_serves(comm)) {
+        comm->is_raised = thread_serves(comm);
+        if (comm->is_raised) {
             thread_raise(comm);
             if (count < THREAD_DOORS_MAX) {
                 uintptr_t door = (uintptr_t)&comm->board->engine_doorbell;
                 doors[count++] = (thread_door){ 1, door, THREAD_DOOR_U32, 0 };
             }
         }
-        comm->is_raised = thread_serves(comm);
     }
     return count;
 }
@@ -125,9 +125,9 @@ static void thread_lower_all(js_engine *engine)
 static void thread_sleep_at(const js_engine *engine, const thread_door *doors, uint32_t count)
 {
     uint64_t slice_ns = engine->has_membarrier ? THREAD_SLICE_NS : THREAD_SLICE_BLIND_NS;
-    uint64_t until_ns = js_clock_ns() + slice_ns;
-    struct timespec until = { .tv_sec = (time_t)(until_ns / 1000000000u),
-                              .tv_nsec = (long)(until_ns % 1000000000u) };
+    uint64_t ns = js_clock_ns() + slice_ns;
+    struct timespec until = { .tv_sec = (time_t)(ns / 1000000000u),
+                              .tv_nsec = (long)(ns % 1000000000u) };
     if (syscall(SYS_futex_waitv, doors, count, 0u, &until, CLOCK_MONOTONIC) < 0 &&
         errno == ENOSYS) {
         struct timespec slice = { .tv_nsec = THREAD_SLICE_BLIND_NS };

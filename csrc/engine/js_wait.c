@@ -116,6 +116,9 @@ static bool wait_is_brief(js_comm *comm, uint64_t now, uint64_t waited)
 static void wait_disarm(js_comm *comm)
 {
     js_store_rlx_u32(&comm->board->doorbell, 0);
+    if (comm->queue != NULL) {
+        js_store_rlx_u32(&comm->queue->qp.control->status.need_wakeup, 0);
+    }
     js_add_seq_u32(&comm->control->sleepers, UINT32_MAX);
     comm->waiter.is_armed = false;
 }
@@ -152,6 +155,9 @@ void js_wait_reset_at(js_comm *comm, uint64_t now_ticks)
 static void wait_arm(js_comm *comm)
 {
     js_store_rlx_u32(&comm->board->doorbell, 1);
+    if (comm->queue != NULL) { /* other threads of the device may post */
+        js_store_rlx_u32(&comm->queue->qp.control->status.need_wakeup, 1);
+    }
     js_add_seq_u32(&comm->control->sleepers, 1);
     if (comm->engine->has_membarrier) {
         (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
@@ -181,12 +187,19 @@ static void wait_sleep(js_comm *comm, uint64_t slice_ns)
     wait_disarm(comm);
 }
 
-static void wait_ring(js_comm *comm, uint32_t *doorbell)
+/* Returns 1 if somebody was asleep there. */
+static uint32_t wait_ring(uint32_t *doorbell)
 {
-    if (js_load_rlx_u32(doorbell) != 0 && js_swap_acq_u32(doorbell, 0) == 1) {
-        (void)syscall(SYS_futex, doorbell, FUTEX_WAKE, 1u, NULL, NULL, 0u);
-        js_counter_add(comm->counters, JS_COUNTER_WAKES, 1);
+    if (js_load_rlx_u32(doorbell) == 0 || js_swap_acq_u32(doorbell, 0) != 1) {
+        return 0;
     }
+    (void)syscall(SYS_futex, doorbell, FUTEX_WAKE, 1u, NULL, NULL, 0u);
+    return 1;
+}
+
+void js_wait_wake_self(js_comm *comm)
+{
+    (void)wait_ring(&comm->board->doorbell);
 }
 
 void js_wait_wake_all(js_comm *comm)
@@ -197,8 +210,8 @@ void js_wait_wake_all(js_comm *comm)
     for (uint32_t i = 0; i < comm->world; i++) {
         js_board *board = js_area_board(&comm->area, i);
         if (i != comm->rank) {
-            wait_ring(comm, &board->doorbell);
-            wait_ring(comm, &board->engine_doorbell);
+            uint32_t woken = wait_ring(&board->doorbell) + wait_ring(&board->engine_doorbell);
+            js_counter_add(comm->counters, JS_COUNTER_WAKES, woken);
         }
     }
 }

@@ -33,14 +33,10 @@ int32_t js_region_add(const js_area *area, uint32_t rank, uint64_t offset, uint6
     return JS_FAIL(JS_ERR_FULL, "%u regions are open to other ranks: close some", JS_AREA_REGIONS);
 }
 
-int32_t js_region_remove(const js_area *area, uint32_t rank, uint32_t key)
+void js_region_remove(const js_area *area, uint32_t rank, uint32_t key)
 {
     js_area_region *region = &js_area_get_port(area, rank)->regions[key & (JS_AREA_REGIONS - 1)];
-    if (key == 0 || js_load_rlx_u32(&region->key) != key) {
-        return JS_FAIL(JS_ERR_INVALID, "no region has the key %#x", key);
-    }
-    (void)js_swap_seq_u32(&region->key, 0);
-    return JS_OK;
+    (void)js_cas_seq_u32(&region->key, key, 0);
 }
 
 bool js_region_is_written(const js_area *area, uint32_t rank, uint32_t peer)
@@ -61,12 +57,16 @@ uint8_t *js_region_begin(const js_area *area, uint32_t rank, const js_region_tar
     if (target->key == 0 || js_load_seq_u32(&region->key) != target->key) {
         *out_status = JS_ERR_ACCESS;
     } else {
-        offset = js_load_rlx_u64(&region->offset);
-        uint64_t bytes = js_load_rlx_u64(&region->bytes);
+        offset = js_load_acq_u64(&region->offset);
+        uint64_t bytes = js_load_acq_u64(&region->bytes);
         bool fits = target->bytes <= bytes && target->offset <= bytes - target->bytes;
         /* What a peer has written into its slot is not believed either. */
         bool is_inside = bytes <= area->segment_bytes && offset <= area->segment_bytes - bytes;
         *out_status = fits && is_inside ? JS_OK : JS_ERR_BOUNDS;
+        if (js_load_rlx_u32(&region->key) != target->key) {
+            *out_status =
+                JS_ERR_ACCESS; /* the owner has given up waiting and used the slot again */
+        }
     }
     if (*out_status != JS_OK) {
         js_region_end(area, rank);

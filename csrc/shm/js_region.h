@@ -3,7 +3,7 @@
  * The owner writes what a region is into a slot of its port (js_area.h) and last the key; the key
  * holds the slot's number and random bits, so that one kept too long fits nothing. Who wants to
  * write says so in its own port, looks the region up, writes and says that it has done. So the
- * owner can take a region back: it clears the key, then waits until nobody writes to it any more. */
+ * owner can take a region back: it clears the key, then waits until nobody writes any more. */
 #ifndef JS_REGION_H
 #define JS_REGION_H
 
@@ -21,8 +21,8 @@ typedef struct js_region_target {
  * JS_AREA_REGIONS already. One thread at a time. */
 JS_MUST_CHECK int32_t js_region_add(const js_area *area, uint32_t rank, uint64_t offset,
                                     uint64_t bytes, uint32_t *out_key);
-/* Closes it. JS_ERR_INVALID: there is no such region. */
-JS_MUST_CHECK int32_t js_region_remove(const js_area *area, uint32_t rank, uint32_t key);
+/* Closes it, unless that has been done before. */
+void js_region_remove(const js_area *area, uint32_t rank, uint32_t key);
 /* Is `peer` in the middle of a write to memory of `rank`? */
 bool js_region_is_written(const js_area *area, uint32_t rank, uint32_t peer);
 

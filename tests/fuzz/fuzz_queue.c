@@ -52,8 +52,9 @@ static void fuzz_open(fuzz_world *w)
         JS_TEST_REQUIRE(js_comm_open(w->engines[i], &w->comms[i]) == JS_OK);
         js_qp_config none_of_it = { .event_fd = -1 };
         JS_TEST_REQUIRE(js_qp_open(w->comms[i], &none_of_it, &w->queues[i]) == JS_OK);
-        js_region region = { (uintptr_t)fuzz_buffers, sizeof(fuzz_buffers),
-                             JS_ACCESS_READ | JS_ACCESS_WRITE, 0, 0, 0 };
+        js_region region = {
+            (uintptr_t)fuzz_buffers, sizeof(fuzz_buffers), JS_ACCESS_READ | JS_ACCESS_WRITE, 0, 0, 0
+        };
         JS_TEST_REQUIRE(js_qp_register(w->queues[i], &region) == JS_OK);
         for (uint32_t k = 0; k < PLANS; k++) {
             uint32_t id;
@@ -164,7 +165,8 @@ static void fuzz_check(const fuzz_world *w)
         JS_TEST_REQUIRE(queue->qp.control->cq_consumed.index == queue->cq_posted);
         bool is_empty = queue->qp.control->sq_reserved.index == queue->sq_consumed;
         bool may_wait = comm->message.send_free == JS_MESSAGE_NONE ||
-                        comm->launch_tail - comm->launch_head > comm->launch_mask || queue->sq_retired != queue->sq_consumed;
+                        comm->launch_tail - comm->launch_head > comm->launch_mask ||
+                        queue->sq_retired != queue->sq_consumed;
         JS_TEST_REQUIRE(is_empty || (may_wait && comm->failed == JS_OK));
     }
 }

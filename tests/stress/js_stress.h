@@ -1,6 +1,6 @@
 /* What the stress tests share: their arguments, random numbers and the clock.
  *
- *     stress_x [--seconds N] [--seed N]
+ *     stress_x [--seconds N] [--seed N] [--count N]
  *
  * Short by default, so that they can run with the other tests; --seconds 600 for a long run. */
 #ifndef JS_STRESS_H
@@ -12,6 +12,7 @@
 typedef struct js_stress {
     uint64_t seconds;
     uint64_t seed;
+    uint64_t count; /* of what a test counts; 0: its own number */
 } js_stress;
 
 /* splitmix64: all of its state is one number, so that a run can be repeated from its seed. */
@@ -37,8 +38,10 @@ static inline js_stress js_stress_arguments(int argc, char **argv, uint64_t seco
             stress.seconds = strtoull(argv[i + 1], NULL, 0);
         } else if (strcmp(argv[i], "--seed") == 0) {
             stress.seed = strtoull(argv[i + 1], NULL, 0);
+        } else if (strcmp(argv[i], "--count") == 0) {
+            stress.count = strtoull(argv[i + 1], NULL, 0);
         } else {
-            fprintf(stderr, "usage: %s [--seconds N] [--seed N]\n", argv[0]);
+            fprintf(stderr, "usage: %s [--seconds N] [--seed N] [--count N]\n", argv[0]);
             exit(JS_TEST_EXIT_FAIL);
         }
     }

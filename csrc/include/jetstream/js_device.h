@@ -115,7 +115,7 @@ typedef struct js_ring_line {
 typedef struct js_qp_status {
     uint32_t state;       /* enum js_qp_state; W: data plane */
     int32_t status;       /* why it is in JS_QP_ERROR; W: data plane, before state */
-    uint32_t need_wakeup; /* not 0: the engine thread sleeps; W: it, and who wakes it */
+    uint32_t need_wakeup; /* not 0: who would see a post sleeps; W: it, and who wakes it */
     uint32_t notify;      /* not 0: the next completion is told to the event descriptor */
     uint32_t reserved[12];
 } js_qp_status;
@@ -150,7 +150,7 @@ typedef struct js_qp {
     int32_t (*progress)(void *context); /* one round */
     /* Waits until there is a completion or *word has reached `until`; word may be NULL. */
     int32_t (*wait)(void *context, const uint64_t *word, uint64_t until);
-    void (*wake)(void *context); /* the engine thread */
+    void (*wake)(void *context); /* whoever sleeps and carries out what is posted */
     void *context;
     uint64_t reserved[5];
 } js_qp;
@@ -306,10 +306,12 @@ JS_DEVICE_FN int32_t js_qp_reserve(const js_qp *qp, js_ring_line *producers,
     }
 }
 
-/* A hint: an engine thread that sleeps is woken, if this thread can. */
+/* Wakes who carries out what is posted, if it sleeps and this thread can. The sleeper has issued a
+ * barrier for all cores (membarrier): here only the compiler must keep commit and look in order. */
 JS_DEVICE_FN void js_qp_ring_doorbell(const js_qp *qp)
 {
 #if !defined(__CUDA_ARCH__)
+    __asm__ __volatile__("" ::: "memory");
     if (qp->wake && js_device_load_rlx_u32(&qp->control->status.need_wakeup) != 0) {
         qp->wake(qp->context);
     }
@@ -550,9 +552,9 @@ JS_DEVICE_FN int32_t js_wait_step(const js_qp *qp, const uint64_t *word, uint64_
     return ++*spins < JS_DEVICE_SPINS ? JS_OK : JS_ERR_AGAIN;
 }
 
-/* Waits for the next completion: JS_OK with it in *out (its status says how the operation went),
- * JS_ERR_AGAIN: nothing for about 100 ms, wait again or give up; JS_ERR_CLOSED; or the status that
- * the queue pair failed with, when nothing is left to complete. */
+/* Waits for the next completion: JS_OK with it in *out (its status says how the operation went);
+ * JS_ERR_AGAIN: nothing for 100 ms, wait again or give up; JS_ERR_CLOSED; or what the queue pair
+ * failed with, when nothing is left to complete. */
 JS_DEVICE_FN int32_t js_wait_completion(const js_qp *qp, js_cqe *out)
 {
     uint32_t spins = 0;
@@ -595,5 +597,4 @@ JS_DEVICE_FN int32_t js_wait_signal(const js_qp *qp, uint32_t signal, uint64_t u
 _Static_assert(sizeof(js_sqe) == 64 && sizeof(js_rqe) == 32 && sizeof(js_cqe) == 32, "entries");
 _Static_assert(sizeof(js_qp_control) == 7 * 64 && sizeof(js_qp) == 128, "control lines");
 #endif
-
 #endif

@@ -1,0 +1,210 @@
+/* The engine thread: what was posted gets on while nobody is inside, also from its sleep. */
+#include "js_comm.h"
+#include "js_test.h"
+#include "js_test_plan.h"
+#include "js_test_world.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#define COUNT 4u
+
+static const js_seg_config small = { .world = 2, .stream_slots = 4, .queue_slots = 4 };
+
+static uint32_t thread_load(js_test_rank *self)
+{
+    const js_call call = { .kind = JS_KIND_ALL_REDUCE,
+                           .dtype = JS_DTYPE_INT32,
+                           .chunk_bytes = 64,
+                           .count = COUNT,
+                           .world = self->world };
+    js_test_plan plan;
+    js_test_plan_one_shot(&plan, self->rank, &call);
+    return js_test_load(self->comm, &plan);
+}
+
+/* Only looks; the engine thread writes it. */
+static void thread_await(const uint32_t *word, uint32_t value)
+{
+    for (uint32_t i = 0; i < 2000000 && js_load_acq_u32(word) != value; i++) {
+        sched_yield();
+    }
+    JS_TEST_EQ_U64(js_load_acq_u32(word), value);
+}
+
+/* Both launch and stay away; one comes when the other's engine thread sleeps. */
+static void body_alone(js_test_rank *self)
+{
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_ERR_BUSY);
+    uint32_t plan = thread_load(self);
+    uint32_t input[COUNT] = { self->rank + 1, 0, 0, 0 };
+    uint32_t output[COUNT];
+    for (uint32_t i = 0; i < 30; i++) {
+        uint64_t id = 0;
+        js_cqe cqe = { 0 };
+        js_store_rel_u32(&output[0], 0);
+        js_test_meet(self);
+        if (self->rank == i % 2 && i % 3 == 0) {
+            thread_await(&self->engine->bell, 1); /* it sleeps, with nothing to do */
+        }
+        if (self->rank == i % 2) {
+            JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, input, output, &id), JS_OK);
+            if (i % 3 == 1) {
+                thread_await(&self->comm->board->engine_doorbell, 1); /* now for the peer */
+            }
+        }
+        js_test_meet(self);
+        if (self->rank != i % 2) {
+            JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, input, output, &id), JS_OK);
+        }
+        thread_await(&output[0], 3);
+        JS_TEST_EQ_I64(js_test_wait(self->comm, id, &cqe), JS_OK);
+        JS_TEST_EQ_I64(cqe.status, JS_OK);
+    }
+    js_test_meet(self);
+}
+
+static void test_work_gets_on_alone(void)
+{
+    js_test_world(&small, body_alone, NULL);
+}
+
+/* A device beside it: posts, waits without calling the data plane, sleeps, is told of the end. */
+static void body_device(js_test_rank *self)
+{
+    static uint8_t bytes[2][64];
+    js_qp_config config = { .event_fd = -1 };
+    js_queue *queue = NULL;
+    js_cqe cqe = { 0 };
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
+    JS_TEST_EQ_I64(js_qp_open(self->comm, &config, &queue), JS_OK);
+    js_region region = { .address = (uintptr_t)bytes[self->rank], .bytes = 64, .access = 3 };
+    JS_TEST_EQ_I64(js_qp_register(queue, &region), JS_OK);
+    const js_qp *qp = js_qp_view(queue);
+    JS_TEST_CHECK(qp->progress == NULL);
+    uint32_t peer = 1 - self->rank;
+    for (uint32_t i = 0; i < 40; i++) {
+        if (i % 4 == 0) { /* posts to a thread that sleeps */
+            thread_await(&qp->control->status.need_wakeup, 1);
+        }
+        if (self->rank == i % 2) {
+            JS_TEST_EQ_I64(js_post_send(qp, i, bytes[self->rank], i, peer, 1), JS_OK);
+        } else {
+            JS_TEST_EQ_I64(js_post_receive(qp, i, bytes[self->rank], 64, peer, 1), JS_OK);
+        }
+        int32_t result;
+        while ((result = js_wait_completion(qp, &cqe)) == JS_ERR_AGAIN) {
+        }
+        JS_TEST_EQ_I64(result, JS_OK);
+        JS_TEST_EQ_I64(cqe.status, JS_OK);
+        JS_TEST_EQ_U64(cqe.wr_id, i);
+        JS_TEST_EQ_U64(cqe.bytes, i);
+    }
+    JS_TEST_EQ_I64(js_wait_completion(qp, &cqe), JS_ERR_AGAIN); /* 100 ms, asleep */
+    js_test_meet(self);
+    if (self->rank == 0) { /* fails; posts are flushed, by the thread alone */
+        js_sqe bad = js_sqe_of(JS_SQ_NOP, 100);
+        bad.flags = 64;
+        JS_TEST_EQ_I64(js_post(qp, &bad), JS_OK);
+    } else {
+        JS_TEST_EQ_I64(js_post_receive(qp, 100, bytes[1], 64, 0, 2), JS_OK);
+    }
+    for (uint32_t i = 100; i < 120; i++) {
+        int32_t result;
+        while ((result = js_wait_completion(qp, &cqe)) == JS_ERR_AGAIN) {
+        }
+        JS_TEST_EQ_I64(result, JS_OK);
+        JS_TEST_EQ_I64(cqe.status, self->rank == 0 && i == 100 ? JS_ERR_INVALID : JS_ERR_FLUSHED);
+        JS_TEST_EQ_U64(cqe.wr_id, i);
+        js_sqe next = js_sqe_of(JS_SQ_NOP, i + 1);
+        JS_TEST_EQ_I64(js_post(qp, &next), JS_OK);
+    }
+    js_test_meet(self);
+    JS_TEST_EQ_I64(js_qp_close(queue), JS_OK);
+    JS_TEST_EQ_I64(js_wait_signal(qp, 0, 1), JS_ERR_CLOSED);
+    js_qp_free(queue);
+    self->comm = NULL;
+}
+
+static void test_device_beside_it(void)
+{
+    js_test_world(&small, body_device, NULL);
+}
+
+/* Who wants the engine's lock gets it, while the thread is busy and while it sleeps. */
+static void body_lock(js_test_rank *self)
+{
+    js_qp_config config = { .event_fd = -1 };
+    js_queue *queue = NULL;
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, 0), JS_OK);
+    JS_TEST_EQ_I64(js_qp_open(self->comm, &config, &queue), JS_OK); /* something to serve */
+    for (uint32_t i = 0; i < 2000; i++) {
+        js_thread_lock(self->engine);
+        JS_TEST_EQ_U64(js_load_rlx_u32(&self->engine->bell), 0);
+        js_thread_unlock(self->engine);
+    }
+    for (uint32_t i = 0; i < 20; i++) {
+        thread_await(&self->engine->bell, 1);
+        js_thread_lock(self->engine);
+        js_thread_unlock(self->engine);
+    }
+    js_test_meet(self);
+    js_qp_free(queue);
+    self->comm = NULL;
+}
+
+static void test_lock(void)
+{
+    js_test_world(&small, body_lock, NULL);
+}
+
+/* Started and stopped, with nothing to do or with something that will never end. */
+static void body_stop(js_test_rank *self)
+{
+    uint32_t values[COUNT] = { 0 };
+    uint64_t id = 0;
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, 1 << 30), JS_ERR_INVALID);
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
+    uint32_t plan = thread_load(self);
+    js_test_meet(self);
+    if (self->rank == 0) {
+        JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, values, values, &id), JS_OK);
+    }
+    js_test_meet(self);
+    JS_TEST_EQ_I64(js_comm_close(self->comm), JS_OK);
+    self->comm = NULL;
+}
+
+static void test_stop(void)
+{
+    for (uint32_t i = 0; i < 20; i++) {
+        js_test_world(&small, body_stop, NULL);
+    }
+}
+
+/* A peer leaves: the thread finds out by itself. */
+static void body_peer_leaves(js_test_rank *self)
+{
+    uint32_t values[COUNT] = { 0 };
+    uint64_t id = 0;
+    js_cqe cqe = { 0 };
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
+    uint32_t plan = thread_load(self);
+    js_test_meet(self);
+    if (self->rank == 1) {
+        return;
+    }
+    JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, values, values, &id), JS_OK);
+    thread_await(&self->comm->control->abort, 1);
+    JS_TEST_EQ_I64(js_test_wait(self->comm, id, &cqe), JS_OK);
+    JS_TEST_EQ_I64(cqe.status, JS_ERR_PEER_CLOSED);
+}
+
+static void test_peer_leaves(void)
+{
+    js_test_world(&small, body_peer_leaves, NULL);
+}
+
+JS_TEST_MAIN(JS_TEST(test_work_gets_on_alone), JS_TEST(test_device_beside_it), JS_TEST(test_lock),
+             JS_TEST(test_stop), JS_TEST(test_peer_leaves))
