@@ -34,8 +34,9 @@ class Completion(NamedTuple):
 
     ``status`` is the name of a status, "JS_OK" for success. ``bytes``: sent or put; length of the
     message received; of a collective, the bytes of its output. ``peer``: target or source rank, 0
-    for a collective. ``opcode``: "send", "receive", "put", "launch", "graph" or "nop"; an opcode
-    that does not exist appears as its number. ``tag``: of a message received, else 0.
+    for a collective, -1 for a receive from any rank that no message has matched. ``opcode``:
+    "send", "receive", "put", "launch", "graph" or "nop"; an opcode that does not exist appears as
+    its number. ``tag``: of a message received, else 0.
     """
 
     wr_id: int
@@ -58,7 +59,7 @@ def completion_of(cqe: Any) -> Completion:
         cqe.wr_id,
         status_name(cqe.status) if cqe.status else "JS_OK",
         cqe.bytes,
-        cqe.peer,
+        cqe.peer if cqe.peer != lib.JS_PEER_ANY else -1,
         _OPCODES.get(cqe.opcode, str(cqe.opcode)),
         cqe.sq_head_or_tag if is_receive else 0,
     )
