@@ -1,14 +1,21 @@
 /* Random descriptors in the queues of two live communicators: every one ends in a completion or
- * waits, nothing breaks. What a descriptor points to is the device's own affair, so addresses and
- * lengths of those that are carried out lie within a buffer; all else is random. */
+ * waits, nothing breaks, and no byte is written outside of what is registered, be it this rank's or
+ * its peer's. */
 #include "js_comm.h"
 #include "js_fuzz.h"
 #include "js_test_plan.h"
 
 #define BUFFER_BYTES 65536u
 #define PLANS 3u
+#define GUARD_BYTES 4096u
+#define GUARD 0xa5
 
-static uint8_t fuzz_buffers[2][BUFFER_BYTES] JS_ALIGNED(64);
+/* Registered are the buffers; nobody may write to what is before and after them. */
+static struct {
+    uint8_t before[GUARD_BYTES];
+    uint8_t buffers[2][BUFFER_BYTES];
+    uint8_t after[GUARD_BYTES];
+} fuzz_memory JS_ALIGNED(64);
 static uint64_t fuzz_completions;
 static uint64_t fuzz_failures; /* communicators that ended in a fault */
 
@@ -17,6 +24,9 @@ typedef struct fuzz_world {
     js_engine *engines[2];
     js_comm *comms[2];
     js_queue *queues[2];
+    js_block *blocks[2]; /* peers may write to the middle third */
+    js_region windows[2];
+    bool is_mad[2]; /* the device has written to words that are the data plane's */
     const uint8_t *data;
     size_t size;
 } fuzz_world;
@@ -52,10 +62,20 @@ static void fuzz_open(fuzz_world *w)
         JS_TEST_REQUIRE(js_comm_open(w->engines[i], &w->comms[i]) == JS_OK);
         js_qp_config none_of_it = { .event_fd = -1 };
         JS_TEST_REQUIRE(js_qp_open(w->comms[i], &none_of_it, &w->queues[i]) == JS_OK);
-        js_region region = {
-            (uintptr_t)fuzz_buffers, sizeof(fuzz_buffers), JS_ACCESS_READ | JS_ACCESS_WRITE, 0, 0, 0
-        };
+        js_region region = { (uintptr_t)fuzz_memory.buffers,
+                             sizeof(fuzz_memory.buffers),
+                             JS_ACCESS_READ | JS_ACCESS_WRITE,
+                             0,
+                             0,
+                             0 };
         JS_TEST_REQUIRE(js_qp_register(w->queues[i], &region) == JS_OK);
+        JS_TEST_REQUIRE(js_block_new(w->comms[i], 3 * GUARD_BYTES, 1, &w->blocks[i]) == JS_OK);
+        uint8_t *block = js_block_address(w->blocks[i]);
+        memset(block, GUARD, 3 * GUARD_BYTES);
+        w->windows[i] = (js_region){ .address = (uintptr_t)block + GUARD_BYTES };
+        w->windows[i].bytes = GUARD_BYTES;
+        w->windows[i].access = JS_ACCESS_REMOTE_WRITE;
+        JS_TEST_REQUIRE(js_qp_register(w->queues[i], &w->windows[i]) == JS_OK);
         for (uint32_t k = 0; k < PLANS; k++) {
             uint32_t id;
             call.count = k * 500;
@@ -66,14 +86,27 @@ static void fuzz_open(fuzz_world *w)
     }
 }
 
+static void fuzz_check_guard(const uint8_t *guard)
+{
+    for (uint32_t i = 0; i < GUARD_BYTES; i++) {
+        JS_TEST_REQUIRE(guard[i] == GUARD);
+    }
+}
+
 static void fuzz_close(fuzz_world *w)
 {
+    fuzz_check_guard(fuzz_memory.before);
+    fuzz_check_guard(fuzz_memory.after);
     for (uint32_t i = 0; i < 2; i++) {
         uint64_t counters[64] = { 0 };
         JS_TEST_REQUIRE(js_comm_counters(w->comms[i], i, counters, 64) == JS_OK);
         fuzz_completions += counters[JS_COUNTER_COMPLETIONS];
         fuzz_failures += w->comms[i]->failed != JS_OK;
+        const uint8_t *block = js_block_address(w->blocks[i]);
+        fuzz_check_guard(block);
+        fuzz_check_guard(block + 2 * GUARD_BYTES);
         js_qp_free(w->queues[i]);
+        js_block_free(w->blocks[i]);
         js_engine_free(w->engines[i]);
     }
     js_seg_detach(w->seg);
@@ -83,11 +116,24 @@ static void fuzz_post_sq(fuzz_world *w, uint32_t rank)
 {
     js_sqe entry;
     fuzz_take(w, &entry, sizeof(entry));
-    bool is_known = entry.opcode == JS_SQ_SEND || entry.opcode == JS_SQ_LAUNCH;
-    if (is_known) {
-        entry.source_addr = (uintptr_t)fuzz_buffers[0] + entry.source_addr % (BUFFER_BYTES / 2);
-        entry.target_addr = (uintptr_t)fuzz_buffers[1] + entry.target_addr % (BUFFER_BYTES / 2);
+    uint64_t at = (uintptr_t)&fuzz_memory;
+    switch (entry.tag & 3) {
+    case 0: /* any address and length whatever */
+        break;
+    case 1: /* at the edges, too */
+        entry.source_addr = at + entry.source_addr % sizeof(fuzz_memory);
+        entry.bytes %= 2 * GUARD_BYTES;
+        break;
+    default:
+        entry.source_addr = at + GUARD_BYTES + entry.source_addr % (BUFFER_BYTES / 2);
         entry.bytes %= BUFFER_BYTES / 2;
+        break;
+    }
+    if (entry.opcode == JS_SQ_PUT) {
+        entry.key = entry.tag % 8 != 7 ? w->windows[entry.peer & 1].key : entry.key;
+        entry.target_addr %= entry.tag % 16 != 6 ? 2 * GUARD_BYTES : UINT64_MAX;
+    } else if ((entry.tag & 3) != 0) {
+        entry.target_addr = at + entry.target_addr % sizeof(fuzz_memory);
     }
     (void)js_post(js_qp_view(w->queues[rank]), &entry);
 }
@@ -96,9 +142,9 @@ static void fuzz_post_rq(fuzz_world *w, uint32_t rank)
 {
     js_rqe entry;
     fuzz_take(w, &entry, sizeof(entry));
-    if (entry.peer < 2 || entry.peer == JS_PEER_ANY) {
+    if (entry.tag % 4 != 0) {
         uint64_t flags = entry.bytes & (JS_RQ_TAG_ANY | JS_RQ_PROBE);
-        entry.target_addr = (uintptr_t)fuzz_buffers[1] + entry.target_addr % (BUFFER_BYTES / 2);
+        entry.target_addr = (uintptr_t)&fuzz_memory + entry.target_addr % sizeof(fuzz_memory);
         entry.bytes = flags | entry.bytes % (BUFFER_BYTES / 2);
     }
     (void)js_post_receive_entry(js_qp_view(w->queues[rank]), &entry);
@@ -117,12 +163,26 @@ static void fuzz_scribble(fuzz_world *w, uint32_t rank)
     }
 }
 
+/* A device that has lost its mind: words of the completion queue, and how far it has read it. */
+static void fuzz_go_mad(fuzz_world *w, uint32_t rank)
+{
+    const js_qp *qp = js_qp_view(w->queues[rank]);
+    uint32_t words[4];
+    fuzz_take(w, words, sizeof(words));
+    uint32_t *cq = (uint32_t *)(void *)qp->cq;
+    cq[words[0] % (8 * qp->cq_depth_slots)] = words[1];
+    if (words[2] % 2 != 0) {
+        qp->control->cq_consumed.index = words[3];
+    }
+    w->is_mad[rank] = true;
+}
+
 static void fuzz_take_completions(const fuzz_world *w, uint32_t rank)
 {
     const js_qp *qp = js_qp_view(w->queues[rank]);
     js_cqe cqe;
     (void)js_progress(qp);
-    while (js_take_completion(qp, &cqe)) {
+    for (uint32_t i = 0; i < 100 && js_take_completion(qp, &cqe); i++) {
     }
 }
 
@@ -142,7 +202,11 @@ static void fuzz_command(fuzz_world *w)
         fuzz_post_rq(w, rank);
         break;
     case 5:
-        fuzz_scribble(w, rank);
+        if (command >= 0xf0) {
+            fuzz_go_mad(w, rank);
+        } else {
+            fuzz_scribble(w, rank);
+        }
         break;
     case 6:
         if (command >= 0xfc) {
@@ -162,6 +226,9 @@ static void fuzz_check(const fuzz_world *w)
     for (uint32_t i = 0; i < 2; i++) {
         const js_comm *comm = w->comms[i];
         const js_queue *queue = w->queues[i];
+        if (w->is_mad[i]) {
+            continue; /* it may stop; it must not break anything */
+        }
         JS_TEST_REQUIRE(queue->qp.control->cq_consumed.index == queue->cq_posted);
         bool is_empty = queue->qp.control->sq_reserved.index == queue->sq_consumed;
         bool may_wait = comm->message.send_free == JS_MESSAGE_NONE ||
@@ -174,6 +241,8 @@ static void fuzz_check(const fuzz_world *w)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_world w = { .data = data, .size = size };
+    memset(fuzz_memory.before, GUARD, GUARD_BYTES);
+    memset(fuzz_memory.after, GUARD, GUARD_BYTES);
     fuzz_open(&w);
     while (w.size != 0) {
         fuzz_command(&w);
@@ -195,9 +264,11 @@ static size_t fuzz_make(uint8_t *out, size_t capacity, uint64_t *random)
     while (size + 1 + sizeof(js_sqe) <= capacity) {
         uint8_t command = (uint8_t)js_fuzz_random(random);
         uint32_t kind = command >> 1 & 7;
-        js_sqe sqe = { .opcode = (uint8_t)(js_fuzz_random(random) % 4), .key = plan };
+        js_sqe sqe = { .opcode = (uint8_t)(js_fuzz_random(random) % 6), .key = plan };
         sqe.peer = (uint16_t)(js_fuzz_random(random) % 3);
         sqe.bytes = js_fuzz_random(random) % 100;
+        sqe.tag = (uint32_t)js_fuzz_random(random);
+        sqe.target_addr = js_fuzz_random(random);
         js_rqe rqe = { .bytes = 100 | (js_fuzz_random(random) % 4 << 62) };
         rqe.peer = js_fuzz_random(random) % 3 ? command & 1 : JS_PEER_ANY;
         out[size++] = command;
