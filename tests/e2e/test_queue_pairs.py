@@ -375,4 +375,5 @@ def run_use_and_drop(comm: Communicator, count: int) -> tuple[int, int]:
 @progress
 def test_nothing_leaks(rank_pools: Pools, env: dict[str, str]) -> None:
     """Whether they are closed, as on rank 0, or only dropped."""
-    assert rank_pools(2, env=env).run(run_use_and_drop, 200) == [(0, 0), (0, 0)]
+    grown = rank_pools(2, env=env).run(run_use_and_drop, 200)
+    assert max(max(one) for one in grown) <= 0, grown  # what was left from before may have gone
