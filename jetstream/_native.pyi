@@ -514,6 +514,14 @@ class _Lib:
         a5: int,  # uint32_t
         /,
     ) -> int: ...  # int32_t
+    def js_device_repeat(
+        self,
+        a0: int,  # uint64_t
+        a1: FFI.CData,  # struct js_sqe *
+        a2: int,  # uint64_t
+        a3: FFI.CData,  # uint64_t *
+        /,
+    ) -> int: ...  # int32_t
     def js_device_send(
         self,
         a0: int,  # uint64_t
@@ -638,14 +646,6 @@ class _Lib:
         self,
         a0: FFI.CData,  # struct js_queue *
         a1: FFI.CData,  # struct js_region *
-        /,
-    ) -> int: ...  # int32_t
-    def js_qp_repeat(
-        self,
-        a0: FFI.CData,  # struct js_queue *
-        a1: FFI.CData,  # struct js_sqe *
-        a2: int,  # uint64_t
-        a3: FFI.CData,  # uint64_t *
         /,
     ) -> int: ...  # int32_t
     def js_qp_view(

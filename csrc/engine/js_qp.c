@@ -553,26 +553,3 @@ uint32_t js_qp_arm(js_queue *queue)
     return js_load_seq_u32(&control->cq_posted.index) -
            js_load_seq_u32(&control->cq_consumed.index);
 }
-
-/* --- a device of our own, for measuring ------------------------------------------------------ */
-
-int32_t js_qp_repeat(js_queue *queue, const js_sqe *entry, uint64_t iterations,
-                     uint64_t *latency_ns)
-{
-    const js_qp *qp = js_qp_view(queue);
-    const js_clock_scale *clock = &queue->comm->engine->clock;
-    for (uint64_t i = 0; i < iterations; i++) {
-        uint64_t start = js_clock_ticks();
-        js_cqe cqe;
-        int32_t result = js_post(qp, entry);
-        if (result == JS_OK) {
-            do {
-                result = js_wait_completion(qp, &cqe);
-            } while (result == JS_ERR_AGAIN);
-        }
-        JS_TRY(result);
-        JS_TRY(cqe.status);
-        latency_ns[i] = js_clock_span_ns(clock, js_clock_ticks() - start);
-    }
-    return JS_OK;
-}

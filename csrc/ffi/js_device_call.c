@@ -1,6 +1,7 @@
 /* The functions of js_device.h for code that cannot inline a header: loops compiled while they
  * run, and interpreters. Addresses come as integers, because that is what they have. */
 #include "js_base.h"
+#include "js_clock.h"
 
 #include <jetstream/js_api.h>
 
@@ -68,4 +69,27 @@ uint64_t js_device_read_signal(uint64_t qp, uint32_t signal)
 int32_t js_device_wait_signal(uint64_t qp, uint32_t signal, uint64_t until)
 {
     return signal < JS_SIGNALS ? js_wait_signal(device_qp(qp), signal, until) : JS_ERR_INVALID;
+}
+
+int32_t js_device_repeat(uint64_t qp, const js_sqe *entry, uint64_t iterations,
+                         uint64_t *latency_ns)
+{
+    const js_qp *device = device_qp(qp);
+    const js_clock_scale *clock = js_clock_calibrate();
+    for (uint64_t i = 0; i < iterations; i++) {
+        uint64_t start = js_clock_ticks();
+        js_cqe cqe;
+        int32_t result = js_post(device, entry);
+        if (result == JS_OK) {
+            do {
+                result = js_wait_completion(device, &cqe);
+            } while (result == JS_ERR_AGAIN);
+        }
+        result = result == JS_OK ? cqe.status : result;
+        if (result != JS_OK) {
+            return result;
+        }
+        latency_ns[i] = js_clock_span_ns(clock, js_clock_ticks() - start);
+    }
+    return JS_OK;
 }

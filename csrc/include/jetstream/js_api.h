@@ -472,10 +472,6 @@ JS_API void js_qp_free(js_queue *queue);
 /* Asks that the next completion be told to the event descriptor. Returns the number of completions
  * that are there already. */
 JS_API uint32_t js_qp_arm(js_queue *queue);
-/* Posts an entry `iterations` times and waits for each completion, in the calling thread, as a
- * device would; latency_ns[i] is what number i took. */
-JS_API int32_t js_qp_repeat(js_queue *queue, const js_sqe *entry, uint64_t iterations,
-                            uint64_t *latency_ns);
 
 /* --- the engine thread ---------------------------------------------------------------------- */
 /* Starts a thread that makes rounds for all communicators of the process in which something is
@@ -531,6 +527,10 @@ JS_API int32_t js_device_wait(uint64_t qp, uint64_t out);
 /* signal: below JS_SIGNALS. */
 JS_API uint64_t js_device_read_signal(uint64_t qp, uint32_t signal);
 JS_API int32_t js_device_wait_signal(uint64_t qp, uint32_t signal, uint64_t until);
+/* Posts an entry `iterations` times and waits for each completion: a device that only measures.
+ * latency_ns[i] is what number i took. Returns the first bad status. */
+JS_API int32_t js_device_repeat(uint64_t qp, const js_sqe *entry, uint64_t iterations,
+                                uint64_t *latency_ns);
 
 /* --- symmetric memory: any thread may call these, also beside an operation ----------------- */
 /* A block of this rank's heap in the segment, its pages touched; filled with zeros if zeroed is
