@@ -1,18 +1,20 @@
 """Operations that a device launches, beside the same launched by the host.
 
-    python bench/device.py launches     one all-reduce: host, persistent, graph, device, hand-written
-    python bench/device.py apart        device and host while Python is busy, and while it is stopped
-    python bench/device.py overlap      an all-reduce behind a matrix product, with an engine thread
+    python bench/device.py launches    one all-reduce, launched by host, graph, device, by hand
+    python bench/device.py apart       device and host while Python is busy, or its launcher stopped
+    python bench/device.py overlap     an all-reduce behind a matrix product, with an engine thread
 
-Two ranks, one per core. The device is a thread in C (js_device_repeat) on a queue pair of its own. Times
-are in us, of the slower rank of each operation; a table holds medians of ROUNDS runs. `--under` is
-put before every command, such as `chrt -r 1`: with more threads than cores, only a priority tells
-what Python does to a device from what any other thread on its core would.
+Two ranks, one per core. The device is a thread in C (js_device_repeat) on a queue pair of its own.
+Times are in us, of the slower rank of each operation; a table holds medians of the rounds. `--under`
+is put before every command: 'chrt -r 1' keeps other programs off the cores. In `apart` the device's
+thread, or the host's, goes before the others of its process by real-time priority, where that is
+permitted: with more threads than cores, only so is seen what Python alone does to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -33,12 +35,13 @@ HERE = Path(__file__).resolve().parent
 TIMEOUT_S = 300
 SIZES = (8, 64, 1024, 8192, 65536, 262144, 1048576)
 APART_BYTES = 8192
-APART_BURST = 10000  # operations in a row; real-time priority must let go now and then
 APART_BURSTS = 20
+APART_BURST = {"device": 10000, "host": 1000}  # in a row: real-time priority must let go at times
+APART_BURST_BUSY = {"device": 10000, "host": 5}  # each may wait for a whole collection
 PAUSE_S = 0.02
 STOP_S = 5.0
 OVERLAP_BYTES = 1 << 20
-HEAP_OBJECTS = 2_000_000  # what gc.collect() has to look through
+HEAP_OBJECTS = 1_000_000  # what gc.collect() has to look through
 
 Latencies = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -150,12 +153,8 @@ def at_priority(work: Callable[[], None]) -> threading.Thread:
     """Start a thread that goes before the others of its core, where that is permitted."""
 
     def main() -> None:
-        try:
-            os.sched_setscheduler(
-                threading.get_native_id(), os.SCHED_RR, os.sched_param(1)
-            )  # of this thread alone
-        except PermissionError:
-            pass
+        with contextlib.suppress(PermissionError):  # of this thread alone
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_RR, os.sched_param(1))
         work()
 
     thread = threading.Thread(target=main)
@@ -171,18 +170,27 @@ def run_apart() -> dict[str, Any]:
     device = rank.device(APART_BYTES)
     host = lambda n: time_calls(lambda: comm.all_reduce(x), n)  # noqa: E731
     if comm.size > 1 and os.sched_getscheduler(0) != os.SCHED_OTHER:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # the main thread's turn is last
+        os.sched_setscheduler(
+            0, os.SCHED_OTHER, os.sched_param(0)
+        )  # the main thread's turn is last
     found: dict[str, Any] = {}
     for name, run in (("device", device), ("host", host)):
         for state in ("idle", "busy", "stopped"):
             parts: list[Latencies] = []
             over, stop = threading.Event(), threading.Event()
+            length = (APART_BURST_BUSY if state == "busy" else APART_BURST)[name]
+            pause_s = STOP_S / APART_BURSTS if state == "stopped" else PAUSE_S
 
-            def bursts(run: Any = run, parts: Any = parts, over: Any = over) -> None:
+            def bursts(
+                run: Any = run,
+                parts: Any = parts,
+                over: Any = over,
+                length: int = length,
+                pause_s: float = pause_s,
+            ) -> None:
                 for _ in range(APART_BURSTS):
-                    time.sleep(PAUSE_S)
-                    comm.barrier() if run is host else None
-                    parts.append(run(APART_BURST if run is device else APART_BURST // 10))
+                    time.sleep(pause_s)
+                    parts.append(run(length + 1)[1:])  # in the first the ranks meet
                 over.set()
 
             comm.barrier()
