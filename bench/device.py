@@ -5,10 +5,10 @@
     python bench/device.py overlap     an all-reduce behind a matrix product, with an engine thread
 
 Two ranks, one per core. The device is a thread in C (js_device_repeat) on a queue pair of its own.
-Times are in us, of the slower rank of each operation; a table holds medians of the rounds. `--under`
-is put before every command: 'chrt -r 1' keeps other programs off the cores. In `apart` the device's
-thread, or the host's, goes before the others of its process by real-time priority, where that is
-permitted: with more threads than cores, only so is seen what Python alone does to it.
+Times are in us, of the slower rank of each operation; a table holds medians of the rounds.
+`--under` is put before every command: 'chrt -r 1' keeps other programs off the cores. In `apart`
+the device's thread, or the host's, goes before the others of its process by real-time priority,
+where that is permitted: with more threads than cores, only so is seen what Python alone does to it.
 """
 
 from __future__ import annotations
