@@ -131,7 +131,7 @@ class QueuePair(Posting, Waiting):
 
     @property
     def cq(self) -> Array:
-        """The completion queue, live: ``CQE_DTYPE``, shape (2 * depth,)."""
+        """The completion queue, live: ``CQE_DTYPE``, shape (4 * depth,)."""
         return self._rings.cq
 
     @property

@@ -23,6 +23,7 @@ typedef struct js_test_pair {
     uint8_t *memory[2]; /* registered for everything; around it are guard bytes */
     js_region regions[2];
     uint32_t plan;
+    uint32_t is_single; /* one thread posts and polls */
 } js_test_pair;
 
 static inline void js_test_pair_open_rank(js_test_pair *pair, uint32_t rank, uint32_t depth)
@@ -32,7 +33,7 @@ static inline void js_test_pair_open_rank(js_test_pair *pair, uint32_t rank, uin
     js_call call = { .kind = JS_KIND_ALL_REDUCE, .chunk_bytes = 64, .world = 2 };
     js_test_plan plan;
     js_wait_config wait = { .oversubscribed = 1 };
-    js_qp_config config = { .depth_slots = depth, .event_fd = -1 };
+    js_qp_config config = { .depth_slots = depth, .is_single = pair->is_single, .event_fd = -1 };
     JS_TEST_REQUIRE(js_engine_new(pair->seg, rank, none, &wait, &pair->engines[rank]) == JS_OK);
     JS_TEST_REQUIRE(js_comm_open(pair->engines[rank], &comm) == JS_OK);
     pair->comms[rank] = comm;
@@ -54,7 +55,7 @@ static inline void js_test_pair_open_rank(js_test_pair *pair, uint32_t rank, uin
     JS_TEST_REQUIRE(js_comm_load_plan(comm, plan.packed, plan.size_bytes, &pair->plan) == JS_OK);
 }
 
-static inline void js_test_pair_open(js_test_pair *pair, uint32_t depth)
+static inline void js_test_pair_open_as(js_test_pair *pair, uint32_t depth, uint32_t is_single)
 {
     const js_seg_config config = { .world = 2,
                                    .stream_slots = 4,
@@ -63,10 +64,15 @@ static inline void js_test_pair_open(js_test_pair *pair, uint32_t depth)
                                    .message_bytes = 65536,
                                    .queue_slots = 16,
                                    .sequence_start = UINT32_MAX - 7 };
-    *pair = (js_test_pair){ 0 };
+    *pair = (js_test_pair){ .is_single = is_single };
     JS_TEST_REQUIRE(js_seg_create(&config, &pair->seg) == JS_OK);
     js_test_pair_open_rank(pair, 0, depth);
     js_test_pair_open_rank(pair, 1, depth);
+}
+
+static inline void js_test_pair_open(js_test_pair *pair, uint32_t depth)
+{
+    js_test_pair_open_as(pair, depth, 0);
 }
 
 /* Nobody may have written there. */
