@@ -275,6 +275,23 @@ def run_floor(program: Path, under: list[str]) -> dict[str, Any]:
     return found
 
 
+def run_mpi(program: Path, mpiexec: Path, under: list[str]) -> dict[str, Any]:
+    """MPI_Allreduce called from C; what the library needs stands in the environment."""
+    sizes = [f"{size}:{20000 if size <= 8192 else 2000}" for size in SIZES]
+    text = subprocess.run(
+        [*under, str(mpiexec), "-n", "2", str(program), *sizes],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    ).stdout
+    found: dict[str, Any] = {}
+    for line in map(json.loads, text.splitlines()):
+        values = {key: line[f"{key}_us"] for key in ("p50", "p99", "p999")}
+        found[f"MPI {line['bytes']}"] = values
+    return found
+
+
 def median_of(rounds: list[dict[str, Any]], case: str, key: str) -> float:
     """The median over the rounds."""
     return float(np.median([found[case][key] for found in rounds]))
@@ -289,20 +306,28 @@ def print_rows(heads: list[str], cells: list[list[str]]) -> None:
     print(flush=True)
 
 
-def report_launches(rounds: int, under: list[str]) -> None:
+def build(compiler: list[str], name: str, directory: str) -> Path:
+    """A program from its source in c/."""
+    program = Path(directory) / name
+    source = str(HERE / "c" / f"{name}.c")
+    subprocess.run([*compiler, "-O3", "-o", str(program), source], check=True)
+    return program
+
+
+def report_launches(rounds: int, under: list[str], mpicc: Path | None) -> None:
     """Ways by size."""
     with tempfile.TemporaryDirectory() as directory:
-        program = Path(directory) / "floor"
-        subprocess.run(
-            ["cc", "-O3", "-march=native", "-o", str(program), str(HERE / "c" / "floor.c")],
-            check=True,
-        )
+        floor = build(["cc", "-march=native"], "floor", directory)
+        mpi = build([str(mpicc)], "mpi_all_reduce", directory) if mpicc else None
         found = []
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-            found.append(run_ranks(["launches"], under) | run_floor(program, under))
+            times = run_ranks(["launches"], under) | run_floor(floor, under)
+            if mpi is not None and mpicc is not None:
+                times |= run_mpi(mpi, mpicc.with_name("mpiexec"), under)
+            found.append(times)
     cells = []
-    ways = ("host", "persistent", "graph", "device", "floor")
+    ways = ["host", "persistent", "graph", "device", "floor", *(["MPI"] if mpicc else [])]
     for size in SIZES:
         times = {way: median_of(found, f"{way} {size}", "p50") for way in ways}
         ratios = [r[f"device {size}"]["p50"] / r[f"floor {size}"]["p50"] for r in found]
@@ -356,11 +381,17 @@ def main() -> int:
     parser.add_argument("mode", nargs="?", default="inline", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5, help="runs to take medians of")
     parser.add_argument("--under", default="", help="put before every command: 'chrt -r 1'")
+    parser.add_argument("--mpicc", type=Path, help="launches: beside an MPI called from C")
     parser.add_argument("--rank-writes", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_writes is None:
-        reports = {"launches": report_launches, "apart": report_apart, "overlap": report_overlap}
-        reports[options.table](options.rounds, shlex.split(options.under))
+        under = shlex.split(options.under)
+        if options.table == "launches":
+            report_launches(options.rounds, under, options.mpicc)
+        elif options.table == "apart":
+            report_apart(options.rounds, under)
+        else:
+            report_overlap(options.rounds, under)
         return 0
     cases = {"launches": run_launches, "apart": run_apart}
     found = run_overlap(options.mode) if options.table == "overlap" else cases[options.table]()
