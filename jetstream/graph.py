@@ -13,6 +13,8 @@ from jetstream.work import Work
 
 __all__ = ["Graph"]
 
+_CAPTURING = "is still being captured"
+
 
 class Pin:
     """Plans stay loaded while it lives."""
@@ -75,7 +77,7 @@ class Graph:
         self._pin: Pin | None = pin
         self._recording = recording
         self._native: _Native | None = None
-        self._unusable = "is still being captured"
+        self._unusable = _CAPTURING
         self._last: Work | None = None
 
     def __repr__(self) -> str:
@@ -166,8 +168,11 @@ class Graph:
     def close(self) -> None:
         """Free the graph and let go of its arrays; also happens when nobody holds it any more.
 
-        Idempotent. Raises BusyError while it is under way.
+        Idempotent. Raises BusyError while it is under way, also while a device has posted it,
+        ArgumentError in the block that captures it.
         """
+        if self._unusable == _CAPTURING:
+            raise ArgumentError("a graph cannot be closed in the block that captures it")
         if self._native is not None and not self._native.free():
             raise BusyError("the graph is still being carried out", status="JS_ERR_BUSY")
         self._recording.finish()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 from jetstream._core.endpoint import Endpoint
@@ -33,7 +35,6 @@ _TAG_ANY: int = lib.JS_RQ_TAG_ANY
 _PROBE: int = lib.JS_RQ_PROBE
 _UNFINISHED = (AGAIN, lib.JS_ERR_TIMEOUT)
 _RECEIVED = (lib.JS_OK, SHORT, lib.JS_ERR_TRUNCATED)
-
 #: As a source: whoever sends.
 ANY_SOURCE: int = lib.JS_PEER_ANY
 
@@ -56,7 +57,8 @@ class Launcher:
         self.mail.comm = endpoint.handle
         endpoint.on_handle.append(self._array_calls.set_handle)
         self.watch = self._array_calls.watch
-        self.plans = PlanCache(endpoint.handle, rank, size, config=config, fail=self.fail)
+        fail = partial(Launcher.fail, weakref.proxy(self))  # no cycle: it goes when it is dropped
+        self.plans = PlanCache(endpoint.handle, rank, size, config=config, fail=fail)
         self._found: dict[Any, int] = {}
         self._outstanding: dict[int, Work] = {}
         self._cqe = ffi.addressof(self.mail, "cqe")  # of messages waited for at once

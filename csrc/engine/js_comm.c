@@ -224,7 +224,7 @@ static int32_t comm_unload_plan(js_comm *comm, uint32_t plan_id)
     if (plan == NULL) {
         return JS_FAIL(JS_ERR_INVALID, "no plan has the id %u", plan_id);
     }
-    bool is_used = comm->exec.plan == plan;
+    bool is_used = !js_queue_take_all(comm) || comm->exec.plan == plan;
     for (uint32_t i = comm->launch_head; i != comm->launch_tail; i++) {
         is_used = is_used || comm->launches[i & comm->launch_mask].plan == plan;
     }

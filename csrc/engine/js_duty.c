@@ -95,9 +95,7 @@ void js_duty_start(js_comm *comm, js_exec_plan *plan, uint64_t input, uint64_t o
 {
     js_account_settle(comm);
     comm->sequence++;
-    if (!plan->is_brief) {
-        comm->enter_ticks = js_clock_ticks();
-    }
+    comm->enter_ticks = plan->is_brief ? 0 : js_clock_ticks();
     comm->wait_ticks = 0;
     duty_write_board(comm, &plan->call);
     js_exec_start(&comm->exec, plan, (const void *)(uintptr_t)input, (void *)(uintptr_t)output,
@@ -128,6 +126,9 @@ static void duty_end(js_comm *comm, int32_t status)
     if (is_brief) { /* two looks at the clock have to do */
         comm->enter_ticks =
             exec->idle_ticks ? js_min_u64(exec->idle_ticks, exec->first_ticks) : exec->first_ticks;
+    }
+    if (comm->enter_ticks == 0) { /* nothing of a peer was awaited */
+        comm->enter_ticks = exec->idle_ticks ? exec->idle_ticks : now;
     }
     js_wait_reset_at(comm, now); /* the record holds the time waited */
     comm->account = (js_comm_account){

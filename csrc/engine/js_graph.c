@@ -118,7 +118,7 @@ static int32_t graph_free(js_comm *comm, uint32_t id)
     if (graph == NULL) {
         return JS_FAIL(JS_ERR_INVALID, "no graph has the id %u", id);
     }
-    bool is_used = comm->run.graph == graph;
+    bool is_used = !js_queue_take_all(comm) || comm->run.graph == graph;
     for (uint32_t i = comm->launch_head; i != comm->launch_tail; i++) {
         is_used = is_used || comm->launches[i & comm->launch_mask].graph == graph;
     }

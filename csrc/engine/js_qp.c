@@ -448,6 +448,19 @@ static int32_t qp_await_writers(js_comm *comm)
     return JS_OK;
 }
 
+/* Regions are looked up when an entry is taken: rounds until what has been posted is. */
+static int32_t qp_await_taken(js_comm *comm)
+{
+    uint64_t since = js_clock_ticks();
+    while (!js_queue_take_all(comm)) {
+        (void)qp_round(comm);
+        if (js_clock_span_ns(&comm->engine->clock, js_clock_ticks() - since) > QP_PATIENCE_NS) {
+            return JS_FAIL(JS_ERR_BUSY, "entries that were posted before have not been taken yet");
+        }
+    }
+    return JS_OK;
+}
+
 static int32_t qp_deregister(js_queue *queue, const js_region *region)
 {
     js_comm *comm = queue->comm;
@@ -457,6 +470,7 @@ static int32_t qp_deregister(js_queue *queue, const js_region *region)
         range->access == 0) {
         return JS_FAIL(JS_ERR_INVALID, "the region is not registered here");
     }
+    JS_TRY(qp_await_taken(comm));
     if (range->key != 0) {
         js_region_remove(&comm->area, comm->rank, range->key);
         JS_TRY(qp_await_writers(comm));
@@ -532,7 +546,12 @@ int32_t js_qp_shut(js_queue *queue)
 
 int32_t js_qp_close(js_queue *queue)
 {
-    return js_comm_close(queue->comm);
+    int32_t result = js_comm_close(queue->comm);
+    if (result == JS_OK && queue->event_fd >= 0) { /* nobody makes rounds here any more */
+        close(queue->event_fd);
+        queue->event_fd = -1;
+    }
+    return result;
 }
 
 void js_qp_free(js_queue *queue)

@@ -442,6 +442,19 @@ int32_t js_queue_read(js_comm *comm)
     return queue_read_sq(comm) + queue_read_rq(comm);
 }
 
+bool js_queue_take_all(js_comm *comm)
+{
+    const js_queue *queue = comm->queue;
+    if (queue == NULL || comm->failed != JS_OK) {
+        return true;
+    }
+    (void)js_queue_read(comm);
+    const js_qp_control *control = queue->qp.control;
+    return queue->failed != JS_OK ||
+           (js_load_acq_u32(&control->sq_reserved.index) == queue->sq_consumed &&
+            js_load_acq_u32(&control->rq_reserved.index) == queue->rq_consumed);
+}
+
 /* --- the end --------------------------------------------------------------------------------- */
 
 static void queue_flush_sq(js_comm *comm)

@@ -72,6 +72,9 @@ struct js_queue {
 
 /* Takes what the device has posted; returns how much that was. */
 int32_t js_queue_read(js_comm *comm);
+/* Takes what can be taken, before something goes that an entry may name. False: entries are left
+ * that nobody has looked at. */
+bool js_queue_take_all(js_comm *comm);
 /* An entry of the send queue, by its index, is complete; */
 void js_queue_finish_sent(js_comm *comm, uint32_t index, const js_comm_done *done);
 /* and one of the receive queue. */

@@ -89,7 +89,9 @@ int32_t js_device_repeat(uint64_t qp, const js_sqe *entry, uint64_t iterations,
         if (result != JS_OK) {
             return result;
         }
-        latency_ns[i] = js_clock_span_ns(clock, js_clock_ticks() - start);
+        if (latency_ns != NULL) {
+            latency_ns[i] = js_clock_span_ns(clock, js_clock_ticks() - start);
+        }
     }
     return JS_OK;
 }

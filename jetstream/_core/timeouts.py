@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from jetstream.errors import ArgumentError
 
 __all__ = ["timeout_to_ns"]
@@ -16,7 +14,7 @@ def timeout_to_ns(timeout: float | None, default_s: float) -> int:
     seconds = default_s if timeout is None else timeout
     try:
         if seconds >= 0:
-            return _FOREVER_NS if math.isinf(seconds) else max(1, int(seconds * 1e9))
+            return _FOREVER_NS if seconds >= _FOREVER_NS / 1e9 else max(1, int(seconds * 1e9))
     except TypeError:
         pass
     raise ArgumentError(f"timeout is {timeout!r}: a number of seconds, zero or more, is needed")

@@ -223,8 +223,11 @@ ENDINGS = {
     "closed": "qp.close(); comm.close()",
     "the communicator first": "comm.close()",
     "a thread waits": """
-import threading
-threading.Thread(target=lambda: qp.wait(20), daemon=True).start()
+import contextlib, threading
+def wait():
+    with contextlib.suppress(jetstream.errors.ClosedError):
+        qp.wait(20)
+threading.Thread(target=wait, daemon=True).start()
 __import__("time").sleep(0.2)
 """,
     "something is in flight": "qp.post_receive(x, 0); keep = comm.irecv(x, 0)",

@@ -377,3 +377,40 @@ def test_nothing_leaks(rank_pools: Pools, env: dict[str, str]) -> None:
     """Whether they are closed, as on rank 0, or only dropped."""
     grown = rank_pools(2, env=env).run(run_use_and_drop, 200)
     assert max(max(one) for one in grown) <= 0, grown  # what was left from before may have gone
+
+
+def run_let_go(comm: Communicator) -> None:
+    peer = (comm.rank + 1) % comm.size
+    x, y = np.full(1000, 1.0 + comm.rank, np.float32), np.zeros(1000, np.float32)
+    with QueuePair(comm) as qp:
+        with qp.capture() as graph:
+            qp.comm.all_reduce(x)
+        qp.post_graph(graph, 1)
+        with pytest.raises(BusyError):
+            graph.close()
+        with qp.capture() as other:  # does not take the place of the first
+            qp.comm.all_reduce(x, op="max")
+        (done,) = take(qp, 1)
+        assert done.opcode == "graph"
+        assert (x == sum(range(1, comm.size + 1))).all()
+        source, target = qp.register(x), qp.register(y)
+        qp.post_send(x, peer, 5)
+        qp.post_receive(y, (comm.rank - 1) % comm.size, 5)
+        source.close()
+        target.close()
+        assert {c.opcode for c in take(qp, 2)} == {"send", "receive"}
+        assert (y == x).all()
+        launch = qp.prepare("all_reduce", y)
+        qp.post_launch(launch, 2)
+        del launch
+        qp.register(np.ones(5))  # lets go of what is dropped
+        take(qp, 1)
+        assert (y == x * comm.size).all()
+        other.close()
+        end(comm, qp)
+
+
+@progress
+def test_what_is_posted_may_be_let_go(rank_pools: Pools, env: dict[str, str]) -> None:
+    """Graphs, regions and launches that go once they are posted: it still works, or says busy."""
+    rank_pools(2, env=env).run(run_let_go)

@@ -10,6 +10,7 @@
 #define THREADS_MAX 4u
 #define POSTER_SHIFT 48u
 #define PAIR_BYTES 4096u
+#define PAIR_START (UINT32_MAX - 100)
 
 typedef struct qp_run {
     const char *name;
@@ -225,9 +226,11 @@ static void *pair_taker(void *argument)
 {
     pair_rank *r = argument;
     uint64_t want = 2 * r->count; /* two posters */
+    const uint32_t *taken = &r->qp->control->sq_consumed.index;
     uint32_t idle = 0;
     while (js_load_acq_u64(&r->sent) < want || js_load_acq_u64(&r->received) < want ||
-           js_read_signal(r->qp, 9) < want) {
+           js_read_signal(r->qp, 9) < want ||
+           js_load_acq_u32(taken) - PAIR_START < 2 * want) { /* puts say nothing */
         js_cqe cqe = { 0 };
         if (!js_take_completion(r->qp, &cqe)) {
             qp_rest(r->qp, &idle);
@@ -242,7 +245,7 @@ static void *pair_taker(void *argument)
 
 static void run_pair(uint64_t count, bool has_thread)
 {
-    js_seg_config config = { .world = 2, .stream_slots = 4, .sequence_start = UINT32_MAX - 100 };
+    js_seg_config config = { .world = 2, .stream_slots = 4, .sequence_start = PAIR_START };
     pair_rank ranks[2] = { { .number = 0, .count = count }, { .number = 1, .count = count } };
     pthread_t ids[8];
     js_seg *seg = NULL;

@@ -528,7 +528,7 @@ JS_API int32_t js_device_wait(uint64_t qp, uint64_t out);
 JS_API uint64_t js_device_read_signal(uint64_t qp, uint32_t signal);
 JS_API int32_t js_device_wait_signal(uint64_t qp, uint32_t signal, uint64_t until);
 /* Posts an entry `iterations` times and waits for each completion: a device that only measures.
- * latency_ns[i] is what number i took. Returns the first bad status. */
+ * latency_ns[i] is what number i took; it may be NULL. Returns the first bad status. */
 JS_API int32_t js_device_repeat(uint64_t qp, const js_sqe *entry, uint64_t iterations,
                                 uint64_t *latency_ns);
 
