@@ -449,10 +449,13 @@ bool js_queue_take_all(js_comm *comm)
         return true;
     }
     (void)js_queue_read(comm);
-    const js_qp_control *control = queue->qp.control;
+    uint32_t sq_depth = queue->qp.sq_depth_slots;
+    uint32_t rq_depth = queue->qp.rq_depth_slots;
+    const js_sqe *sqe = &queue->qp.sq[queue->sq_consumed & (sq_depth - 1)];
+    const js_rqe *rqe = &queue->qp.rq[queue->rq_consumed & (rq_depth - 1)];
     return queue->failed != JS_OK ||
-           (js_load_acq_u32(&control->sq_reserved.index) == queue->sq_consumed &&
-            js_load_acq_u32(&control->rq_reserved.index) == queue->rq_consumed);
+           (js_load_acq_u64(&sqe->commit) != js_sq_commit(queue->sq_consumed, sq_depth) &&
+            js_load_acq_u16(&rqe->commit) != js_rq_commit(queue->rq_consumed, rq_depth));
 }
 
 /* --- the end --------------------------------------------------------------------------------- */
