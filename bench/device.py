@@ -78,13 +78,12 @@ class Rank:
         entry.key = launch.key
         entry.source_addr, entry.target_addr = launch.source_addr, launch.target_addr
 
-        def run(iterations: int) -> Latencies:
+        def run(iterations: int, _keep: Any = launch) -> Latencies:
             latency_ns = np.zeros(iterations, dtype=np.uint64)
             out = ffi.from_buffer("uint64_t[]", latency_ns)
             check(lib.js_device_repeat(qp.address, entry, iterations, out))
             return latency_ns
 
-        run.__dict__["keep"] = qp, launch
         return run
 
 
@@ -168,7 +167,10 @@ def run_apart() -> dict[str, Any]:
     comm = rank.comm
     x = comm.zeros(APART_BYTES // 4, "float32")
     device = rank.device(APART_BYTES)
-    host = lambda n: time_calls(lambda: comm.all_reduce(x), n)  # noqa: E731
+
+    def host(iterations: int) -> Latencies:
+        return time_calls(lambda: comm.all_reduce(x), iterations)
+
     if comm.size > 1 and os.sched_getscheduler(0) != os.SCHED_OTHER:
         os.sched_setscheduler(
             0, os.SCHED_OTHER, os.sched_param(0)

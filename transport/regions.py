@@ -237,9 +237,11 @@ class Window:
         key, size = self._row(rank)
         if key == 0:
             raise AccessError(f"rank {rank} has given no memory to this window")
-        if not isinstance(offset, int) or not 0 <= offset <= size - nbytes:
+        if not isinstance(offset, int):
+            raise ArgumentError(f"offset is {offset!r}: a number of bytes is needed")
+        if not 0 <= offset <= size - nbytes:
             raise BoundsError(
-                f"{nbytes} bytes at offset {offset!r} do not fit the {size} bytes of rank {rank} "
+                f"{nbytes} bytes at offset {offset} do not fit the {size} bytes of rank {rank} "
                 "in this window"
             )
         return key

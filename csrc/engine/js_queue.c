@@ -43,8 +43,8 @@ static void queue_write(js_comm *comm, const js_cqe *cqe)
                                     (uint64_t)cqe->opcode << 48);
     js_store_rel_u64(&words[3], (uint64_t)cqe->sq_head_or_tag | (uint64_t)commit << 32);
     queue->cq_posted++;
-    if (JS_LIKELY(
-            comm->engine->has_membarrier)) { /* as in js_wait.c: who arms issues the barrier */
+    /* As in js_wait.c: who asks to be notified issues the barrier, where there is one. */
+    if (JS_LIKELY(comm->engine->has_membarrier)) {
         js_store_rlx_u32(&queue->qp.control->cq_posted.index, queue->cq_posted);
     } else {
         (void)js_swap_seq_u32(&queue->qp.control->cq_posted.index, queue->cq_posted);
@@ -80,13 +80,13 @@ static int32_t queue_status(js_queue *queue, int32_t status)
 }
 
 /* A signal of a rank: 64 bits that grow, or are set. */
-static void queue_signal(js_comm *comm, uint32_t rank, const js_sqe *entry)
+static void queue_signal(js_comm *comm, uint32_t rank, const js_queue_signal *signal)
 {
-    uint64_t *value = &js_area_get_port(&comm->area, rank)->signals[entry->signal].value;
-    if (entry->signal_op == JS_SIGNAL_ADD) {
-        (void)js_add_seq_u64(value, entry->signal_value);
-    } else if (entry->signal_op == JS_SIGNAL_SET) {
-        js_store_rel_u64(value, entry->signal_value);
+    uint64_t *value = &js_area_get_port(&comm->area, rank)->signals[signal->index].value;
+    if (signal->op == JS_SIGNAL_ADD) {
+        (void)js_add_seq_u64(value, signal->value);
+    } else if (signal->op == JS_SIGNAL_SET) {
+        js_store_rel_u64(value, signal->value);
     }
 }
 
@@ -99,11 +99,8 @@ static void queue_retire(js_comm *comm)
         js_queue_sent *sent = &queue->sent[queue->sq_retired++ & mask];
         int32_t status = queue_status(queue, sent->status);
         sent->is_done = false;
-        if (status == JS_OK && sent->signal_op != JS_SIGNAL_NONE && sent->opcode != JS_SQ_PUT) {
-            queue_signal(comm, comm->rank,
-                         &(js_sqe){ .signal = sent->signal,
-                                    .signal_op = sent->signal_op,
-                                    .signal_value = sent->signal_value });
+        if (status == JS_OK && sent->opcode != JS_SQ_PUT) { /* a PUT has signalled its peer */
+            queue_signal(comm, comm->rank, &sent->signal);
         }
         if (status != JS_OK || (sent->flags & JS_SQ_UNSIGNALLED) == 0) {
             queue_write(comm, &(js_cqe){ .wr_id = sent->wr_id,
@@ -242,9 +239,7 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
     js_queue *queue = comm->queue;
     bool is_inline = (entry->flags & JS_SQ_INLINE) != 0;
     *status = JS_ERR_INVALID;
-    bool has_changed = queue->put_done != 0 && queue->put_done >= entry->bytes; /* in the ring */
-    if (entry->peer >= comm->world || has_changed ||
-        (is_inline && entry->bytes > JS_SQ_INLINE_PUT_BYTES)) {
+    if (entry->peer >= comm->world || (is_inline && entry->bytes > JS_SQ_INLINE_PUT_BYTES)) {
         return QUEUE_DONE;
     }
     if (!is_inline && !queue_may_use(queue, entry->source_addr, entry->bytes, JS_ACCESS_READ)) {
@@ -268,7 +263,8 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
             return QUEUE_WAITS;
         }
     }
-    queue_signal(comm, entry->peer, entry);
+    js_queue_signal signal = { entry->signal_value, entry->signal, entry->signal_op };
+    queue_signal(comm, entry->peer, &signal);
     js_wait_wake_all(comm);
     js_counter_add(comm->counters, JS_COUNTER_PUTS, 1);
     *status = JS_OK;
@@ -353,9 +349,7 @@ static bool queue_take(js_comm *comm, const js_sqe *slot)
     sent->opcode = entry.opcode;
     sent->flags = entry.flags;
     sent->peer = entry.peer;
-    sent->signal = entry.signal;
-    sent->signal_op = entry.signal_op;
-    sent->signal_value = entry.signal_value;
+    sent->signal = (js_queue_signal){ entry.signal_value, entry.signal, entry.signal_op };
     if (outcome == QUEUE_DONE) {
         uint64_t bytes = entry.opcode == JS_SQ_PUT && status == JS_OK ? entry.bytes : 0;
         js_queue_finish_sent(comm, index, &(js_comm_done){ .bytes = bytes, .status = status });

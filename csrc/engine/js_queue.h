@@ -15,16 +15,21 @@
 
 typedef struct js_comm_done js_comm_done; /* js_comm.h */
 
+/* What an entry does to a signal when it is complete. */
+typedef struct js_queue_signal {
+    uint64_t value;
+    uint16_t index;
+    uint16_t op; /* enum js_signal_op */
+} js_queue_signal;
+
 /* An entry of the send queue that was accepted. */
 typedef struct js_queue_sent {
     uint64_t wr_id;
-    uint64_t signal_value;
+    js_queue_signal signal;
     uint64_t bytes;
     int32_t status;
     uint16_t peer;
     uint16_t opcode;
-    uint16_t signal;
-    uint16_t signal_op;
     uint8_t flags;
     bool is_done;
     uint8_t inline_bytes[JS_SQ_INLINE_SEND_BYTES];
