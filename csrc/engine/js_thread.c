@@ -48,7 +48,7 @@ static bool thread_serves(const js_comm *comm)
     return js_load_rlx_u32(&comm->has_work) != 0 || comm->queue != NULL;
 }
 
-/* May wait for peers: has something under way. */
+/* A round for one; `checks`: of the peers too, where nothing moves. */
 static uint32_t thread_round(js_comm *comm, bool checks)
 {
     if (comm->is_biased || !js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
