@@ -97,6 +97,9 @@ class _Lib:
     JS_KIND_REDUCE_SCATTER: Final = 3
     JS_KIND_SCAN: Final = 10
     JS_KIND_SCATTER: Final = 9
+    JS_LINK_PACKET: Final = 2
+    JS_LINK_UDP: Final = 1
+    JS_LINK_XDP: Final = 3
     JS_NODE_CALL: Final = 5
     JS_NODE_EXACT: Final = 1
     JS_NODE_JOIN: Final = 4

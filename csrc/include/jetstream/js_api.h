@@ -8,10 +8,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <jetstream/js_device.h>
-#include <jetstream/js_plan.h>
-
 #define JS_API __attribute__((visibility("default")))
+
+#include <jetstream/js_device.h>
+#include <jetstream/js_link_api.h>
+#include <jetstream/js_plan.h>
 
 /* cdef: begin */
 #define JS_ABI_VERSION 2

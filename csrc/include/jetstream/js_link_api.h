@@ -1,0 +1,57 @@
+/* Links between hosts, as the control plane sees them: an endpoint is opened, its address told to
+ * the peers, and given to a communicator (js_comm_connect). The data plane's own view is
+ * csrc/link/js_link.h. */
+#ifndef JETSTREAM_JS_LINK_API_H
+#define JETSTREAM_JS_LINK_API_H
+
+#include <stdint.h>
+
+enum js_link_kind {
+    JS_LINK_UDP = 1,
+    JS_LINK_PACKET = 2, /* raw Ethernet frames, AF_PACKET */
+    JS_LINK_XDP = 3,    /* raw Ethernet frames, AF_XDP */
+};
+
+/* How to reach an endpoint; 64 bytes, told to the peers out of band. */
+typedef struct js_link_address {
+    uint8_t kind; /* enum js_link_kind */
+    uint8_t is_ipv6;
+    uint16_t port;      /* UDP; host byte order, as everything here */
+    uint16_t ethertype; /* packet and xdp */
+    uint16_t dcid;      /* frames of rank r of the communicator carry dcid + r; a multiple of 256 */
+    uint16_t epoch;     /* drawn at random, as dcid and key, when the endpoint is opened */
+    uint16_t reserved;
+    uint32_t mtu_bytes; /* largest frame of ours that fits the interface */
+    uint8_t ip[16];     /* UDP; IPv4 in the first four */
+    uint8_t mac[6];     /* packet and xdp */
+    uint8_t reserved2[2];
+    uint64_t key;
+    char interface[16];
+} js_link_address;
+
+/* Zero and empty mean: the default. */
+typedef struct js_link_config {
+    uint32_t kind;
+    uint16_t port;          /* UDP: any free one */
+    uint16_t ethertype;     /* 0x88b5 */
+    char interface[16];     /* packet, xdp: needed; UDP: found by ip */
+    char ip[48];            /* UDP: of this end; 127.0.0.1 */
+    uint32_t mtu_bytes;     /* at most what the interface allows */
+    uint32_t buffer_frames; /* that wait for the receiver to look */
+    const char *fault;      /* faults to inject: js_link_fault.c has the grammar; NULL: none */
+    const char *trace;      /* pcapng file to write; NULL: none */
+} js_link_config;
+
+typedef struct js_link_stats {
+    uint64_t frames_sent;
+    uint64_t frames_received;
+    uint64_t bytes_sent;
+    uint64_t bytes_received;
+    uint64_t send_drops;    /* the kernel had no room */
+    uint64_t receive_drops; /* the kernel had no room, as far as it tells */
+    uint64_t system_calls;
+} js_link_stats;
+
+typedef struct js_link js_link;
+
+#endif

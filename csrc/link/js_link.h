@@ -1,0 +1,90 @@
+/* A link: moves frames between this endpoint and those of other hosts, as they are; it may lose,
+ * repeat and reorder them. One endpoint serves one communicator of one rank, so no two threads use
+ * it at a time; demultiplexing among peers is done by the frames' dcid, not here.
+ *
+ *   js_link_packet.c  raw Ethernet frames of our own EtherType, through a ring (TPACKET_V2)
+ *   js_link_xdp.c     the same bytes through AF_XDP, for real adapters
+ *   js_link_udp.c     the same bytes as datagrams
+ *   js_link_fault.c   around any of them: drops, repeats, reorders, corrupts, delays, by a seed
+ *   js_link_trace.c   around any of them: writes what passes to a pcapng file
+ *
+ * Nothing is allocated after opening; sending and receiving cost system calls only where the kind
+ * of link has no way around them. */
+#ifndef JS_LINK_H
+#define JS_LINK_H
+
+#include "js_base.h"
+
+#include <jetstream/js_api.h>
+
+typedef struct js_link_packet {
+    const uint8_t *frame;
+    uint32_t bytes; /* may include padding behind the frame */
+} js_link_packet;
+
+/* Filled in by whoever implements the link. */
+typedef struct js_link_ops {
+    const char *name;
+    int32_t (*add_peer)(js_link *link, const js_link_address *address, uint32_t *out_peer);
+    uint8_t *(*begin)(js_link *link, uint32_t peer);
+    void (*commit)(js_link *link, uint32_t peer, uint32_t bytes);
+    void (*flush)(js_link *link);
+    uint32_t (*receive)(js_link *link, js_link_packet *packets, uint32_t max);
+    void (*release)(js_link *link);
+    int32_t (*wait_fd)(js_link *link);
+    void (*close)(js_link *link);
+} js_link_ops;
+
+/* The part that all links have in common: the first member of each. */
+struct js_link {
+    const js_link_ops *ops;
+    js_link_address address; /* of this end */
+    uint32_t mtu_bytes;      /* largest frame */
+    uint32_t buffer_frames;  /* frames that the receiving side holds while nobody looks */
+    js_link_stats stats;
+};
+
+/* Says where frames for a peer go; its number is what the other calls want. */
+JS_INLINE int32_t js_link_add_peer(js_link *link, const js_link_address *address,
+                                   uint32_t *out_peer)
+{
+    return link->ops->add_peer(link, address, out_peer);
+}
+
+/* Memory for the next frame, of mtu_bytes; NULL: there is no room before the next flush. */
+JS_INLINE uint8_t *js_link_begin(js_link *link, uint32_t peer)
+{
+    return link->ops->begin(link, peer);
+}
+
+/* The frame begun last has so many bytes and may go. */
+JS_INLINE void js_link_commit(js_link *link, uint32_t peer, uint32_t bytes)
+{
+    link->ops->commit(link, peer, bytes);
+}
+
+/* Everything committed goes now. What the kernel does not take is dropped and counted. */
+JS_INLINE void js_link_flush(js_link *link)
+{
+    link->ops->flush(link);
+}
+
+/* Frames that have come, at most `max`; they stay valid until released. Never blocks. */
+JS_INLINE uint32_t js_link_receive(js_link *link, js_link_packet *packets, uint32_t max)
+{
+    return link->ops->receive(link, packets, max);
+}
+
+/* All frames received so far may be overwritten. */
+JS_INLINE void js_link_release(js_link *link)
+{
+    link->ops->release(link);
+}
+
+/* Readable when frames have come. */
+JS_INLINE int32_t js_link_wait_fd(js_link *link)
+{
+    return link->ops->wait_fd(link);
+}
+
+#endif
