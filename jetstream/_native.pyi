@@ -171,6 +171,29 @@ class _Lib:
     JS_SQ_PUT: Final = 3
     JS_SQ_SEND: Final = 1
     JS_SQ_UNSIGNALLED: Final = 1
+    JS_WIRE_ACK: Final = 128
+    JS_WIRE_BYE: Final = 138
+    JS_WIRE_BYE_ACK: Final = 139
+    JS_WIRE_CHANNELS: Final = 2
+    JS_WIRE_CRC: Final = 6
+    JS_WIRE_FOREIGN: Final = 2
+    JS_WIRE_HEADER: Final = 4
+    JS_WIRE_HELLO: Final = 136
+    JS_WIRE_HELLO_ACK: Final = 137
+    JS_WIRE_KEY: Final = 8
+    JS_WIRE_OK: Final = 0
+    JS_WIRE_OPCODE: Final = 3
+    JS_WIRE_PLACE: Final = 10
+    JS_WIRE_PROBE: Final = 130
+    JS_WIRE_PROBE_ACK: Final = 131
+    JS_WIRE_PUT: Final = 2
+    JS_WIRE_REASONS: Final = 11
+    JS_WIRE_RESERVED: Final = 5
+    JS_WIRE_RESET: Final = 140
+    JS_WIRE_SEND: Final = 1
+    JS_WIRE_SHORT: Final = 1
+    JS_WIRE_STALE: Final = 7
+    JS_WIRE_WINDOW: Final = 9
     def js_array_call(
         self,
         a0: FFI.CData,  # struct js_call_table *
@@ -457,6 +480,13 @@ class _Lib:
         a0: int,  # uint32_t
         /,
     ) -> FFI.CData: ...  # char *
+    def js_crc32c(
+        self,
+        a0: int,  # uint32_t
+        a1: FFI.CData | bytes,  # void *
+        a2: int,  # size_t
+        /,
+    ) -> int: ...  # uint32_t
     def js_device_graph(
         self,
         a0: int,  # uint64_t
@@ -712,6 +742,30 @@ class _Lib:
         a0: int,  # int32_t
         /,
     ) -> FFI.CData: ...  # char *
+    def js_wire_decode(
+        self,
+        a0: FFI.CData,  # uint8_t *
+        a1: int,  # uint32_t
+        a2: FFI.CData,  # struct js_wire_frame *
+        /,
+    ) -> int: ...  # enum js_wire_reason
+    def js_wire_encode(
+        self,
+        a0: FFI.CData,  # struct js_wire_frame *
+        a1: int,  # uint32_t
+        a2: FFI.CData,  # uint8_t *
+        /,
+    ) -> int: ...  # uint32_t
+    def js_wire_reason_name(
+        self,
+        a0: int,  # enum js_wire_reason
+        /,
+    ) -> FFI.CData: ...  # char *
+    def js_wire_size(
+        self,
+        a0: FFI.CData,  # struct js_wire_frame *
+        /,
+    ) -> int: ...  # uint32_t
 
 ffi: FFI
 lib: _Lib
