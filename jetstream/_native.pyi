@@ -631,6 +631,44 @@ class _Lib:
         /,
     ) -> int: ...  # int32_t
     def js_last_error(self) -> Any: ...  # struct js_error *
+    def js_link_close(
+        self,
+        a0: FFI.CData,  # struct js_link *
+        /,
+    ) -> None: ...  # void
+    def js_link_get_address(
+        self,
+        a0: FFI.CData,  # struct js_link *
+        a1: FFI.CData,  # struct js_link_address *
+        /,
+    ) -> None: ...  # void
+    def js_link_get_stats(
+        self,
+        a0: FFI.CData,  # struct js_link *
+        a1: FFI.CData,  # struct js_link_stats *
+        /,
+    ) -> None: ...  # void
+    def js_link_interface_mtu(
+        self,
+        a0: FFI.CData | bytes,  # char *
+        /,
+    ) -> int: ...  # int32_t
+    def js_link_kind_name(
+        self,
+        a0: int,  # uint32_t
+        /,
+    ) -> FFI.CData: ...  # char *
+    def js_link_name(
+        self,
+        a0: FFI.CData,  # struct js_link *
+        /,
+    ) -> FFI.CData: ...  # char *
+    def js_link_open(
+        self,
+        a0: FFI.CData,  # struct js_link_config *
+        a1: FFI.CData,  # struct js_link * *
+        /,
+    ) -> int: ...  # int32_t
     def js_persistent_call(
         self,
         a0: FFI.CData,  # struct js_persistent *

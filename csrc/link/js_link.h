@@ -17,6 +17,10 @@
 
 #include <jetstream/js_api.h>
 
+#define JS_LINK_PEERS_MAX 256u
+#define JS_LINK_MTU_BYTES_MIN 512u /* a control frame and its note fit any link */
+#define JS_LINK_NAME_BYTES 128u
+
 typedef struct js_link_packet {
     const uint8_t *frame;
     uint32_t bytes; /* may include padding behind the frame */
@@ -32,7 +36,8 @@ typedef struct js_link_ops {
     uint32_t (*receive)(js_link *link, js_link_packet *packets, uint32_t max);
     void (*release)(js_link *link);
     int32_t (*wait_fd)(js_link *link);
-    void (*close)(js_link *link);
+    void (*update)(js_link *link); /* takes over what the kernel has counted; may be NULL */
+    void (*close)(js_link *link);  /* frees it, too; a decorator closes what it wraps */
 } js_link_ops;
 
 /* The part that all links have in common: the first member of each. */
@@ -42,6 +47,8 @@ struct js_link {
     uint32_t mtu_bytes;      /* largest frame */
     uint32_t buffer_frames;  /* frames that the receiving side holds while nobody looks */
     js_link_stats stats;
+    js_link *inner; /* what a decorator wraps, which has the stats; NULL */
+    char name[JS_LINK_NAME_BYTES];
 };
 
 /* Says where frames for a peer go; its number is what the other calls want. */

@@ -50,8 +50,24 @@ typedef struct js_link_stats {
     uint64_t send_drops;    /* the kernel had no room */
     uint64_t receive_drops; /* the kernel had no room, as far as it tells */
     uint64_t system_calls;
+    uint64_t faults; /* frames dropped, repeated, ... on purpose */
 } js_link_stats;
 
 typedef struct js_link js_link;
+
+/* Opens an endpoint and draws its dcid, epoch and key. Returns JS_OK; JS_ERR_INVALID: the
+ * configuration makes no sense; JS_ERR_UNSUPPORTED: this kernel or interface cannot;
+ * JS_ERR_SYSTEM: a system call failed. The text of js_last_error names interface, address and
+ * reason. */
+JS_API int32_t js_link_open(const js_link_config *config, js_link **out);
+JS_API void js_link_close(js_link *link); /* NULL does nothing */
+JS_API void js_link_get_address(const js_link *link, js_link_address *out);
+JS_API void js_link_get_stats(js_link *link, js_link_stats *out);
+/* For messages, as "udp 127.0.0.1:40001 on lo"; valid as long as the link. */
+JS_API const char *js_link_name(const js_link *link);
+JS_API const char *js_link_kind_name(uint32_t kind); /* "udp"; NULL: there is no such kind */
+/* The MTU of an interface, without the link-layer header, in bytes; or JS_ERR_INVALID, if there is
+ * no such interface, or JS_ERR_SYSTEM. */
+JS_API int32_t js_link_interface_mtu(const char *interface);
 
 #endif

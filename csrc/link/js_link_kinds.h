@@ -1,0 +1,20 @@
+/* The kinds of link, as js_link_open sees them. */
+#ifndef JS_LINK_KINDS_H
+#define JS_LINK_KINDS_H
+
+#include "js_link.h"
+
+/* Each takes a configuration that js_link_open has checked, and dcid, epoch and key from
+ * `identity`; returns what js_link_open returns. */
+int32_t js_link_udp_open(const js_link_config *config, const js_link_address *identity,
+                         js_link **out);
+
+/* The MTU of a link: what the configuration wants, else `usual`; never more than `most`. `where`
+ * names the interface in the text of the error, JS_ERR_INVALID. */
+int32_t js_link_choose_mtu(const js_link_config *config, uint32_t usual, uint32_t most,
+                           const char *where, uint32_t *out);
+/* Asks for socket buffers (SO_RCVBUF, SO_SNDBUF) of so many bytes, beyond the system's limits where
+ * that is allowed; returns what the kernel gives, in its own count, which includes its overhead. */
+uint32_t js_link_set_buffer(int fd, int option, uint32_t bytes);
+
+#endif
