@@ -47,9 +47,7 @@ def fields_of(frame: Frame) -> dict[str, Any]:
         "sack": [sack % 2**64, sack >> 64],
         "delay": getattr(frame, "delay_units", 0),
         "consumed": list(getattr(frame, "consumed", (0, 0))),
-        "payload": (
-            frame.note if isinstance(frame, Note) else getattr(frame, "payload", b"")
-        ).hex(),
+        "payload": body.hex(),
     }
     return {name: renamed.get(name, getattr(frame, name, 0)) for name in FIELDS}
 
