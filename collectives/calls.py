@@ -103,6 +103,23 @@ class Call:
         return self.world if self.redop is RedOp.AVG else 1
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the bits of a fold are the same in whichever groups it is done."""
+        is_float = self.dtype.numpy.kind not in "iub"
+        return not is_float or self.redop in (RedOp.MIN, RedOp.MAX)
+
+    @property
+    def partial_scale(self) -> int:
+        """Size of a partial fold in elements; zero if the reduction has none.
+
+        What is folded in float32 stays that. A sum of integers that will be divided may need more
+        bits than they have.
+        """
+        if self.redop is RedOp.AVG and self.is_exact:
+            return 0
+        return 1 if self.is_exact or self.dtype.itemsize > 2 else 4 // self.dtype.itemsize
+
+    @property
     def parts(self) -> int:
         """The word that stands for ``counts`` and splits in the binary form."""
         return PARTS_SPLITS if self.has_splits else pack_counts(self.counts)

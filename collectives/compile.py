@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jetstream.collectives.algorithms import ALGORITHMS
 from jetstream.collectives.builder import PlanBuilder
 from jetstream.collectives.calls import Call
 from jetstream.collectives.ir import RankPlan
 from jetstream.collectives.lower import encode_plan
 from jetstream.collectives.parts import SPLIT_MAX, Splits
+from jetstream.collectives.placement import place
 from jetstream.errors import PlanError
 
 __all__ = ["build_plan", "check_splits", "compile_plan"]
 
 
-def build_plan(call: Call, rank: int, splits: Splits | None = None) -> RankPlan:
+def build_plan(
+    call: Call, rank: int, splits: Splits | None = None, hosts: Sequence[int] = ()
+) -> RankPlan:
     """Build the plan of ``rank`` as data; ``splits`` are the rank's where the call has them.
 
-    Raises PlanError if the rank is not one of the call's, the call's kind does not have the
-    algorithm asked for, or the splits do not fit the call.
+    ``hosts`` are the hosts of all ranks, by any number; none: all ranks share one. They must be
+    told to all ranks alike. Raises PlanError if the rank is not one of the call's, the call's kind
+    does not have the algorithm asked for, or splits or hosts do not fit the call.
     """
     if not 0 <= rank < call.world:
         raise PlanError(f"{call.describe()}: rank {rank} of {call.world} ranks")
@@ -25,17 +31,19 @@ def build_plan(call: Call, rank: int, splits: Splits | None = None) -> RankPlan:
     if algorithm is None:
         raise PlanError(f"{call.describe()} has no algorithm {call.algorithm.label}")
     check_splits(call, rank, splits)
-    builder = PlanBuilder(call, rank, splits)
+    builder = PlanBuilder(call, rank, place(hosts, call.world), splits)
     algorithm(builder)
     return builder.build()
 
 
-def compile_plan(call: Call, rank: int, splits: Splits | None = None) -> bytes:
+def compile_plan(
+    call: Call, rank: int, splits: Splits | None = None, hosts: Sequence[int] = ()
+) -> bytes:
     """Compile the plan of ``rank`` to the bytes that ``js_comm_load_plan`` takes.
 
     Raises PlanError as ``build_plan`` does.
     """
-    return encode_plan(build_plan(call, rank, splits))
+    return encode_plan(build_plan(call, rank, splits, hosts))
 
 
 def check_splits(call: Call, rank: int, splits: Splits | None) -> None:

@@ -53,12 +53,14 @@ def format_op(op: Op) -> str:
     else:
         text = f"{type(op).__name__.lower():<6} {_format_source(op.target)} <- {sources}"
         text += ", given back" if isinstance(op, Reduce) and op.gives_back else ""
+        text += ", of partials" if isinstance(op, Reduce) and op.partials else ""
     edges = ", ".join(f"#{edge.op_index} {edge.mode.name.lower()}" for edge in op.after)
     return f"{text}  after {edges}" if edges else text
 
 
 def _format_source(source: Source) -> str:
     if isinstance(source, Range):
-        end = source.offset + source.bytes
-        return f"{source.buffer.name.lower()}[{source.offset}:{end}]"
+        end = source.offset + source.size_bytes
+        partial = " partial" if source.scale else ""
+        return f"{source.buffer.name.lower()}[{source.offset}:{end}]{partial}"
     return f"{_STREAMS[type(source)]} {source.peer}"

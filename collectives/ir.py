@@ -12,11 +12,13 @@ from typing import TypeAlias
 
 from jetstream.collectives.calls import Call
 from jetstream.collectives.parts import Splits
+from jetstream.collectives.placement import Placement, place
 
 __all__ = [
     "AFTER_MAX",
     "LANES_MAX",
     "OPS_MAX",
+    "PARTIAL_ALIGN",
     "REDUCE_SOURCES_MAX",
     "REFER_NEVER_BYTES",
     "SOURCES_MAX",
@@ -46,6 +48,7 @@ AFTER_MAX = 4
 LANES_MAX = 256
 OPS_MAX = 1024
 SOURCES_MAX = 4096
+PARTIAL_ALIGN = 64
 REDUCE_SOURCES_MAX = 256
 
 #: ``RankPlan.refer_bytes`` of a plan that copies whatever it sends.
@@ -82,16 +85,31 @@ class Refer(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes ``offset`` to ``offset + bytes`` of one of this rank's buffers."""
+    """Bytes ``offset`` to ``offset + bytes`` of one of this rank's buffers.
+
+    With a ``scale`` it holds partial folds, each so many times as large as an element: then
+    ``bytes`` are those of the elements that they stand for, and it ends at ``offset + size_bytes``.
+    """
 
     buffer: Buffer
     offset: int
     bytes: int
+    scale: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """What the range occupies."""
+        return self.bytes * max(1, self.scale)
+
+    def part(self, offset: int, size_bytes: int) -> Range:
+        """The part that stands for ``size_bytes`` bytes of elements from ``offset`` on."""
+        start = self.offset + offset * max(1, self.scale)
+        return Range(self.buffer, start, size_bytes, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
 class FromAll:
-    """The next frame of the stream that ``peer`` sends to all other ranks."""
+    """The next frame of the stream that ``peer`` sends to all other ranks of its host."""
 
     peer: int
 
@@ -112,7 +130,7 @@ class FromLent:
 
 @dataclass(frozen=True, slots=True)
 class ToAll:
-    """This rank's stream to all other ranks."""
+    """This rank's stream to all other ranks of its host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +183,9 @@ class Send:
 class Reduce:
     """Fold ``sources``, in the order listed and rounding once, into ``target``.
 
-    With ``gives_back`` the result is also written over the frames consumed, which were lent.
+    With ``gives_back`` the result is also written over the frames consumed, which were lent. A
+    target of partial folds is neither rounded nor divided; ``partials`` says that all sources are
+    such folds, frames included.
     """
 
     lane: int
@@ -173,6 +193,7 @@ class Reduce:
     sources: tuple[Source, ...]
     after: tuple[After, ...] = ()
     gives_back: bool = False
+    partials: bool = False
 
     @property
     def bytes(self) -> int:
@@ -218,6 +239,13 @@ class RankPlan:
     splits: Splits | None = None
     #: SENDs of fewer bytes are copied even where they may be published by reference
     refer_bytes: int = REFER_NEVER_BYTES
+    #: the host of each rank, empty where all share one; not part of the binary form
+    hosts: tuple[int, ...] = ()
+
+    @property
+    def placement(self) -> Placement:
+        """Which ranks share a host."""
+        return place(self.hosts, self.call.world)
 
     @property
     def lane_count(self) -> int:

@@ -6,6 +6,7 @@ Fields that an operation does not use are zero, so equal plans are equal bytes.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from jetstream.collectives.calls import Call
 from jetstream.collectives.ir import (
@@ -28,6 +29,7 @@ from jetstream.collectives.ir import (
     ToPeer,
 )
 from jetstream.collectives.parts import PARTS_SPLITS, Splits, is_packed, unpack_counts
+from jetstream.collectives.placement import place
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import PlanError
 
@@ -60,6 +62,7 @@ _PLACE_BUFFER, _PLACE_ALL, _PLACE_PEER, _PLACE_LENT = 0, 1, 2, 3
 # js_plan.h
 _LEND = 1
 _REFER, _REFER_IN_PLACE = 2, 4
+_PARTIAL_TARGET, _PARTIAL_SOURCES = 8, 16
 _REFER_FLAGS = {
     Refer.NEVER: 0,
     Refer.APART: _REFER,
@@ -89,12 +92,17 @@ def encode_plan(plan: RankPlan) -> bytes:
 
 
 def decode_plan(
-    data: bytes, *, counts: tuple[int, ...] = (), splits: Splits | None = None
+    data: bytes,
+    *,
+    counts: tuple[int, ...] = (),
+    splits: Splits | None = None,
+    hosts: Sequence[int] = (),
 ) -> RankPlan:
     """Read a plan back from its bytes; raises PlanError if they are not a plan.
 
     ``counts`` and ``splits`` are those of the call where the bytes hold no more than a hash of
-    them, or that there are some; without splits the plan cannot be verified, but shown.
+    them, or that there are some; without splits the plan cannot be verified, but shown. So it is
+    with the ``hosts`` of the ranks, which are not in the bytes.
     """
     if len(data) < _HEADER.size:
         raise PlanError(f"{len(data)} bytes are too few for a plan")
@@ -122,11 +130,14 @@ def decode_plan(
         if call.parts != parts:
             raise PlanError("the counts of the call are not those of the plan")
         sources = list(_SOURCE.iter_unpack(data[op_end:]))
-        ops = [_decode_op(f, sources) for f in _OP.iter_unpack(data[_HEADER.size : op_end])]
+        scale = call.partial_scale
+        ops = [_decode_op(f, sources, scale) for f in _OP.iter_unpack(data[_HEADER.size : op_end])]
     except (ValueError, IndexError) as error:
         raise PlanError(f"not a valid plan: {error}") from error
     sizes = (input_bytes, output_bytes, scratch_bytes)
-    return RankPlan(call, rank, tuple(ops), *sizes, divisor, splits, refer)
+    placement = place(hosts, call.world)
+    found = () if placement.is_one_host else placement.hosts
+    return RankPlan(call, rank, tuple(ops), *sizes, divisor, splits, refer, found)
 
 
 def _encode_header(plan: RankPlan, source_count: int) -> bytes:
@@ -148,10 +159,13 @@ def _encode_op(op: Op, source_first: int) -> bytes:
         peer = 0 if isinstance(op.to, ToAll) else op.to.peer
         if op.back is not None:
             target, flags = op.back, _LEND
-        flags |= _REFER_FLAGS[op.refer]
+        flags |= _REFER_FLAGS[op.refer] | (_PARTIAL_SOURCES if op.source.scale else 0)
     else:
         target = op.target
-        flags = _LEND if isinstance(op, Reduce) and op.gives_back else 0
+        if isinstance(op, Reduce):
+            flags = _LEND if op.gives_back else 0
+            flags |= _PARTIAL_TARGET if target.scale else 0
+            flags |= _PARTIAL_SOURCES if op.partials else 0
     unused = (0,) * (AFTER_MAX - len(op.after))
     return _OP.pack(
         *(_OPCODES[type(op)], target.buffer, place, len(op.after), op.lane, peer),
@@ -170,34 +184,41 @@ def _encode_source(source: Source) -> bytes:
     return _SOURCE.pack(_PLACES[type(source)], 0, source.peer, 0, 0)
 
 
-def _decode_op(fields: tuple[int, ...], sources: list[tuple[int, ...]]) -> Op:
-    opcode, buffer, place, after_count, lane, peer, first, count, offset, size_bytes = fields[:10]
+def _decode_op(fields: tuple[int, ...], sources: list[tuple[int, ...]], scale: int) -> Op:
+    opcode, buffer, to, after_count, lane, peer, first, count, offset, size_bytes = fields[:10]
     indices, modes = fields[10 : 10 + AFTER_MAX], fields[10 + AFTER_MAX : 10 + 2 * AFTER_MAX]
     flags = fields[10 + 2 * AFTER_MAX]
-    lends, refer = bool(flags & _LEND), _REFERS.get(flags & ~_LEND, Refer.NEVER)
+    lends = bool(flags & _LEND)
+    refer = _REFERS.get(flags & (_REFER | _REFER_IN_PLACE), Refer.NEVER)
+    partials = bool(flags & _PARTIAL_SOURCES)
+    if flags & (_PARTIAL_TARGET | _PARTIAL_SOURCES) and scale == 0:
+        raise ValueError("a partial fold that the reduction does not have")
     after = tuple(After(indices[i], AfterMode(modes[i])) for i in range(after_count))
-    target = Range(Buffer(buffer), offset, size_bytes)
-    found = tuple(_decode_source(sources[i], size_bytes) for i in range(first, first + count))
+    target = Range(Buffer(buffer), offset, size_bytes, scale if flags & _PARTIAL_TARGET else 0)
+    source_scale = scale if partials else 0
+    found = tuple(
+        _decode_source(sources[i], size_bytes, source_scale) for i in range(first, first + count)
+    )
     if opcode == _SEND and isinstance(found[0], Range):
-        if place == _PLACE_ALL:
+        if to == _PLACE_ALL:
             return Send(lane, found[0], ToAll(), after, refer=refer)
-        if place == _PLACE_PEER:
+        if to == _PLACE_PEER:
             return Send(lane, found[0], ToPeer(peer), after, target if lends else None, refer)
     if opcode == _REDUCE:
-        return Reduce(lane, target, found, after, lends)
+        return Reduce(lane, target, found, after, lends, partials)
     if opcode == _COPY:
         return Copy(lane, target, found[0], after)
-    raise ValueError(f"operation with opcode {opcode} and place {place}")
+    raise ValueError(f"operation with opcode {opcode} and place {to}")
 
 
-def _decode_source(fields: tuple[int, ...], size_bytes: int) -> Source:
-    place, buffer, peer, _, offset = fields
-    if place == _PLACE_BUFFER:
-        return Range(Buffer(buffer), offset, size_bytes)
-    if place == _PLACE_ALL:
+def _decode_source(fields: tuple[int, ...], size_bytes: int, scale: int) -> Source:
+    kind, buffer, peer, _, offset = fields
+    if kind == _PLACE_BUFFER:
+        return Range(Buffer(buffer), offset, size_bytes, scale)
+    if kind == _PLACE_ALL:
         return FromAll(peer)
-    if place == _PLACE_PEER:
+    if kind == _PLACE_PEER:
         return FromPeer(peer)
-    if place == _PLACE_LENT:
+    if kind == _PLACE_LENT:
         return FromLent(peer)
-    raise ValueError(f"source with place {place}")
+    raise ValueError(f"source with place {kind}")

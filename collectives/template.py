@@ -31,10 +31,10 @@ _TWO = struct.Struct("<QQ")
 _ONE = struct.Struct("<Q")
 
 
-def compile_splits(call: Call, rank: int, splits: Splits) -> bytes:
-    """The bytes that ``compile_plan(call, rank, splits)`` gives; raises PlanError as it does."""
+def compile_splits(call: Call, rank: int, splits: Splits, hosts: tuple[int, ...] = ()) -> bytes:
+    """The bytes that ``compile_plan`` gives for the same; raises PlanError as it does."""
     check_splits(call, rank, splits)
-    form, sends, copies = _form(call, rank)
+    form, sends, copies = _form(call, rank, hosts)
     data = bytearray(form)
     itemsize = call.dtype.itemsize
     sent = [count * itemsize for count in splits.sent]
@@ -55,10 +55,10 @@ _Places = list[tuple[int, int, int]]
 
 
 @lru_cache(maxsize=64)
-def _form(call: Call, rank: int) -> tuple[bytes, _Places, _Places]:
+def _form(call: Call, rank: int, hosts: tuple[int, ...]) -> tuple[bytes, _Places, _Places]:
     """The form, and where it is filled in: the peer, its operation's range, its source's offset."""
     nothing = (0,) * call.world
-    plan = build_plan(call, rank, Splits(nothing, nothing))
+    plan = build_plan(call, rank, Splits(nothing, nothing), hosts)
     sources_at = HEADER_BYTES + len(plan.ops) * OP_BYTES + SOURCE_OFFSET
     sends: _Places = []
     copies: _Places = []

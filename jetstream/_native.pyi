@@ -9,6 +9,8 @@ class _Lib:
     JS_ACCESS_REMOTE_WRITE: Final = 4
     JS_ACCESS_WRITE: Final = 2
     JS_ALGO_DIRECT: Final = 0
+    JS_ALGO_HIERARCHICAL: Final = 4
+    JS_ALGO_HIERARCHICAL_ONE_SHOT: Final = 5
     JS_ALGO_LEND: Final = 3
     JS_ALGO_ONE_SHOT: Final = 1
     JS_ALGO_TWO_SHOT: Final = 2
@@ -134,6 +136,9 @@ class _Lib:
     JS_PLAN_MAGIC: Final = 1313624138
     JS_PLAN_OPS_MAX: Final = 1024
     JS_PLAN_OUTPUT: Final = 1
+    JS_PLAN_PARTIAL_ALIGN: Final = 64
+    JS_PLAN_PARTIAL_SOURCES: Final = 16
+    JS_PLAN_PARTIAL_TARGET: Final = 8
     JS_PLAN_REFER: Final = 2
     JS_PLAN_REFER_IN_PLACE: Final = 4
     JS_PLAN_SCRATCH: Final = 2

@@ -26,7 +26,10 @@ KINDS = (
     *("all_reduce", "all_gather", "reduce_scatter", "broadcast", "barrier", "all_to_all"),
     *("reduce", "gather", "scatter", "scan", "exscan"),
 )
-ALGORITHMS = ("one_shot", "two_shot", "lend", "direct")
+ALGORITHMS = (
+    *("one_shot", "two_shot", "lend", "direct"),
+    *("hierarchical", "hierarchical_one_shot"),
+)
 ISAS = ("scalar", "avx2", "avx512")
 CORES = ("near", "far")
 PROGRESS = ("inline", "thread")

@@ -106,6 +106,8 @@ class Algorithm(_Labelled):
     ONE_SHOT = 1
     TWO_SHOT = 2
     LEND = 3
+    HIERARCHICAL = 4
+    HIERARCHICAL_ONE_SHOT = 5
 
 
 _NUMPY: dict[DType, np.dtype[Any]] = {

@@ -53,7 +53,8 @@ def check_forced(config: Config) -> None:
 
 class PlanCache:
     """Plan ids by call. ``config`` has what the environment asks for and what all ranks choose by;
-    ``fail(status)`` raises what a status of the data plane means.
+    ``fail(status)`` raises what a status of the data plane means; ``hosts`` are the hosts of the
+    communicator's ranks, by any number, and none if all ranks share one.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class PlanCache:
         *,
         config: Config,
         fail: Callable[[int], None],
+        hosts: tuple[int, ...] = (),
     ) -> None:
         self._handle = handle
         self._rank = rank
         self._world = world
+        self._hosts = hosts
         self._forced = config.algorithm_for
         self._selection = selection_from_text(config.selection)
         self._fail = fail
@@ -126,7 +129,8 @@ class PlanCache:
         plan_id = self._ids.get(call)
         if plan_id is not None:
             return plan_id, False
-        plan_id, is_full = self._load_code(compile_plan(call, self._rank))
+        code = compile_plan(call, self._rank, hosts=self._hosts)
+        plan_id, is_full = self._load_code(code)
         self._ids[call] = plan_id
         return plan_id, is_full
 
@@ -144,9 +148,9 @@ class PlanCache:
         parts change every time push out nothing but each other.
         """
         if splits is None:
-            code = compile_plan(call, self._rank)
+            code = compile_plan(call, self._rank, hosts=self._hosts)
         else:
-            code = compile_splits(call, self._rank, splits)
+            code = compile_splits(call, self._rank, splits, self._hosts)
         while len(self._unequal) >= UNEQUAL_PLANS_MAX:
             oldest = next((k for k, plan in self._unequal.items() if not self._pins[plan]), None)
             if oldest is None or not self._unload(self._unequal[oldest]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import After, FromAll, FromPeer, Refer, ToAll, ToPeer
+from jetstream.collectives.ir import After, FromPeer, Refer, ToAll, ToPeer
 
 __all__ = [
     "all_gather",
@@ -21,11 +21,10 @@ __all__ = [
 
 def all_gather(plan: PlanBuilder) -> None:
     """Send INPUT to all; copy it and every peer's into the slots of OUTPUT, in rank order."""
-    if plan.peers:
-        plan.send(plan.lane(), plan.input(), ToAll(), refer=Refer.ALWAYS)
+    plan.send_all(plan.input(), refer=Refer.ALWAYS)
     plan.copy(plan.lane(), plan.output(*plan.call.part(plan.rank)), plan.input())
     for peer, lane in plan.peer_lanes():
-        plan.copy(lane, plan.output(*plan.call.part(peer)), FromAll(peer))
+        plan.copy(lane, plan.output(*plan.call.part(peer)), plan.from_any(peer))
 
 
 def gather(plan: PlanBuilder) -> None:
@@ -40,21 +39,21 @@ def gather(plan: PlanBuilder) -> None:
 
 
 def reduce_scatter(plan: PlanBuilder) -> None:
-    """Send part j of INPUT to rank j; fold everyone's own part, in rank order, into OUTPUT."""
+    """Send part j of INPUT to rank j; fold everyone's own part into OUTPUT."""
     for peer, lane in plan.peer_lanes():
         part = plan.input(*plan.call.part(peer))
         plan.send(lane, part, ToPeer(peer), refer=Refer.ALWAYS)
     own = plan.input(*plan.call.part(plan.rank))
-    plan.reduce(plan.lane(), plan.output(), plan.contributions(own, FromPeer))
+    plan.fold(plan.output(), own, FromPeer)
 
 
 def reduce(plan: PlanBuilder) -> None:
-    """Root: fold all ranks' contributions, in rank order, into OUTPUT. Others: send INPUT to it."""
+    """Root: fold all ranks' contributions into OUTPUT. Others: send INPUT to it."""
     root = plan.call.root
     if plan.rank != root:
         plan.send(plan.lane(), plan.input(), ToPeer(root), refer=Refer.ALWAYS)
         return
-    plan.reduce(plan.lane(), plan.output(), plan.contributions(plan.input(), FromPeer))
+    plan.fold(plan.output(), plan.input(), FromPeer)
 
 
 def scatter(plan: PlanBuilder) -> None:
@@ -107,10 +106,9 @@ def broadcast(plan: PlanBuilder) -> None:
     """Root: send INPUT to all and copy it to OUTPUT. Others: copy root's stream to OUTPUT."""
     root = plan.call.root
     if plan.rank != root:
-        plan.copy(plan.lane(), plan.output(), FromAll(root))
+        plan.copy(plan.lane(), plan.output(), plan.from_any(root))
         return
-    if plan.peers:
-        plan.send(plan.lane(), plan.input(), ToAll(), refer=Refer.ALWAYS)
+    plan.send_all(plan.input(), refer=Refer.ALWAYS)
     plan.copy(plan.lane(), plan.output(), plan.input())
 
 
@@ -121,9 +119,11 @@ def barrier(plan: PlanBuilder) -> None:
     peers does not matter. Alone in the world, an empty copy keeps the plan from being empty.
     """
     lane = plan.lane()
-    if plan.peers:
+    for peer in plan.remote:
+        plan.send(lane, plan.input(), ToPeer(peer))
+    if plan.neighbours:
         plan.send(lane, plan.input(), ToAll())
     for peer in plan.peers:
-        plan.copy(lane, plan.output(), FromAll(peer))
+        plan.copy(lane, plan.output(), plan.from_any(peer))
     if not plan.peers:
         plan.copy(lane, plan.output(), plan.input())

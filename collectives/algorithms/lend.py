@@ -8,7 +8,7 @@ Arrays in the segment are lent where they lie, and nothing is copied.
 
 from __future__ import annotations
 
-from jetstream.collectives.algorithms.two_shot import shards
+from jetstream.collectives.algorithms import two_shot
 from jetstream.collectives.builder import PlanBuilder
 from jetstream.collectives.ir import FromLent, FromPeer, ToPeer
 
@@ -16,13 +16,19 @@ __all__ = ["all_reduce"]
 
 
 def all_reduce(plan: PlanBuilder) -> None:
-    """Lend shard j to rank j; fold the own shard and give it back; take the others back."""
-    parts = shards(plan.input_bytes, plan.call.world)
+    """Lend shard j to rank j; fold the own shard and give it back; take the others back.
+
+    Between hosts nothing can be lent: there it is two-shot.
+    """
+    if not plan.placement.is_one_host:
+        two_shot.all_reduce(plan)
+        return
+    parts = two_shot.shards(plan.input_bytes, plan.call.world)
     own = parts[plan.rank]
     for peer, lane in plan.peer_lanes():
         part = plan.input(*parts[peer])
         plan.send(lane, part, ToPeer(peer), back=plan.output(*parts[peer]))
-    contributions = plan.contributions(plan.input(*own), FromPeer)
+    contributions = plan.contributions(plan.input(*own), FromPeer, range(plan.call.world))
     plan.reduce(plan.lane(), plan.output(*own), contributions, gives_back=True)
     for peer, lane in plan.peer_lanes():
         plan.copy(lane, plan.output(*parts[peer]), FromLent(peer))

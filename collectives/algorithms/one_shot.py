@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import After, FromAll, Refer, ToAll
+from jetstream.collectives.ir import Refer
 
 __all__ = ["all_reduce"]
 
 
 def all_reduce(plan: PlanBuilder) -> None:
-    """Send INPUT to all; fold all ranks' contributions, in rank order, into OUTPUT."""
-    after = []
-    if plan.peers:
-        sent = plan.send(plan.lane(), plan.input(), ToAll(), refer=Refer.APART)
-        # OUTPUT may be INPUT: a chunk is overwritten only after it has gone out.
-        after = [After(sent)]
-    contributions = plan.contributions(plan.input(), FromAll)
-    plan.reduce(plan.lane(), plan.output(), contributions, after=after)
+    """Send INPUT to all; fold all ranks' contributions into OUTPUT."""
+    # OUTPUT may be INPUT: a chunk is overwritten only after it has gone out.
+    after = plan.send_all(plan.input(), refer=Refer.APART)
+    plan.fold(plan.output(), plan.input(), plan.from_any, after=after)

@@ -7,24 +7,22 @@ latency grows with the world.
 from __future__ import annotations
 
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import After, FromPeer, Refer, Source, ToPeer
+from jetstream.collectives.ir import After, FromPeer, Refer, ToPeer
 
 __all__ = ["exscan", "scan"]
 
 
 def scan(plan: PlanBuilder) -> None:
-    """Fold the contributions of ranks 0 to this one, in rank order, into OUTPUT."""
+    """Fold the contributions of ranks 0 to this one into OUTPUT."""
     after = _send_upwards(plan)
-    lower: list[Source] = [FromPeer(peer) for peer in range(plan.rank)]
-    plan.reduce(plan.lane(), plan.output(), [*lower, plan.input()], after=after)
+    plan.fold(plan.output(), plan.input(), FromPeer, ranks=range(plan.rank + 1), after=after)
 
 
 def exscan(plan: PlanBuilder) -> None:
     """Fold the contributions of the ranks below this one into OUTPUT; rank 0 writes nothing."""
     after = _send_upwards(plan)
     if plan.rank > 0:
-        lower = [FromPeer(peer) for peer in range(plan.rank)]
-        plan.reduce(plan.lane(), plan.output(), lower, after=after)
+        plan.fold(plan.output(), plan.input(), FromPeer, ranks=range(plan.rank), after=after)
     elif not plan.peers:  # no plan is empty
         plan.copy(plan.lane(), plan.output(0, 0), plan.input(0, 0))
 

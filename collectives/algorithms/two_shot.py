@@ -1,7 +1,7 @@
 """Two-shot: a reduce-scatter and an all-gather or a gather, streamed into each other.
 
 Each rank folds one shard of the array, so the bytes per rank do not grow with the world, and the
-fold is in rank order as in one-shot, so the bits are the same.
+fold is in the same order as in one-shot, so the bits are the same.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import After, AfterMode, FromAll, FromPeer, Refer, ToAll, ToPeer
+from jetstream.collectives.ir import After, AfterMode, FromPeer, Refer, ToPeer
 
 __all__ = ["all_reduce", "reduce", "shards"]
 
@@ -32,23 +32,24 @@ def all_reduce(plan: PlanBuilder) -> None:
     """Send shard j to rank j, fold the own shard, send the result to all, collect the others'.
 
     Each peer has a lane of its own in both directions: a rank that is late holds up its own
-    shard only.
+    shard only. Between hosts the stream from a rank to another carries the rank's contribution
+    first, then its result.
     """
     parts = shards(plan.input_bytes, plan.call.world)
     own = parts[plan.rank]
+    lanes = dict(plan.peer_lanes())
     sent = {
         peer: plan.send(lane, plan.input(*parts[peer]), ToPeer(peer), refer=Refer.APART)
-        for peer, lane in plan.peer_lanes()
+        for peer, lane in lanes.items()
     }
-    contributions = plan.contributions(plan.input(*own), FromPeer)
-    folded = plan.reduce(plan.lane(), plan.output(*own), contributions)
-    if plan.peers:
-        result, after = plan.output(*own), [After(folded)]
-        plan.send(plan.lane(), result, ToAll(), after=after, refer=Refer.ALWAYS)
+    folded = plan.fold(plan.output(*own), plan.input(*own), FromPeer)
+    after, remote = [After(folded)], {peer: lanes[peer] for peer in plan.remote}
+    plan.send_all(plan.output(*own), after=after, refer=Refer.ALWAYS, lanes=remote)
     for peer, lane in plan.peer_lanes():
         # OUTPUT may be INPUT: a chunk is overwritten only after it has gone out.
         after = [After(sent[peer])]
-        plan.copy(lane, plan.output(*parts[peer]), FromAll(peer), after=after)
+        after += [After(folded, AfterMode.DONE)] if peer in remote else []
+        plan.copy(lane, plan.output(*parts[peer]), plan.from_any(peer), after=after)
 
 
 def reduce(plan: PlanBuilder) -> None:
@@ -67,8 +68,7 @@ def reduce(plan: PlanBuilder) -> None:
     }
     is_root = plan.rank == root
     target = plan.output(*parts[root]) if is_root else plan.scratch(own_bytes)
-    contributions = plan.contributions(plan.input(*parts[plan.rank]), FromPeer)
-    folded = plan.reduce(plan.lane(), target, contributions)
+    folded = plan.fold(target, plan.input(*parts[plan.rank]), FromPeer)
     if not is_root:
         plan.send(lanes[root], target, ToPeer(root), after=[After(folded)])
         return

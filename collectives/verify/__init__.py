@@ -7,8 +7,8 @@ It raises PlanError, naming rank, operation and fault, unless all of this holds:
   to their end with room for a single frame per stream;
 - ``hazards``: whatever the timing, no two steps race for the same bytes or the same stream, with
   INPUT and OUTPUT apart and in place;
-- ``results``: OUTPUT is what the kind of collective promises, folded once in rank order, and no
-  rank leaves before those it depends on have come.
+- ``results``: OUTPUT is what the kind of collective promises, folded once in the order of hosts
+  and ranks, and no rank leaves before those it depends on have come.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ from jetstream.collectives.verify.structure import check_structure
 __all__ = ["verify_call", "verify_plans"]
 
 
-def verify_call(call: Call, splits: Sequence[Splits] | None = None) -> None:
+def verify_call(
+    call: Call, splits: Sequence[Splits] | None = None, hosts: Sequence[int] = ()
+) -> None:
     """Compile ``call`` for all ranks and prove the plans; raises PlanError if they are wrong.
 
-    ``splits``, by rank, for a call that has them.
+    ``splits``, by rank, for a call that has them; ``hosts``, by rank, as for ``build_plan``.
     """
     everyone = (None,) * call.world
-    verify_plans([build_plan(call, rank, one) for rank, one in enumerate(splits or everyone)])
+    verify_plans(
+        [build_plan(call, rank, one, hosts) for rank, one in enumerate(splits or everyone)]
+    )
 
 
 def verify_plans(plans: Sequence[RankPlan]) -> None:

@@ -51,12 +51,12 @@ class Step:
 
     def of(self, span: Range) -> Range:
         """The part of one of the operation's ranges that this step works on."""
-        return Range(span.buffer, span.offset + self.offset, self.bytes)
+        return span.part(self.offset, self.bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A stream from ``sender`` to ``receiver``, or to all other ranks where that is None."""
+    """A stream from ``sender`` to ``receiver``, or to its whole host where that is None."""
 
     sender: int
     receiver: int | None
@@ -186,9 +186,8 @@ def _pair_frames(graph: StepGraph) -> None:
                 f"at rank {receiver} awaits frame {len(sent)} of {channel}, "
                 f"which carries {len(sent)} frames",
             )
-    world = len(graph.plans)
     for channel, sent in graph.sent.items():
-        everyone = [rank for rank in range(world) if rank != channel.sender]
+        everyone = graph.plans[channel.sender].placement.neighbours(channel.sender)
         for receiver in everyone if channel.receiver is None else [channel.receiver]:
             _pair_channel(graph, channel, receiver, sent)
 
@@ -210,9 +209,20 @@ def _pair_channel(graph: StepGraph, channel: Channel, receiver: int, sent: list[
                 f"of {wanted.bytes} bytes consumes frame {frame} of {channel}, "
                 f"which is step {made.number} of {made.bytes} bytes",
             )
+        if _has_partials(graph, sender) != _has_partials(graph, taker):
+            raise graph.error(
+                taker, f"takes frame {frame} of {channel} for what it is not: partial folds or not"
+            )
         graph.frames[taker][stream] = sender
         if frame + 1 < len(sent):
             graph.room[sent[frame + 1]].append(taker)
+
+
+def _has_partials(graph: StepGraph, node: int) -> bool:
+    """Whether the frames of a step are partial folds."""
+    step = graph.steps[node]
+    op = graph.plans[step.rank].ops[step.op_index]
+    return op.source.scale != 0 if isinstance(op, Send) else getattr(op, "partials", False)
 
 
 def _pair_lent(graph: StepGraph) -> None:

@@ -119,7 +119,7 @@ def _accesses(graph: StepGraph, plan: RankPlan, layout: _Layout) -> Iterator[_Ac
             writes = [step.of(op.target)]
         if node in graph.giver:  # the peer may work in this rank's memory
             low = layout.address(writes[0])
-            buffer, end = writes[0].buffer, low + writes[0].bytes
+            buffer, end = writes[0].buffer, low + writes[0].size_bytes
             yield _Access(low, end, graph.giver[node], buffer, True)
         if isinstance(op, Copy) and [layout.address(r) for r in reads] == [
             layout.address(w) for w in writes
@@ -128,10 +128,10 @@ def _accesses(graph: StepGraph, plan: RankPlan, layout: _Layout) -> Iterator[_Ac
         is_shared = isinstance(op, Send) and op.refer >= layout.refer
         for span in reads:
             low = layout.address(span)
-            yield _Access(low, low + span.bytes, node, span.buffer, False, is_shared)
+            yield _Access(low, low + span.size_bytes, node, span.buffer, False, is_shared)
         for span in writes:
             low = layout.address(span)
-            yield _Access(low, low + span.bytes, node, span.buffer, True)
+            yield _Access(low, low + span.size_bytes, node, span.buffer, True)
 
 
 def _check_memory(graph: StepGraph, before: list[int], plan: RankPlan, layout: _Layout) -> None:

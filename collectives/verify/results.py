@@ -10,10 +10,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import accumulate
 from typing import TypeAlias
 
-from jetstream.collectives.calls import PREFIXES, REDUCING
+from jetstream.collectives.calls import PREFIXES, REDUCING, Call
 from jetstream.collectives.ir import Buffer, FromLent, Range, RankPlan, Reduce, Send
 from jetstream.collectives.verify.graph import StepGraph
 from jetstream.collectives.verify.structure import op_error, plan_error
@@ -23,23 +24,40 @@ from jetstream.errors import PlanError
 __all__ = ["check_results"]
 
 Promise: TypeAlias = "list[tuple[int, _Value | None]]"
+_Group: TypeAlias = tuple[tuple[int, int], ...]
+
+
+class _Stage(Enum):
+    """How far a value has come."""
+
+    PLAIN = "not folded"
+    PARTIAL = "partial folds"
+    FOLDED = "folded"
 
 
 @dataclass(frozen=True, slots=True)
 class _Value:
     """What a run of bytes is made of: bytes of the ranks' INPUTs, one after the other.
 
-    ``terms`` are (rank, offset) in fold order, offsets relative to ``base``; so a part of a run
-    differs from the whole in ``base`` alone. ``is_folded``: a REDUCE has made it.
+    ``groups`` are folded one after the other, and first the terms of each: (rank, offset), offsets
+    relative to ``base``; so a part of a run differs from the whole in ``base`` alone. Where a fold
+    of groups is the same as one of single terms it is written as that (``_normal``).
     """
 
-    terms: tuple[tuple[int, int], ...]
+    groups: tuple[_Group, ...]
     base: int
-    is_folded: bool
+    stage: _Stage
+    #: of partial folds
+    scale: int = 1
+
+    @property
+    def terms(self) -> list[tuple[int, int]]:
+        """The terms of all groups."""
+        return [term for group in self.groups for term in group]
 
     def shifted(self, offset: int) -> _Value:
         """The value that starts ``offset`` bytes into this one."""
-        return _Value(self.terms, self.base + offset, self.is_folded)
+        return _Value(self.groups, self.base + offset // self.scale, self.stage, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +112,7 @@ def check_results(graph: StepGraph) -> None:
     """Run all plans on symbols; raises PlanError where OUTPUT is not what the kind promises."""
     memories = [
         (
-            _Memory(plan.input_bytes, _Value(((plan.rank, 0),), 0, False)),
+            _Memory(plan.input_bytes, _plain(plan.rank)),
             _Memory(plan.output_bytes, None),
             _Memory(plan.scratch_bytes, None),
         )
@@ -118,7 +136,7 @@ def _run_step(
     for source in op.sources:
         if isinstance(source, Range):
             span = step.of(source)
-            inputs.append(memory[span.buffer].read(span.offset, span.offset + span.bytes))
+            inputs.append(memory[span.buffer].read(span.offset, span.offset + span.size_bytes))
         elif isinstance(source, FromLent):
             inputs.append(frames[graph.lender[node]])
         else:
@@ -130,7 +148,7 @@ def _run_step(
         frames[node] = inputs[0]
         return
     if isinstance(op, Reduce):
-        runs = [_fold(graph, node, values) for values in _columns(inputs)]
+        runs = [_fold(graph, node, op, values) for values in _columns(inputs)]
         for lender in graph.frames[node].values() if op.gives_back else ():
             frames[lender] = runs
     else:
@@ -157,16 +175,34 @@ def _cut_at(runs: list[_Run], ends: list[int]) -> Iterator[_Run]:
         low = high
 
 
-def _fold(graph: StepGraph, node: int, runs: tuple[_Run, ...]) -> _Run:
-    terms: list[tuple[int, int]] = []
+def _fold(graph: StepGraph, node: int, op: Reduce, runs: tuple[_Run, ...]) -> _Run:
+    groups: list[_Group] = []
     for run in runs:
-        assert run.value is not None
-        if run.value.is_folded:
-            raise graph.error(node, "folds what is folded already, so it would round twice")
-        terms += [(rank, run.value.base + offset) for rank, offset in run.value.terms]
-    base = terms[0][1]
-    relative = tuple((rank, offset - base) for rank, offset in terms)
-    return _Run(runs[0].bytes, _Value(relative, base, True), None)
+        value = run.value
+        assert value is not None
+        if value.stage is not (_Stage.PARTIAL if op.partials else _Stage.PLAIN):
+            again = ", so it would round twice" if value.stage is _Stage.FOLDED else ""
+            raise graph.error(node, f"folds what is {value.stage.value} already{again}")
+        groups += [tuple((r, value.base + offset) for r, offset in g) for g in value.groups]
+    base = groups[0][0][1]
+    relative = [tuple((rank, offset - base) for rank, offset in group) for group in groups]
+    call, scale = graph.plans[graph.steps[node].rank].call, op.target.scale
+    size_bytes = runs[0].bytes // (call.partial_scale if op.partials else 1)
+    if scale:
+        terms = tuple(term for group in relative for term in group)
+        return _Run(size_bytes * scale, _Value((terms,), base, _Stage.PARTIAL, scale), None)
+    return _Run(size_bytes, _Value(_normal(call, relative), base, _Stage.FOLDED), None)
+
+
+def _normal(call: Call, groups: Sequence[_Group]) -> tuple[_Group, ...]:
+    """The groups of a fold as it does not matter how they came about.
+
+    From left to right the terms of the first group come one by one; so they do in all groups
+    where the order of rounding does not matter.
+    """
+    alone = len(groups) if call.is_exact else 1
+    terms = [(term,) for group in groups[:alone] for term in group]
+    return (*terms, *groups[alone:])
 
 
 def _promise(plans: Sequence[RankPlan], rank: int) -> Promise:
@@ -180,16 +216,20 @@ def _promise(plans: Sequence[RankPlan], rank: int) -> Promise:
     if call.kind in REDUCING:
         ranks = range(rank + (call.kind is Kind.SCAN) if call.kind in PREFIXES else call.world)
         offset = call.part(rank)[0] if call.kind is Kind.REDUCE_SCATTER else 0
-        terms = tuple((peer, 0) for peer in ranks)
-        return [(own_bytes, _Value(terms, offset, True) if terms else None)]
+        by_host = plans[rank].placement.by_host(ranks)
+        groups = _normal(call, [tuple((peer, 0) for peer in group) for group in by_host])
+        return [(own_bytes, _Value(groups, offset, _Stage.FOLDED) if groups else None)]
     if call.kind in (Kind.BROADCAST, Kind.SCATTER):
         offset = call.part(rank)[0] if call.kind is Kind.SCATTER else 0
-        return [(own_bytes, _Value(((call.root, 0),), offset, False))]
+        return [(own_bytes, _plain(call.root, offset))]
     if call.kind is Kind.ALL_TO_ALL:
         return [_exchanged(plans[peer], rank) for peer in range(call.world)]
-    return [
-        (call.part(peer)[1], _Value(((peer, 0),), 0, False)) for peer in range(call.world)
-    ]  # all_gather, gather
+    return [(call.part(peer)[1], _plain(peer)) for peer in range(call.world)]  # gathered
+
+
+def _plain(rank: int, offset: int = 0) -> _Value:
+    """Bytes of a rank's INPUT."""
+    return _Value((((rank, 0),),), offset, _Stage.PLAIN)
 
 
 def _exchanged(sender: RankPlan, receiver: int) -> tuple[int, _Value]:
@@ -200,7 +240,7 @@ def _exchanged(sender: RankPlan, receiver: int) -> tuple[int, _Value]:
         itemsize = sender.call.dtype.itemsize
         offset = sum(sender.splits.sent[:receiver]) * itemsize
         size_bytes = sender.splits.sent[receiver] * itemsize
-    return size_bytes, _Value(((sender.rank, 0),), offset, False)
+    return size_bytes, _plain(sender.rank, offset)
 
 
 def _check_output(plan: RankPlan, output: _Memory, promise: Promise) -> None:
@@ -223,8 +263,10 @@ def _output_error(plan: RankPlan, low: int, run: _Run, wanted: _Value | None) ->
         return op_error(plan, run.writer, f"{place} must stay as they are")
     ranks = [rank for rank, _ in run.value.terms]
     wanted_ranks = [rank for rank, _ in wanted.terms]
-    if run.value.is_folded != wanted.is_folded:
-        fault = "are folded, but should not be" if run.value.is_folded else "are not folded"
+    if run.value.stage is not wanted.stage:
+        fault = f"are {run.value.stage.value}, but should be {wanted.stage.value}"
+    elif ranks == wanted_ranks and len(run.value.groups) != len(wanted.groups):
+        fault = "are not folded by host"
     elif ranks == wanted_ranks:
         found, right = (
             [value.base + offset for _, offset in value.terms] for value in (run.value, wanted)
@@ -233,7 +275,8 @@ def _output_error(plan: RankPlan, low: int, run: _Run, wanted: _Value | None) ->
     elif len(set(ranks)) < len(ranks):
         fault = f"count a rank twice: {ranks}"
     elif sorted(ranks) == sorted(wanted_ranks):
-        fault = f"are folded in the order {ranks}, not in rank order"
+        order = "in rank order" if wanted_ranks == sorted(wanted_ranks) else f"{wanted_ranks}"
+        fault = f"are folded in the order {ranks}, not {order}"
     else:
         fault = f"come from ranks {ranks}, not {wanted_ranks}"
     return op_error(plan, run.writer, f"{place} {fault}")

@@ -10,10 +10,12 @@ from jetstream.collectives.ir import (
     AFTER_MAX,
     LANES_MAX,
     OPS_MAX,
+    PARTIAL_ALIGN,
     REDUCE_SOURCES_MAX,
     SOURCES_MAX,
     Buffer,
     Copy,
+    FromAll,
     FromLent,
     FromPeer,
     Op,
@@ -51,6 +53,8 @@ def check_structure(plans: Sequence[RankPlan]) -> None:
             raise plan_error(rank, f"its plan is for rank {plan.rank}")
         if plan.call != call:
             raise plan_error(rank, f"{plan.call.describe()} is not rank 0's {call.describe()}")
+        if plan.hosts != plans[0].hosts:
+            raise plan_error(rank, f"hosts {plan.hosts} are not rank 0's {plans[0].hosts}")
         _check_plan(plan, call)
 
 
@@ -92,6 +96,9 @@ def _op_fault(plan: RankPlan, op_index: int, op: Op) -> str | None:
             return f"waits for op #{edge.op_index}, which is not an earlier one"
     if isinstance(op, Reduce) and op.bytes % plan.call.dtype.itemsize != 0:
         return f"{op.bytes} bytes are not whole elements of {plan.call.dtype.label}"
+    fault = _partials_fault(plan, op)
+    if fault is not None:
+        return fault
     if isinstance(op, Send):
         return (
             _destination_fault(plan, op)
@@ -106,9 +113,39 @@ def _op_fault(plan: RankPlan, op_index: int, op: Op) -> str | None:
 def _destination_fault(plan: RankPlan, op: Send) -> str | None:
     if op.back is not None and op.refer is not Refer.NEVER:
         return "lends what it may publish by reference"
+    placement = plan.placement
     if isinstance(op.to, ToAll):
-        return "there is nobody to send to" if plan.call.world == 1 else None
-    return _peer_fault(plan, op.to.peer)
+        return None if placement.neighbours(plan.rank) else "there is nobody to send to"
+    fault = _peer_fault(plan, op.to.peer)
+    if fault is not None or placement.is_local(plan.rank, op.to.peer):
+        return fault
+    if op.back is not None or op.refer is not Refer.NEVER:
+        return "lends to another host, or publishes there by reference"
+    return None
+
+
+def _partials_fault(plan: RankPlan, op: Op) -> str | None:
+    """Partial folds: a REDUCE makes them in SCRATCH, SENDs send them, another REDUCE takes them."""
+    scale = plan.call.partial_scale
+    lends, takes, target = False, False, None if isinstance(op, Send) else op.target
+    if isinstance(op, Send):
+        lends, takes, target = op.back is not None, op.source.scale != 0, op.back
+    elif isinstance(op, Reduce):
+        lends, takes = op.gives_back, op.partials
+    makes = target is not None and target.scale != 0
+    spans = [source for source in op.sources if isinstance(source, Range)]
+    if any(span.scale != (scale if takes else 0) for span in spans):
+        return "takes partial folds for elements, or elements for them"
+    if not takes and not makes:
+        return None
+    if scale == 0:
+        return f"{plan.call.describe()} has no partial folds"
+    if (takes and makes) or lends or not isinstance(op, Send | Reduce):
+        return "cannot do this with partial folds"
+    spans = [span for span in (*spans, target) if span is not None and span.scale != 0]
+    if any(span.buffer is not Buffer.SCRATCH or span.offset % PARTIAL_ALIGN for span in spans):
+        return f"partial folds do not lie in SCRATCH at a multiple of {PARTIAL_ALIGN} bytes"
+    return None
 
 
 def _back_fault(plan: RankPlan, op: Send, back: Range) -> str | None:
@@ -132,7 +169,7 @@ def _sources_fault(plan: RankPlan, op: Op) -> str | None:
         elif isinstance(op, Reduce) and op.gives_back and not isinstance(source, Range | FromPeer):
             fault = "gives back a frame that was sent to all"
         elif not isinstance(source, Range):
-            fault = _peer_fault(plan, source.peer)
+            fault = _peer_fault(plan, source.peer) or _stream_fault(plan, source)
         elif source.bytes != op.bytes:
             fault = f"a source of {source.bytes} bytes for a target of {op.bytes}"
         else:
@@ -140,6 +177,12 @@ def _sources_fault(plan: RankPlan, op: Op) -> str | None:
         if fault is not None:
             return fault
     return None
+
+
+def _stream_fault(plan: RankPlan, source: FromAll | FromPeer | FromLent) -> str | None:
+    if isinstance(source, FromPeer) or plan.placement.is_local(plan.rank, source.peer):
+        return None
+    return f"rank {source.peer} is on another host, to which no such stream leads"
 
 
 def _peer_fault(plan: RankPlan, peer: int) -> str | None:
@@ -150,7 +193,7 @@ def _peer_fault(plan: RankPlan, peer: int) -> str | None:
 
 def _range_fault(plan: RankPlan, span: Range) -> str | None:
     size_bytes = plan.buffer_bytes(span.buffer)
-    if span.offset >= 0 and span.bytes >= 0 and span.offset + span.bytes <= size_bytes:
+    end = span.offset + span.size_bytes
+    if span.offset >= 0 and span.bytes >= 0 and end <= size_bytes:
         return None
-    end = span.offset + span.bytes
     return f"bytes {span.offset} to {end} lie outside {span.buffer.name} of {size_bytes} bytes"

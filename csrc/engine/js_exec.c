@@ -93,8 +93,8 @@ typedef struct exec_frame {
 JS_INLINE exec_frame exec_frame_of(const js_exec *exec, const js_exec_op *op)
 {
     const js_exec_source *source = op->sources;
-    uint32_t bytes = exec_step_bytes(exec->plan, op);
-    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
+    uint32_t bytes = exec_step_bytes(exec->plan, op) * op->source_scale;
+    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes * op->source_scale;
     uint32_t flags = (op->step == 0 ? JS_FRAME_FLAG_SOM : 0u) |
                      (op->step + 1 == op->steps ? JS_FRAME_FLAG_EOM : 0u);
     return (exec_frame){
@@ -235,10 +235,11 @@ static bool exec_linger(js_exec *exec, const js_exec_op *op, js_exec_source *sou
     return false;
 }
 
-/* Finds the sources of the present step. False: not all there, or a foreign frame. */
+/* Finds the sources of the present step, of `bytes` each. False: not all there, or a foreign
+ * frame. */
 JS_INLINE bool exec_gather(js_exec *exec, js_exec_op *op, uint32_t bytes)
 {
-    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
+    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes * op->source_scale;
     bool heard = false;
     for (; op->ready < op->source_count; op->ready++) {
         js_exec_source *source = &op->sources[op->ready];
@@ -285,7 +286,8 @@ static void exec_release(js_exec *exec, js_exec_op *op, uint32_t bytes)
     exec->bytes_done += bytes;
 }
 
-/* Folds a step, in one pass into its target and over the frames that are to be given back. */
+/* Folds a step of so many bytes of elements, in one pass into its target and over the frames that
+ * are to be given back. */
 static void exec_fold(js_exec *exec, const js_exec_op *op, uint8_t *to, uint32_t bytes)
 {
     js_exec_plan *plan = exec->plan;
@@ -297,26 +299,26 @@ static void exec_fold(js_exec *exec, const js_exec_op *op, uint8_t *to, uint32_t
             plan->targets[target_count++] = op->sources[i].at;
         }
     }
-    plan->fold(&(js_reduce_args){ .targets = plan->targets,
-                                  .sources = plan->pointers,
-                                  .target_count = target_count,
-                                  .source_count = op->source_count,
-                                  .element_count = bytes / plan->element_bytes,
-                                  .divisor = plan->divisor });
+    op->fold(&(js_reduce_args){ .targets = plan->targets,
+                                .sources = plan->pointers,
+                                .target_count = target_count,
+                                .source_count = op->source_count,
+                                .element_count = bytes / plan->element_bytes,
+                                .divisor = plan->divisor });
 }
 
 static bool exec_reduce(js_exec *exec, js_exec_op *op)
 {
     uint32_t bytes = exec_step_bytes(exec->plan, op);
-    if (!exec_gather(exec, op, bytes)) {
+    if (!exec_gather(exec, op, bytes * op->source_scale)) {
         return false;
     }
-    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes;
+    uint64_t local = (uint64_t)op->step * exec->plan->call.chunk_bytes * op->target_scale;
     uint8_t *to = exec_address(exec, op->target_buffer, op->target_offset + local);
     uint64_t start = bytes >= JS_EXEC_TIMED_BYTES ? js_clock_ticks() : 0;
     exec_fold(exec, op, to, bytes);
     exec->reduce_ticks += start ? js_clock_ticks() - start : 0;
-    exec_release(exec, op, bytes);
+    exec_release(exec, op, bytes * op->source_scale);
     return true;
 }
 

@@ -43,13 +43,16 @@ typedef struct js_exec_op {
     uint8_t after_count;
     uint8_t opcode;
     uint8_t target_buffer;
-    uint8_t is_all;     /* SEND: to all */
-    uint8_t lends;      /* SEND: lends its frames; REDUCE: gives back what it consumes */
-    uint8_t refer;      /* SEND: its source stays as it is: enum js_exec_refer */
-    bool refers;        /* in this launch: frames are published by reference */
-    uint16_t peer;      /* SEND: to this one */
-    uint32_t pair;      /* with splits: elements that the two ranks exchange, mixed into imm */
-    uint32_t refer_psn; /* number of the frame after the last by reference */
+    uint8_t is_all;       /* SEND: to all */
+    uint8_t source_scale; /* sizes of what is read and written in those of elements: */
+    uint8_t target_scale; /* partial folds may be larger */
+    uint8_t lends;        /* SEND: lends its frames; REDUCE: gives back what it consumes */
+    uint8_t refer;        /* SEND: its source stays as it is: enum js_exec_refer */
+    bool refers;          /* in this launch: frames are published by reference */
+    uint16_t peer;        /* SEND: to this one */
+    uint32_t pair;        /* with splits: elements that the two ranks exchange, mixed into imm */
+    uint32_t refer_psn;   /* number of the frame after the last by reference */
+    js_reduce_fn fold;    /* REDUCE */
 } js_exec_op;
 
 /* Operations of a lane, in order: [first, end) of the plan's `order`. */
@@ -66,7 +69,6 @@ typedef struct js_exec_plan {
     uint32_t lane_count;
     uint32_t divisor;
     uint32_t element_bytes;
-    js_reduce_fn fold;
     uint64_t input_bytes;
     uint64_t output_bytes;
     uint64_t refer_bytes; /* what is shorter is copied */

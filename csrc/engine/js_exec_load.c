@@ -26,6 +26,21 @@ static uint8_t exec_refer(uint32_t flags)
     return (flags & JS_PLAN_REFER_IN_PLACE) != 0 ? JS_EXEC_REFER_ALWAYS : JS_EXEC_REFER_APART;
 }
 
+static uint8_t exec_scale(const js_call *call, uint32_t is_partial)
+{
+    uint32_t bytes = js_dtype_partial_bytes(call->dtype, call->redop);
+    return is_partial ? (uint8_t)(bytes / js_dtype_bytes(call->dtype)) : 1;
+}
+
+static js_reduce_fn exec_fold_of(const js_call *call, uint32_t flags)
+{
+    if ((flags & JS_PLAN_PARTIAL_TARGET) != 0) {
+        return js_reduce_pick_partial(call->dtype, call->redop);
+    }
+    return (flags & JS_PLAN_PARTIAL_SOURCES) != 0 ? js_reduce_pick_final(call->dtype, call->redop)
+                                                  : js_reduce_pick(call->dtype, call->redop);
+}
+
 /* The smallest power of two, of at least a line, that holds a frame. */
 static uint64_t exec_window_bytes(uint64_t frame_bytes)
 {
@@ -54,6 +69,9 @@ static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js
         .lends = (from->flags & JS_PLAN_LEND) != 0,
         .refer = exec_refer(from->flags),
         .peer = from->peer,
+        .source_scale = exec_scale(&plan->call, from->flags & JS_PLAN_PARTIAL_SOURCES),
+        .target_scale = exec_scale(&plan->call, from->flags & JS_PLAN_PARTIAL_TARGET),
+        .fold = exec_fold_of(&plan->call, from->flags),
     };
     if (from->opcode == JS_OP_SEND) {
         op->window_bytes = exec_window_bytes(js_min_u64(op->bytes, chunk));
@@ -77,7 +95,7 @@ static void exec_decode_op(js_link_shm *link, const js_plan_view *view, const js
             .buffer = source->buffer,
         };
     }
-    plan->total_bytes += from->bytes;
+    plan->total_bytes += from->bytes * op->source_scale;
     plan->can_refer |= op->refer != JS_EXEC_REFER_NEVER && op->bytes >= plan->refer_bytes;
     plan->may_relay |= plan->call.algo != JS_ALGO_DIRECT && plan->call.world > 2 &&
                        (op->lends || op->bytes >= plan->refer_bytes);
@@ -137,7 +155,6 @@ int32_t js_exec_load(js_link_shm *link, const void *bytes, size_t size_bytes, ui
     plan->lane_count = view.header->lane_count;
     plan->divisor = view.header->divisor;
     plan->element_bytes = js_dtype_bytes(plan->call.dtype);
-    plan->fold = js_reduce_pick(plan->call.dtype, plan->call.redop);
     plan->input_bytes = view.header->input_bytes;
     plan->output_bytes = view.header->output_bytes;
     plan->refer_bytes = view.header->refer_bytes;

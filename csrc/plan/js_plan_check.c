@@ -56,6 +56,16 @@ static int32_t plan_check_header(const js_plan_header *header, size_t size_bytes
     return JS_OK;
 }
 
+/* Bytes of partial folds, or of elements where `flag` is not set. */
+static uint64_t plan_bytes(const js_plan_header *header, const js_plan_op *op, uint32_t flag)
+{
+    const js_call *call = &header->call;
+    uint32_t scale = (op->flags & flag) == 0 ? 1
+                                             : js_dtype_partial_bytes(call->dtype, call->redop) /
+                                                   js_dtype_bytes(call->dtype);
+    return op->bytes * scale;
+}
+
 static bool plan_range_fits(const js_plan_header *header, uint8_t buffer, uint64_t offset,
                             uint64_t bytes)
 {
@@ -76,14 +86,19 @@ static bool plan_range_fits(const js_plan_header *header, uint8_t buffer, uint64
     return offset <= room && bytes <= room - offset;
 }
 
-/* Copying and folding allow the target to be a source, but not to overlap one otherwise. */
-static bool plan_overlaps(const js_plan_op *op, const js_plan_source *source)
+/* Copying and folding allow the target to be a source of the same size, but not to overlap one
+ * otherwise. */
+static bool plan_overlaps(const js_plan_header *header, const js_plan_op *op,
+                          const js_plan_source *source)
 {
     uint64_t low = js_min_u64(op->target_offset, source->offset);
     uint64_t distance = js_max_u64(op->target_offset, source->offset) - low;
+    uint64_t read = plan_bytes(header, op, JS_PLAN_PARTIAL_SOURCES);
+    uint64_t written = plan_bytes(header, op, JS_PLAN_PARTIAL_TARGET);
     bool has_target = op->opcode != JS_OP_SEND || (op->flags & JS_PLAN_LEND) != 0;
-    return has_target && op->target_buffer == source->buffer && distance != 0 &&
-           distance < op->bytes;
+    bool is_same = distance == 0 && read == written;
+    return has_target && op->target_buffer == source->buffer && !is_same &&
+           distance < (low == source->offset ? read : written);
 }
 
 static int32_t plan_check_source(const js_plan_view *view, uint32_t index, const js_plan_op *op,
@@ -92,11 +107,17 @@ static int32_t plan_check_source(const js_plan_view *view, uint32_t index, const
     const js_plan_header *header = view->header;
     switch (source->place) {
     case JS_PLACE_BUFFER:
-        if (!plan_range_fits(header, source->buffer, source->offset, op->bytes)) {
+        if (!plan_range_fits(header, source->buffer, source->offset,
+                             plan_bytes(header, op, JS_PLAN_PARTIAL_SOURCES))) {
             return JS_FAIL(JS_ERR_PLAN, "operation %u reads outside of buffer %u", index,
                            source->buffer);
         }
-        if (plan_overlaps(op, source)) {
+        if ((op->flags & JS_PLAN_PARTIAL_SOURCES) != 0 &&
+            (source->buffer != JS_PLAN_SCRATCH || source->offset % JS_PLAN_PARTIAL_ALIGN != 0)) {
+            return JS_FAIL(JS_ERR_PLAN, "operation %u takes partial folds from where none are",
+                           index);
+        }
+        if (plan_overlaps(header, op, source)) {
             return JS_FAIL(JS_ERR_PLAN, "operation %u writes over a part of what it reads", index);
         }
         return JS_OK;
@@ -123,18 +144,49 @@ static int32_t plan_check_source(const js_plan_view *view, uint32_t index, const
     }
 }
 
+/* What an operation with flags of partial folds must be; nothing without them. */
+static int32_t plan_check_partial(const js_plan_header *header, uint32_t index,
+                                  const js_plan_op *op, uint32_t flags)
+{
+    if (flags == 0) {
+        return JS_OK;
+    }
+    uint32_t bytes = js_dtype_partial_bytes(header->call.dtype, header->call.redop);
+    bool is_known =
+        op->opcode == JS_OP_REDUCE || (op->opcode == JS_OP_SEND && op->place == JS_PLACE_PEER &&
+                                       flags == JS_PLAN_PARTIAL_SOURCES);
+    if (!is_known || flags == (JS_PLAN_PARTIAL_TARGET | JS_PLAN_PARTIAL_SOURCES) || bytes == 0) {
+        return JS_FAIL(JS_ERR_PLAN, "operation %u cannot be done on partial folds", index);
+    }
+    if (flags == JS_PLAN_PARTIAL_TARGET &&
+        (op->target_buffer != JS_PLAN_SCRATCH || op->target_offset % JS_PLAN_PARTIAL_ALIGN != 0)) {
+        return JS_FAIL(JS_ERR_PLAN, "operation %u puts partial folds where they do not belong",
+                       index);
+    }
+    uint64_t chunk = js_min_u64(op->bytes, header->call.chunk_bytes);
+    if (chunk * bytes / js_dtype_bytes(header->call.dtype) > JS_PLAN_CHUNK_BYTES_MAX) {
+        return JS_FAIL(JS_ERR_PLAN, "operation %u has partial folds of more than %d bytes a chunk",
+                       index, JS_PLAN_CHUNK_BYTES_MAX);
+    }
+    return JS_OK;
+}
+
 static int32_t plan_check_target(const js_plan_header *header, uint32_t index, const js_plan_op *op)
 {
     bool lends = (op->flags & JS_PLAN_LEND) != 0;
     uint32_t refers = op->flags & (JS_PLAN_REFER | JS_PLAN_REFER_IN_PLACE);
     bool may_refer = op->opcode == JS_OP_SEND && !lends && refers != JS_PLAN_REFER_IN_PLACE;
-    if ((op->flags & ~(JS_PLAN_LEND | refers)) != 0 || (lends && op->opcode == JS_OP_COPY) ||
-        (refers != 0 && !may_refer)) {
+    uint32_t partial = op->flags & (JS_PLAN_PARTIAL_TARGET | JS_PLAN_PARTIAL_SOURCES);
+    if ((op->flags & ~(JS_PLAN_LEND | refers | partial)) != 0 ||
+        (lends && op->opcode == JS_OP_COPY) || (refers != 0 && !may_refer) ||
+        (partial != 0 && (lends || refers != 0))) {
         return JS_FAIL(JS_ERR_PLAN, "operation %u has the flags %#x", index, op->flags);
     }
+    JS_TRY(plan_check_partial(header, index, op, partial));
     if (op->opcode != JS_OP_SEND || lends) {
         if (op->target_buffer == JS_PLAN_INPUT ||
-            !plan_range_fits(header, op->target_buffer, op->target_offset, op->bytes)) {
+            !plan_range_fits(header, op->target_buffer, op->target_offset,
+                             plan_bytes(header, op, JS_PLAN_PARTIAL_TARGET))) {
             return JS_FAIL(JS_ERR_PLAN, "operation %u writes outside of buffer %u", index,
                            op->target_buffer);
         }

@@ -54,6 +54,20 @@ bool js_dtype_has(uint32_t dtype, uint32_t redop)
            (dtype_infos[dtype].redops >> redop & 1U) != 0;
 }
 
+uint32_t js_dtype_partial_bytes(uint32_t dtype, uint32_t redop)
+{
+    if (!js_dtype_has(dtype, redop)) {
+        return 0;
+    }
+    uint32_t bytes = dtype_infos[dtype].bytes;
+    bool is_float = (dtype_infos[dtype].redops & REDOPS_BITS) == 0;
+    if (!is_float && redop == JS_REDOP_AVG) {
+        return 0; /* the exact sum may need more bits than the type has */
+    }
+    bool is_rounded = is_float && (REDOPS_FIELD >> redop & 1U) != 0;
+    return is_rounded && bytes < sizeof(float) ? (uint32_t)sizeof(float) : bytes;
+}
+
 const char *js_dtype_name(uint32_t dtype)
 {
     return dtype < JS_ARRAY_LEN(dtype_infos) ? dtype_infos[dtype].name : NULL;

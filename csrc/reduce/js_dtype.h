@@ -14,6 +14,10 @@ uint32_t js_dtype_bytes(uint32_t dtype);
  * docs/types.md has the table. */
 bool js_dtype_has(uint32_t dtype, uint32_t redop);
 
+/* Returns the size in bytes of a partial fold of one element (js_reduce_pick_partial), 0 if the
+ * reduction has none or is not defined. */
+uint32_t js_dtype_partial_bytes(uint32_t dtype, uint32_t redop);
+
 /* Returns the name as NumPy and ml_dtypes spell it ("float32"), NULL if there is none. */
 const char *js_dtype_name(uint32_t dtype);
 

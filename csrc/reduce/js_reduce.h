@@ -61,6 +61,16 @@ void js_reduce_init(void);
  * when a plan is loaded. */
 js_reduce_fn js_reduce_pick(enum js_dtype dtype, enum js_redop redop);
 
+/* The two halves of a fold in groups. The first folds elements into partial folds: elements of
+ * float32 for 16-bit and 8-bit floats where steps are rounded (js_dtype_partial_bytes), of dtype
+ * itself otherwise. The second folds partial folds into elements; it divides, and rounds once. So
+ * a fold in one group gives what js_reduce_pick's kernel gives. Arguments and results are as there,
+ * but where sizes differ no array may overlap another. */
+js_reduce_fn js_reduce_pick_partial(enum js_dtype dtype, enum js_redop redop);
+js_reduce_fn js_reduce_pick_final(enum js_dtype dtype, enum js_redop redop);
+js_reduce_fn js_reduce_pick_partial_isa(enum js_isa isa, enum js_dtype dtype, enum js_redop redop);
+js_reduce_fn js_reduce_pick_final_isa(enum js_isa isa, enum js_dtype dtype, enum js_redop redop);
+
 /* Returns the kernel of one instruction set, for tests and benchmarks; NULL where this CPU or
  * this build does not have it, or as for js_reduce_pick. Any thread. */
 js_reduce_fn js_reduce_pick_isa(enum js_isa isa, enum js_dtype dtype, enum js_redop redop);

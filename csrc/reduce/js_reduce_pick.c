@@ -78,6 +78,42 @@ js_reduce_fn js_reduce_pick_isa(enum js_isa isa, enum js_dtype dtype, enum js_re
     return pick_is_available(isa) ? pick_kernel(isa, dtype, redop) : NULL;
 }
 
+js_reduce_fn js_reduce_pick_partial_isa(enum js_isa isa, enum js_dtype dtype, enum js_redop redop)
+{
+    uint32_t bytes = js_dtype_partial_bytes(dtype, redop);
+    if (bytes == 0 || !pick_is_available(isa)) {
+        return NULL;
+    }
+    if (bytes == js_dtype_bytes(dtype)) { /* a sum that is not divided yet */
+        return pick_kernel(isa, dtype, redop == JS_REDOP_AVG ? JS_REDOP_SUM : redop);
+    }
+    js_reduce_fn kernel = pick_isas[isa].table->partial[dtype][redop];
+    return kernel != NULL ? kernel : js_reduce_ref_table.partial[dtype][redop];
+}
+
+js_reduce_fn js_reduce_pick_final_isa(enum js_isa isa, enum js_dtype dtype, enum js_redop redop)
+{
+    uint32_t bytes = js_dtype_partial_bytes(dtype, redop);
+    if (bytes == 0 || !pick_is_available(isa)) {
+        return NULL;
+    }
+    if (bytes == js_dtype_bytes(dtype)) {
+        return pick_kernel(isa, dtype, redop);
+    }
+    js_reduce_fn kernel = pick_isas[isa].table->final[dtype][redop];
+    return kernel != NULL ? kernel : js_reduce_ref_table.final[dtype][redop];
+}
+
+js_reduce_fn js_reduce_pick_partial(enum js_dtype dtype, enum js_redop redop)
+{
+    return js_reduce_pick_partial_isa(js_reduce_isa(), dtype, redop);
+}
+
+js_reduce_fn js_reduce_pick_final(enum js_dtype dtype, enum js_redop redop)
+{
+    return js_reduce_pick_final_isa(js_reduce_isa(), dtype, redop);
+}
+
 const char *js_reduce_isa_name(uint32_t isa)
 {
     return isa < JS_ARRAY_LEN(pick_isas) ? pick_isas[isa].name : NULL;

@@ -319,6 +319,19 @@ REF_FLOAT_KERNELS(bf16, float, f32)
 REF_FLOAT_KERNELS(e4m3, float, f32)
 REF_FLOAT_KERNELS(e5m2, float, f32)
 
+/* From elements to partial folds, and from these to elements. */
+#define REF_PARTIAL_KERNELS(prefix)                                                                \
+    REF_KERNEL(prefix##_partial_sum, float, prefix##_load, REF_SUM, REF_KEEP, f32_store)           \
+    REF_KERNEL(prefix##_partial_prod, float, prefix##_load, REF_PROD, REF_KEEP, f32_store)         \
+    REF_KERNEL(prefix##_final_sum, float, f32_load, REF_SUM, REF_KEEP, prefix##_store)             \
+    REF_KERNEL(prefix##_final_prod, float, f32_load, REF_PROD, REF_KEEP, prefix##_store)           \
+    REF_KERNEL(prefix##_final_avg, float, f32_load, REF_SUM, f32_divide, prefix##_store)
+
+REF_PARTIAL_KERNELS(f16)
+REF_PARTIAL_KERNELS(bf16)
+REF_PARTIAL_KERNELS(e4m3)
+REF_PARTIAL_KERNELS(e5m2)
+
 /* The same for signed and unsigned. Unsigned arithmetic wraps where signed arithmetic would be
  * undefined; narrow integers are computed modulo 2^32, which is the same modulo 2^8 and 2^16. */
 #define REF_WRAP_KERNEL(name, bits, wide, fold)                                                    \
@@ -420,5 +433,17 @@ const struct js_reduce_table js_reduce_ref_table = {
         [JS_DTYPE_BOOL] = JS_REDUCE_BOOL_ROW,
         [JS_DTYPE_COMPLEX64] = JS_REDUCE_COMPLEX_ROW(c64),
         [JS_DTYPE_COMPLEX128] = JS_REDUCE_COMPLEX_ROW(c128),
+    },
+    .partial = {
+        [JS_DTYPE_FLOAT16] = JS_REDUCE_PARTIAL_ROW(f16),
+        [JS_DTYPE_BFLOAT16] = JS_REDUCE_PARTIAL_ROW(bf16),
+        [JS_DTYPE_FLOAT8_E4M3FN] = JS_REDUCE_PARTIAL_ROW(e4m3),
+        [JS_DTYPE_FLOAT8_E5M2] = JS_REDUCE_PARTIAL_ROW(e5m2),
+    },
+    .final = {
+        [JS_DTYPE_FLOAT16] = JS_REDUCE_FINAL_ROW(f16),
+        [JS_DTYPE_BFLOAT16] = JS_REDUCE_FINAL_ROW(bf16),
+        [JS_DTYPE_FLOAT8_E4M3FN] = JS_REDUCE_FINAL_ROW(e4m3),
+        [JS_DTYPE_FLOAT8_E5M2] = JS_REDUCE_FINAL_ROW(e5m2),
     },
 };

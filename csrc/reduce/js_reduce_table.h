@@ -8,6 +8,9 @@ struct js_reduce_table {
     /* NULL where there is no special kernel: the reference serves. In the reference: the operation
      * is not defined. The first is not NULL if the table was compiled for this machine at all. */
     js_reduce_fn kernels[JS_DTYPE_COUNT][JS_REDOP_COUNT];
+    /* Elements to partial folds and back, where these are larger; NULL as above. */
+    js_reduce_fn partial[JS_DTYPE_COUNT][JS_REDOP_COUNT];
+    js_reduce_fn final[JS_DTYPE_COUNT][JS_REDOP_COUNT];
 };
 
 extern const struct js_reduce_table js_reduce_ref_table;
@@ -31,6 +34,16 @@ extern const struct js_reduce_table js_reduce_avx512_table;
 #define JS_REDUCE_INT_ROW(prefix, raw)                                                             \
     {                                                                                              \
         JS_REDUCE_FIELD(prefix, raw), JS_REDUCE_ORDER(prefix), JS_REDUCE_BITS(raw)                 \
+    }
+#define JS_REDUCE_PARTIAL_ROW(prefix)                                                              \
+    {                                                                                              \
+        [JS_REDOP_SUM] = prefix##_partial_sum, [JS_REDOP_PROD] = prefix##_partial_prod,            \
+        [JS_REDOP_AVG] = prefix##_partial_sum, [JS_REDOP_PREMUL_SUM] = prefix##_partial_sum        \
+    }
+#define JS_REDUCE_FINAL_ROW(prefix)                                                                \
+    {                                                                                              \
+        [JS_REDOP_SUM] = prefix##_final_sum, [JS_REDOP_PROD] = prefix##_final_prod,                \
+        [JS_REDOP_AVG] = prefix##_final_avg, [JS_REDOP_PREMUL_SUM] = prefix##_final_sum            \
     }
 #define JS_REDUCE_COMPLEX_ROW(prefix)                                                              \
     {                                                                                              \

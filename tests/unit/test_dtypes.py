@@ -88,6 +88,8 @@ def test_labels() -> None:
         "one_shot",
         "two_shot",
         "lend",
+        "hierarchical",
+        "hierarchical_one_shot",
     ]
 
 

@@ -87,6 +87,8 @@ enum js_algo {
     JS_ALGO_ONE_SHOT = 1,
     JS_ALGO_TWO_SHOT = 2,
     JS_ALGO_LEND = 3,
+    JS_ALGO_HIERARCHICAL = 4,
+    JS_ALGO_HIERARCHICAL_ONE_SHOT = 5,
 };
 
 enum js_isa {

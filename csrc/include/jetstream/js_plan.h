@@ -36,6 +36,13 @@
  * holds only while INPUT and OUTPUT lie apart, with IN_PLACE too also for legal overlaps. */
 #define JS_PLAN_REFER 2u
 #define JS_PLAN_REFER_IN_PLACE 4u
+/* Partial folds lie in SCRATCH, in the type in which the reduction accumulates: float32 for 16-bit
+ * and 8-bit floats, else the element type. `bytes` and steps are those of the elements they stand
+ * for; what is read, written or sent is so many times as large. REDUCE: the target is such a
+ * fold, neither rounded nor divided; or all its sources are. SEND to PEER: the source is one. */
+#define JS_PLAN_PARTIAL_TARGET 8u
+#define JS_PLAN_PARTIAL_SOURCES 16u
+#define JS_PLAN_PARTIAL_ALIGN 64 /* of their offsets */
 
 enum js_plan_buffer {
     JS_PLAN_INPUT = 0,
@@ -102,7 +109,7 @@ typedef struct js_plan_op {
     uint64_t bytes;
     uint16_t after_op[JS_PLAN_AFTER_MAX];
     uint8_t after_mode[JS_PLAN_AFTER_MAX];
-    uint32_t flags; /* JS_PLAN_LEND, JS_PLAN_REFER* */
+    uint32_t flags; /* JS_PLAN_LEND, JS_PLAN_REFER*, JS_PLAN_PARTIAL* */
     uint64_t reserved64;
 } js_plan_op;
 
