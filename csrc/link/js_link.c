@@ -1,6 +1,7 @@
 /* Opening and closing links of any kind, with their decorators; what they have in common. */
 #include "js_link.h"
 
+#include "js_link_decorators.h"
 #include "js_link_kinds.h"
 #include "js_status.h"
 
@@ -58,13 +59,14 @@ static int32_t link_check(const js_link_config *config)
     return JS_OK;
 }
 
-/* Puts the decorators around *link. */
+/* Puts the decorators around *link. The trace is the inner one: it shows what is on the wire. */
 static int32_t link_decorate(const js_link_config *config, js_link **link)
 {
-    bool wants_fault = config->fault != NULL && config->fault[0] != '\0';
-    bool wants_trace = config->trace != NULL && config->trace[0] != '\0';
-    if (wants_fault || wants_trace) {
-        return JS_FAIL(JS_ERR_UNSUPPORTED, "%s: neither faults nor a trace yet", (*link)->name);
+    if (config->trace != NULL && config->trace[0] != '\0') {
+        return JS_FAIL(JS_ERR_UNSUPPORTED, "%s: no trace yet", (*link)->name);
+    }
+    if (config->fault != NULL && config->fault[0] != '\0') {
+        JS_TRY(js_link_fault_wrap(*link, config->fault, link));
     }
     return JS_OK;
 }

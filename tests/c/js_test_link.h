@@ -44,7 +44,7 @@ static inline void js_test_frame_fill(uint8_t *frame, uint32_t bytes, uint32_t n
                                       const js_link_address *to)
 {
     for (uint32_t i = 0; i < bytes; i++) {
-        frame[i] = (uint8_t)(number * 31 + i);
+        frame[i] = (uint8_t)((number ^ number >> 8 ^ number >> 16 ^ number >> 24) * 31 + i);
     }
     if (bytes >= 16) {
         memcpy(frame + 4, &to->dcid, 2);
