@@ -10,11 +10,21 @@
 static js_clock_scale clock_scale;
 static pthread_once_t clock_once = PTHREAD_ONCE_INIT;
 
-uint64_t js_clock_ns(void)
+static uint64_t clock_read(clockid_t clock)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t js_clock_ns(void)
+{
+    return clock_read(CLOCK_MONOTONIC);
+}
+
+uint64_t js_clock_wall_ns(void)
+{
+    return clock_read(CLOCK_REALTIME);
 }
 
 /* Reads both clocks as close together as possible: the best of a few tries. */

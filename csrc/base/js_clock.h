@@ -21,6 +21,9 @@ typedef struct js_clock_scale {
 
 /* CLOCK_MONOTONIC in ns; a system call on some machines: not for hot paths. */
 uint64_t js_clock_ns(void);
+/* Time of day in ns since 1970, which may jump: for stamps that people compare with those of other
+ * programs and hosts, for nothing else. */
+uint64_t js_clock_wall_ns(void);
 
 JS_INLINE uint64_t js_clock_ticks(void)
 {
