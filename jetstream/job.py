@@ -88,7 +88,7 @@ def _open(membership: Membership, config: Config, thread_core: int | None) -> Co
             membership.segment,
             membership.rank,
             pidfds=membership.pidfds,
-            oversubscribed=is_oversubscribed(membership.cpus, threads),
+            oversubscribed=is_oversubscribed(membership.cpus_here, threads),
             spin_us=config.spin_us,
             thread_core=thread_core,
         )

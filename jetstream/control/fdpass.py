@@ -1,4 +1,4 @@
-"""Hands the segment's file descriptor from rank 0 to the other ranks of the host.
+"""Hands the segment's file descriptor from the lowest rank of a host to the others there.
 
 Over an abstract Unix socket, which leaves no file behind. Both sides check what the kernel says
 about the other (SO_PEERCRED): the same user, and the process id announced in the rendezvous.
@@ -26,7 +26,7 @@ _CLAIM_TIMEOUT_S = 2.0
 
 
 class FdServer:
-    """Rank 0's side: a listening socket to be polled, and `serve_one` when it is readable."""
+    """The owner's side: a listening socket to be polled, and `serve_one` when it is readable."""
 
     def __init__(self, fd: int, *, pids: Mapping[int, int], secret: bytes) -> None:
         """Serves `fd`, which stays the caller's, to the processes `pids` (rank to pid)."""
@@ -91,8 +91,12 @@ class FdServer:
         return claim.rank
 
 
-def fetch_fd(name: str, *, rank: int, owner_pid: int, secret: bytes, timeout_s: float) -> int:
-    """Fetches the descriptor from the FdServer `name` of process `owner_pid`; the caller closes it.
+def fetch_fd(
+    name: str, *, rank: int, owner: int, owner_pid: int, secret: bytes, timeout_s: float
+) -> int:
+    """Fetches the descriptor from the FdServer `name` of rank `owner`, which is `owner_pid`.
+
+    The caller closes it.
 
     Raises RendezvousError if the server is another user's or another process's, refuses, or does
     not answer in time.
@@ -104,20 +108,20 @@ def fetch_fd(name: str, *, rank: int, owner_pid: int, secret: bytes, timeout_s: 
             pid, uid = _peer_credentials(connection)
             if uid != os.geteuid() or pid != owner_pid:
                 raise RendezvousError(
-                    f"the segment is offered by pid {pid} of user {uid}, not by rank 0 "
+                    f"the segment is offered by pid {pid} of user {uid}, not by rank {owner} "
                     f"(pid {owner_pid}) of user {os.geteuid()}"
                 )
             connection.send(seal(Claim(rank=rank, pid=os.getpid()), secret=secret))
             raw, fds = _receive(connection)
         except OSError as error:
-            raise RendezvousError(f"rank 0 did not hand over the segment: {error}") from error
+            raise RendezvousError(f"rank {owner} did not hand over the segment: {error}") from error
     if not raw:
         raise RendezvousError(
-            f"rank 0 (pid {owner_pid}) ended the connection instead of handing over the segment: "
-            "it has died or left"
+            f"rank {owner} (pid {owner_pid}) ended the connection instead of handing over the "
+            "segment: it has died or left"
         )
     try:
-        return _one_fd(open_sealed(raw, secret=secret), fds)
+        return _one_fd(open_sealed(raw, secret=secret), fds, owner)
     except JetstreamError:
         for fd in fds:
             os.close(fd)
@@ -136,12 +140,12 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     return raw, fds
 
 
-def _one_fd(answer: Message, fds: list[int]) -> int:
+def _one_fd(answer: Message, fds: list[int], owner: int) -> int:
     if isinstance(answer, Refuse):
-        raise RendezvousError(f"rank 0 did not hand over the segment: {answer.text}")
+        raise RendezvousError(f"rank {owner} did not hand over the segment: {answer.text}")
     if not isinstance(answer, Grant) or len(fds) != 1:
         raise RendezvousError(
-            f"rank 0 sent {type(answer).__name__} with {len(fds)} descriptors for the segment"
+            f"rank {owner} sent {type(answer).__name__} with {len(fds)} descriptors for the segment"
         )
     return fds[0]
 

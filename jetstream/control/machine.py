@@ -1,6 +1,6 @@
 """What the two state machines of the rendezvous have in common: events, effects, the table.
 
-Nothing here does I/O or reads a clock. ``control/protocol.py`` holds the machines themselves.
+Nothing here does I/O or reads a clock. ``coordinator.py`` and ``joiner.py`` hold the machines.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jetstream.control.messages import Member, Message, Welcome
+from jetstream.control.messages import Assemble, Member, Message, Welcome
 from jetstream.errors import JetstreamError, ProtocolError
 
 __all__ = [
     "AllArrived",
+    "AllOffered",
     "AllReady",
     "AllTold",
     "Attach",
     "Attached",
     "CoordinatorState",
-    "CreateSegment",
     "Effect",
     "Expired",
     "JoinerState",
     "LocalFailure",
     "Lost",
     "Machine",
+    "Prepare",
+    "Prepared",
     "Rejected",
-    "SegmentCreated",
     "Send",
     "Table",
     "Unreadable",
@@ -41,19 +42,22 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentCreated:
-    """The segment exists and can be fetched at the Unix socket of that name.
+class Prepared:
+    """This rank has what the others need of it.
 
-    ``selection``: what all ranks choose algorithms by.
+    ``endpoint``: of its link, b"" on one host. ``fd_socket``: where the segment of its host can be
+    fetched, "" unless it is the lowest rank there. ``selection``, at rank 0: what all ranks choose
+    algorithms by.
     """
 
-    fd_socket: str
+    endpoint: bytes = b""
+    fd_socket: str = ""
     selection: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """This joiner has the segment and watches all others."""
+    """This joiner has the segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class LocalFailure:
-    """Something went wrong in this process: creating or attaching the segment, an interrupt."""
+    """Something went wrong in this process: the segment, the link, a neighbour, an interrupt."""
 
     error: JetstreamError
 
@@ -85,6 +89,11 @@ class Expired:
 @dataclass(frozen=True, slots=True)
 class AllArrived:
     """Internal: the last rank said hello."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllOffered:
+    """Internal: the last rank has told what the others need of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +132,22 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class CreateSegment:
-    """Create the segment and answer with SegmentCreated, or with LocalFailure."""
+class Prepare:
+    """Watch the ranks of this host, create its segment if this is the lowest of them, open a link
+    if there are other hosts; and answer with Prepared, or with LocalFailure.
+    """
+
+    assembly: Assemble
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Fetch the segment, watch the members and answer with Attached, or with LocalFailure."""
+    """Fetch the segment and answer with Attached, or with LocalFailure."""
 
     welcome: Welcome
 
 
-Effect = Send | Watch | CreateSegment | Attach
+Effect = Send | Watch | Prepare | Attach
 Handler = Callable[[Any, Any, bytes], None]
 Table = Mapping[tuple[enum.Enum, type], tuple[Handler, enum.Enum]]
 
@@ -152,7 +165,7 @@ class CoordinatorState(enum.Enum):
     """States of rank 0."""
 
     COLLECTING = enum.auto()
-    CREATING = enum.auto()
+    ASSEMBLING = enum.auto()
     SHARING = enum.auto()
     REFUSING = enum.auto()
     JOINED = enum.auto()
@@ -163,6 +176,8 @@ class JoinerState(enum.Enum):
     """States of the other ranks."""
 
     CALLING = enum.auto()
+    PREPARING = enum.auto()
+    OFFERING = enum.auto()
     ATTACHING = enum.auto()
     READY = enum.auto()
     ORPHANED = enum.auto()
@@ -174,7 +189,8 @@ class JoinerState(enum.Enum):
 class Machine:
     """What both machines share: the table, the deadline, the effects, the error it ended with.
 
-    ``state``, ``deadline_s`` and ``error`` are to be read; ``error`` is None unless it failed.
+    To be read: ``state``, ``deadline_s``; ``error``, None unless it failed; ``assembly`` (who there
+    is) and ``welcome`` (how they are reached), once they are known.
     """
 
     TABLE: ClassVar[Table]
@@ -183,6 +199,8 @@ class Machine:
         self.state = state
         self.deadline_s = deadline_s
         self.error: JetstreamError | None = None
+        self.assembly: Assemble | None = None
+        self.welcome: Welcome | None = None
         self.now_s = 0.0
         self._effects: list[Effect] = []
 

@@ -19,9 +19,11 @@ from jetstream.config import RANKS_MAX
 from jetstream.errors import ProtocolError, RendezvousError, VersionMismatchError
 
 __all__ = [
+    "ENDPOINT_BYTES_MAX",
     "LIMIT_BYTES",
     "MESSAGES",
     "VERSION",
+    "Assemble",
     "Claim",
     "Failed",
     "ForeignBytesError",
@@ -30,6 +32,7 @@ __all__ = [
     "Hello",
     "Member",
     "Message",
+    "Offer",
     "Ready",
     "Refuse",
     "Welcome",
@@ -38,8 +41,8 @@ __all__ = [
 ]
 
 #: Version of this protocol; ranks with another one are refused.
-VERSION = 1
-#: Longest sealed message; a Welcome for 256 ranks takes about 60 KB.
+VERSION = 2
+#: Longest sealed message; an Assemble for 256 ranks takes about 80 KB.
 LIMIT_BYTES = 1 << 20
 
 _TAG_BYTES = 32
@@ -47,6 +50,9 @@ _TAG_BYTES = 32
 _T = TypeVar("_T")
 #: Longest text of an error that travels, characters.
 TEXT_MAX = 16384
+#: Longest address of a link's endpoint.
+ENDPOINT_BYTES_MAX = 256
+_BYTES_MAX = 1 << 40
 
 
 def _integer(low: int, high: int) -> Any:
@@ -65,6 +71,28 @@ def _field(check: Callable[[Any], bool], default: Any = dataclasses.MISSING) -> 
     return dataclasses.field(default=default, metadata={"check": check})
 
 
+def _tuple_of(check: Callable[[Any], bool], count_min: int, count_max: int) -> Any:
+    return _field(
+        lambda value: (
+            type(value) is tuple
+            and count_min <= len(value) <= count_max
+            and all(check(part) for part in value)
+        )
+    )
+
+
+def _is_endpoint(value: Any) -> bool:
+    return type(value) is bytes and len(value) <= ENDPOINT_BYTES_MAX
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= 100
+
+
+def _is_kind(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= 16
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One rank as all others need to know it; part of Hello and Welcome."""
@@ -75,6 +103,10 @@ class Member:
     #: When the process started, in clock ticks since boot: tells it from a later one of that pid.
     start_ticks: int = _integer(0, (1 << 63) - 1)
     host: str = _text(255)
+    #: Kernel, PID and network namespace: with the name, what makes two ranks neighbours.
+    boot_id: str = _text(64)
+    pid_namespace: int = _integer(0, (1 << 63) - 1)
+    net_namespace: int = _integer(0, (1 << 63) - 1)
     #: CPUs the process may run on, as a bitmap, lowest CPU first.
     cpus: bytes = _bitmap(1024)
 
@@ -94,26 +126,52 @@ class Hello:
     member: Member = dataclasses.field(metadata={"check": _check_member})
     world_size: int = _integer(1, RANKS_MAX)
     build: str = _text(128)
-    #: Boot id of the kernel and number of the PID namespace: what makes two ranks neighbours.
-    boot_id: str = _text(64)
-    pid_namespace: int = _integer(0, (1 << 63) - 1)
     #: Forced algorithms (JETSTREAM_ALGO) in canonical form.
     algorithms: str = _text(1024)
+    #: Kind of link asked for (JETSTREAM_LINK), and those that this rank could open by itself.
+    link: str = _text(16)
+    links: tuple[str, ...] = _tuple_of(_is_kind, 0, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assemble:
+    """Rank 0 to all: everyone is there. Open a link if there are several hosts; the lowest rank of
+    each host makes its segment.
+    """
+
+    members: tuple[Member, ...] = dataclasses.field(metadata={"check": _check_members})
+    #: The kind of link that all open; "" on one host.
+    link: str = _text(16)
+    #: Sizes of the segment as rank 0 has them set; 0: the default.
+    buffer_bytes: int = _integer(0, _BYTES_MAX)
+    heap_bytes: int = _integer(0, _BYTES_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A rank to rank 0: it can be reached there; the segment of its host waits on that Unix socket.
+
+    ``endpoint`` is empty on one host, ``fd_socket`` from all but the lowest rank of a host.
+    """
+
+    rank: int = _integer(0, RANKS_MAX - 1)
+    endpoint: bytes = _field(_is_endpoint)
+    fd_socket: str = _text(100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """Rank 0 to all: everyone is there; the segment waits on this Unix socket."""
+    """Rank 0 to all: endpoints by rank, Unix sockets by host."""
 
-    members: tuple[Member, ...] = dataclasses.field(metadata={"check": _check_members})
-    fd_socket: str = _text(100)
+    endpoints: tuple[bytes, ...] = _tuple_of(_is_endpoint, 1, RANKS_MAX)
+    fd_sockets: tuple[str, ...] = _tuple_of(_is_name, 1, RANKS_MAX)
     #: What algorithms and chunk sizes are chosen by; the control plane does not look into it.
     selection: str = _text(1 << 17, default="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A rank has attached the segment and watches all others."""
+    """A rank has attached the segment and watches the others of its host."""
 
     rank: int = _integer(0, RANKS_MAX - 1)
 
@@ -159,11 +217,13 @@ class ForeignBytesError(ProtocolError):
     """Bytes of something that does not speak this protocol: a port scan, a wrong address."""
 
 
-Message = Hello | Welcome | Ready | Go | Refuse | Failed | Claim | Grant
+Message = Hello | Assemble | Offer | Welcome | Ready | Go | Refuse | Failed | Claim | Grant
 
 #: Every message by the name it has on the wire.
 MESSAGES: dict[str, type[Message]] = {
     "hello": Hello,
+    "assemble": Assemble,
+    "offer": Offer,
     "welcome": Welcome,
     "ready": Ready,
     "go": Go,
@@ -230,8 +290,10 @@ def _decode(payload: bytes) -> Message:
         raise ProtocolError(f"unknown rendezvous message {name!r:.40}")
     if kind is Hello:
         body["member"] = _member(body.get("member"))
-    elif kind is Welcome and type(body.get("members")) is list:
-        body["members"] = tuple(map(_member, body["members"][: RANKS_MAX + 1]))
+    for name, value in body.items():
+        if type(value) is list:  # msgpack knows no tuples; one more than allowed will not pass
+            parts = value[: RANKS_MAX + 1]
+            body[name] = tuple(map(_member, parts) if name == "members" else parts)
     return _build(kind, body)
 
 

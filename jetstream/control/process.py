@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from jetstream.config import Config
+from jetstream.control.links import openable_links
 from jetstream.control.messages import Hello, Member
 from jetstream.errors import RendezvousError
 
@@ -21,16 +22,19 @@ def describe_self(config: Config, *, build: str) -> Hello:
         local_rank=config.local_rank,
         pid=os.getpid(),
         start_ticks=_start_ticks(os.getpid()),
-        host=socket.gethostname()[:255],
+        host=(config.host or socket.gethostname())[:255],
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        pid_namespace=Path("/proc/self/ns/pid").stat().st_ino,
+        net_namespace=Path("/proc/self/ns/net").stat().st_ino,
         cpus=bitmap_from_cpus(os.sched_getaffinity(0)),
     )
     return Hello(
         member=member,
         world_size=config.world_size,
         build=build,
-        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        pid_namespace=Path("/proc/self/ns/pid").stat().st_ino,
         algorithms=";".join(":".join(pair) for pair in config.algorithms),
+        link=config.link,
+        links=openable_links(config),
     )
 
 

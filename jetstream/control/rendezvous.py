@@ -10,43 +10,40 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import zmq
-
 from jetstream.config import Config
+from jetstream.control.agreement import describe_member
+from jetstream.control.coordinator import Coordinator
 from jetstream.control.fdpass import FdServer, fetch_fd
+from jetstream.control.joiner import Joiner
+from jetstream.control.links import LinkSettings, link_settings
 from jetstream.control.machine import (
     Attach,
     Attached,
-    CreateSegment,
     Effect,
     LocalFailure,
     Lost,
-    SegmentCreated,
+    Prepare,
+    Prepared,
     Send,
-    Unreadable,
     Watch,
 )
-from jetstream.control.messages import (
-    LIMIT_BYTES,
-    ForeignBytesError,
-    Hello,
-    Member,
-    Message,
-    open_sealed,
-    seal,
-)
+from jetstream.control.messages import Assemble, Hello, Member
+from jetstream.control.placement import Placement, place
 from jetstream.control.process import cpus_from_bitmap, describe_self, open_pidfd
-from jetstream.control.protocol import Coordinator, Joiner
-from jetstream.errors import JetstreamError, RendezvousError
+from jetstream.control.wire import Wire
+from jetstream.errors import JetstreamError, RendezvousError, UnsupportedError
 
-__all__ = ["Membership", "SegmentFactory", "SegmentHandle", "Select", "join"]
+__all__ = ["Membership", "OpenLink", "SegmentFactory", "SegmentHandle", "Select", "join"]
 
-#: Makes what all ranks choose algorithms by, from the cores that each of them may use.
+#: Makes what all ranks choose algorithms by, from the cores that each of the ranks may use that run
+#: on the machine of rank 0.
 Select = Callable[[tuple[frozenset[int], ...]], str]
+#: Opens the link of this rank and returns the address at which the other hosts reach it.
+OpenLink = Callable[[LinkSettings], bytes]
 
 _log = logging.getLogger("jetstream.control")
 
@@ -81,22 +78,36 @@ class SegmentFactory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Who belongs to the job, and the segment they share. Tuples are indexed by rank.
+    """Who belongs to the job, and the segment of this host. Tuples are indexed by rank.
 
-    ``pidfds`` holds -1 for this rank. Whoever gets a Membership closes the pidfds and the segment,
-    or calls `close`.
+    ``host_index`` numbers the hosts in the order of their first ranks; ``hosts`` are their names,
+    different for different hosts. ``machine_index`` likewise: hosts that are containers of one
+    machine, or virtual, share its cores. ``endpoints``: where each rank's link is reached, b"" on
+    one host. ``pidfds`` holds -1 for this rank and for those of other hosts. The segment is made
+    for the ranks of all hosts. Whoever gets a Membership closes the pidfds and the segment, or
+    calls `close`.
     """
 
     rank: int
     size: int
     local_rank: int
     local_size: int
+    host_index: tuple[int, ...]
+    machine_index: tuple[int, ...]
     hosts: tuple[str, ...]
+    endpoints: tuple[bytes, ...]
     pids: tuple[int, ...]
     cpus: tuple[frozenset[int], ...]
     pidfds: tuple[int, ...]
     segment: Any
     selection: str = ""
+
+    @property
+    def cpus_here(self) -> tuple[frozenset[int], ...]:
+        """The cores of those ranks that run on the machine of this one."""
+        here = self.machine_index[self.rank]
+        pairs = zip(self.cpus, self.machine_index, strict=True)
+        return tuple(cpus for cpus, machine in pairs if machine == here)
 
     def close(self) -> None:
         """Closes the pidfds and the segment; once."""
@@ -110,24 +121,29 @@ def join(
     segments: SegmentFactory | None = None,
     build: str | None = None,
     select: Select | None = None,
+    open_link: OpenLink | None = None,
 ) -> Membership:
-    """Waits until all ranks of the job are there and share a segment.
+    """Waits until all ranks of the job are there and those of each host share a segment.
 
     `segments` and `build` (the build id all ranks must have in common) default to those of the
-    data plane. `select` is called on rank 0, with the cores that each rank may use, and what it
-    returns is the same in the Membership of all ranks. Takes at most ``config.init_timeout_s`` and
-    a few seconds.
+    data plane. `select` is called on rank 0, and what it returns is the same in the Membership of
+    all ranks. `open_link` is called on every rank if there are several hosts, and what it returns
+    is in the Membership of all ranks; a link that it has opened stays its owner's, also if joining
+    fails. Takes at most ``config.init_timeout_s`` and a few seconds.
 
-    Raises RendezvousError (someone missing, dead, doubled or of another host; the text says who is
-    there and who is not), VersionMismatchError, or what creating or attaching the segment raised.
+    Raises RendezvousError (someone missing, dead or doubled; the text says who is there and who is
+    not), VersionMismatchError, ConfigurationError, UnsupportedError (several hosts, but no
+    `open_link`), or what creating or attaching the segment or opening the link raised.
     """
     segments = _native_segments() if segments is None else segments
     me = describe_self(config, build=_native_build() if build is None else build)
     if config.world_size == 1:
         segment = segments.create(1, all_bytes=config.buffer_bytes, heap_bytes=config.heap_bytes)
-        return _membership(config, (me.member,), (-1,), segment, "")
+        placement = place((me.member,))
+        return _membership(config, (me.member,), placement, segment=segment, endpoints=(b"",))
     started_s = time.monotonic()
-    with contextlib.closing(_Session(config, me, segments, select)) as session:
+    session = _Session(config, me, segments, select, open_link)
+    with contextlib.closing(session):
         membership = session.run()
     _log.info(
         "rank %d of %d joined at %s in %.1f ms",
@@ -155,16 +171,23 @@ def _native_build() -> str:
 def _membership(
     config: Config,
     members: tuple[Member, ...],
-    pidfds: tuple[int, ...],
+    placement: Placement,
+    *,
     segment: SegmentHandle,
-    selection: str,
+    endpoints: tuple[bytes, ...],
+    pidfds: tuple[int, ...] = (-1,),
+    selection: str = "",
 ) -> Membership:
+    neighbours = placement.neighbours_of(config.rank)
     return Membership(
         rank=config.rank,
         size=config.world_size,
-        local_rank=config.local_rank,
-        local_size=len(members),
-        hosts=tuple(member.host for member in members),
+        local_rank=neighbours.index(config.rank),
+        local_size=len(neighbours),
+        host_index=placement.host_index,
+        machine_index=placement.machine_index,
+        hosts=tuple(placement.names[index] for index in placement.host_index),
+        endpoints=endpoints,
         pids=tuple(member.pid for member in members),
         cpus=_cpus(members),
         pidfds=pidfds,
@@ -187,23 +210,34 @@ class _Session:
     """One attempt to join: the machine, its socket, and what it has opened so far."""
 
     def __init__(
-        self, config: Config, me: Hello, segments: SegmentFactory, select: Select | None
+        self,
+        config: Config,
+        me: Hello,
+        segments: SegmentFactory,
+        select: Select | None,
+        open_link: OpenLink | None,
     ) -> None:
         self._config = config
-        self._me = me
         self._segments = segments
         self._select = select
-        self._selection = ""
+        self._open_link = open_link
         self._members: tuple[Member, ...] = ()
+        self._placement: Placement | None = None
         self._segment: SegmentHandle | None = None
         self._server: FdServer | None = None
         self._pidfds: dict[int, int] = {}
         self._lost: set[int] = set()
-        self._wire = _Wire(config)
+        self._wire = Wire(config)
         now_s, timeout_s = time.monotonic(), config.init_timeout_s
         self._machine: Coordinator | Joiner
         if self._wire.is_bound:
-            self._machine = Coordinator(me, now_s=now_s, timeout_s=timeout_s)
+            self._machine = Coordinator(
+                me,
+                now_s=now_s,
+                timeout_s=timeout_s,
+                buffer_bytes=config.buffer_bytes,
+                heap_bytes=config.heap_bytes,
+            )
         else:
             self._machine = Joiner(me, address=config.rendezvous, now_s=now_s, timeout_s=timeout_s)
 
@@ -223,9 +257,20 @@ class _Session:
         if self._machine.error is not None:
             raise self._machine.error
         assert self._segment is not None
+        assert self._placement is not None
+        welcome = self._machine.welcome
+        assert welcome is not None
         pidfds = tuple(self._pidfds.pop(member.rank, -1) for member in self._members)
         segment, self._segment = self._segment, None
-        return _membership(self._config, self._members, pidfds, segment, self._selection)
+        return _membership(
+            self._config,
+            self._members,
+            self._placement,
+            segment=segment,
+            endpoints=welcome.endpoints,
+            pidfds=pidfds,
+            selection=welcome.selection,
+        )
 
     def close(self) -> None:
         """Closes what is not part of the result. Messages to those who listen still get out."""
@@ -240,7 +285,7 @@ class _Session:
         """Waits for the next thing to happen and feeds it to the machine."""
         machine = self._machine
         watched = {pidfd: rank for rank, pidfd in self._pidfds.items() if rank not in self._lost}
-        if isinstance(machine, Joiner):
+        if isinstance(machine, Joiner) and 0 in self._pidfds:
             # The others are rank 0's to watch until there is a communicator.
             watched = {pidfd: rank for pidfd, rank in watched.items() if rank == 0}
         server = [] if self._server is None else [self._server.fileno()]
@@ -253,7 +298,14 @@ class _Session:
             self._hear_last_words()
         for rank in dead:
             self._lost.add(rank)
-            machine.step(Lost(rank), now_s=time.monotonic())
+            machine.step(self._loss_of(rank), now_s=time.monotonic())
+
+    def _loss_of(self, rank: int) -> Lost | LocalFailure:
+        """What the death of that rank is to this one: rank 0 cannot see it on another host."""
+        if isinstance(self._machine, Coordinator) or rank == 0:
+            return Lost(rank)
+        who = describe_member(self._members[rank])
+        return LocalFailure(RendezvousError(f"{who} died during the rendezvous"))
 
     def _receive(self) -> None:
         """Feeds the messages that are here to the machine."""
@@ -278,8 +330,8 @@ class _Session:
             self._wire.send(effect.peer, effect.message)
         elif isinstance(effect, Watch):
             self._watch(effect.member)
-        elif isinstance(effect, CreateSegment):
-            self._create()
+        elif isinstance(effect, Prepare):
+            self._prepare(effect.assembly)
         elif isinstance(effect, Attach):
             self._attach(effect)
 
@@ -289,41 +341,57 @@ class _Session:
         except RendezvousError:
             self._machine.step(Lost(member.rank), now_s=time.monotonic())
 
-    def _create(self) -> None:
-        assert isinstance(self._machine, Coordinator)
-        self._members = self._machine.members
-        self._segment = self._segments.create(
-            self._config.world_size,
-            all_bytes=self._config.buffer_bytes,
-            heap_bytes=self._config.heap_bytes,
-        )
-        self._server = FdServer(
-            self._segment.fd,
-            pids={member.rank: member.pid for member in self._members},
-            secret=self._config.job_secret,
-        )
-        if self._select is not None:
-            self._selection = self._select(_cpus(self._members))
-        event = SegmentCreated(self._server.name, self._selection)
-        self._machine.step(event, now_s=time.monotonic())
+    def _prepare(self, assembly: Assemble) -> None:
+        self._members = assembly.members
+        placement = self._placement = place(assembly.members)
+        config, rank = self._config, self._config.rank
+        neighbours = [self._members[neighbour] for neighbour in placement.neighbours_of(rank)]
+        for member in neighbours:
+            if member.rank != rank and member.rank not in self._pidfds:
+                self._pidfds[member.rank] = open_pidfd(member.pid, member.start_ticks)
+        fd_socket = ""
+        if placement.leader_of(rank) == rank:
+            self._segment = self._segments.create(
+                config.world_size, all_bytes=assembly.buffer_bytes, heap_bytes=assembly.heap_bytes
+            )
+            self._server = FdServer(
+                self._segment.fd,
+                pids={member.rank: member.pid for member in neighbours},
+                secret=config.job_secret,
+            )
+            fd_socket = self._server.name
+        endpoint = self._endpoint(assembly.link, placement)
+        selection = ""
+        if self._select is not None and isinstance(self._machine, Coordinator):
+            machines = zip(self._members, placement.machine_index, strict=True)
+            selection = self._select(_cpus(tuple(one for one, index in machines if index == 0)))
+        self._machine.step(Prepared(endpoint, fd_socket, selection), now_s=time.monotonic())
+
+    def _endpoint(self, kind: str, placement: Placement) -> bytes:
+        """Opens the link, where there is to be one; returns its address."""
+        if not kind:
+            return b""
+        if self._open_link is None:
+            raise UnsupportedError(f"the ranks are on several hosts: {', '.join(placement.names)}")
+        return self._open_link(link_settings(self._config, kind, placement))
 
     def _attach(self, effect: Attach) -> None:
-        self._members = effect.welcome.members
-        self._selection = effect.welcome.selection
-        fd = fetch_fd(
-            effect.welcome.fd_socket,
-            rank=self._config.rank,
-            owner_pid=self._members[0].pid,
-            secret=self._config.job_secret,
-            timeout_s=max(0.1, self._machine.deadline_s - time.monotonic()),
-        )
-        try:
-            self._segment = self._segments.attach(fd)
-        finally:
-            os.close(fd)
-        for member in self._members:
-            if member.rank != self._config.rank:
-                self._pidfds[member.rank] = open_pidfd(member.pid, member.start_ticks)
+        assert self._placement is not None
+        rank = self._config.rank
+        owner = self._placement.leader_of(rank)
+        if owner != rank:
+            fd = fetch_fd(
+                effect.welcome.fd_sockets[self._placement.host_index[rank]],
+                rank=rank,
+                owner=owner,
+                owner_pid=self._members[owner].pid,
+                secret=self._config.job_secret,
+                timeout_s=max(0.1, self._machine.deadline_s - time.monotonic()),
+            )
+            try:
+                self._segment = self._segments.attach(fd)
+            finally:
+                os.close(fd)
         self._machine.step(Attached(), now_s=time.monotonic())
 
     def _fail(self, error: BaseException) -> None:
@@ -334,80 +402,3 @@ class _Session:
         for effect in self._machine.take_effects():
             if isinstance(effect, Send):
                 self._wire.send(effect.peer, effect.message)
-
-
-class _Wire:
-    """The zmq socket of one attempt: ROUTER, bound, at rank 0; DEALER, connected, elsewhere.
-
-    A rank 0 that finds the address taken connects too: if another rank 0 listens there, both of
-    them, and all others, get to know it.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._secret = config.job_secret
-        self._context = zmq.Context(io_threads=1)
-        self.is_bound = config.rank == 0 and self._open(zmq.ROUTER, config.rendezvous)
-        if not self.is_bound:
-            self._open(zmq.DEALER, config.rendezvous)
-
-    def _open(self, kind: int, address: str) -> bool:
-        """Opens the socket; returns False if the address is taken."""
-        self._socket = self._context.socket(kind)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, LIMIT_BYTES)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        try:
-            if kind == zmq.ROUTER:
-                if address.startswith("ipc:"):
-                    self._socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
-                self._socket.bind(address)
-            else:
-                # One Hello may wait for the connection; more would only pile up.
-                self._socket.setsockopt(zmq.SNDHWM, 2)
-                self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
-                self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
-                self._socket.connect(address)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            if error.errno == zmq.EADDRINUSE:
-                return False
-            self._context.term()
-            raise RendezvousError(
-                f"cannot use {address} as JETSTREAM_RENDEZVOUS: {error}"
-            ) from None
-        return True
-
-    def send(self, peer: bytes, message: Message) -> None:
-        """Sends or, where nobody takes it, drops: what matters is repeated or times out."""
-        frames = [peer] if self.is_bound else []
-        with contextlib.suppress(zmq.Again):
-            self._socket.send_multipart(
-                [*frames, seal(message, secret=self._secret)], flags=zmq.NOBLOCK
-            )
-        _log.debug("sent %s", type(message).__name__)
-
-    def wait(self, fds: list[int], *, timeout_s: float) -> set[int]:
-        """Waits for a message or until one of `fds` is readable; returns those that are."""
-        poller = zmq.Poller()
-        for source in (self._socket, *fds):
-            poller.register(source, zmq.POLLIN)
-        ready = poller.poll(max(0, int(1e3 * timeout_s) + 1))
-        return {source for source, _ in ready if isinstance(source, int)}
-
-    def receive_all(self) -> Iterator[tuple[bytes, Message | Unreadable]]:
-        """Yields (peer, message) for everything that ranks have sent."""
-        while True:
-            try:
-                frames = self._socket.recv_multipart(flags=zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            peer = frames.pop(0) if self.is_bound else b""
-            try:
-                yield peer, open_sealed(b"".join(frames), secret=self._secret)
-            except ForeignBytesError as error:
-                _log.warning("ignored at the rendezvous: %s", error)
-            except JetstreamError as error:
-                yield peer, Unreadable(error)
-
-    def close(self, *, linger_ms: int) -> None:
-        """Closes the socket and ends zmq's threads; `linger_ms` is for messages not yet sent."""
-        self._context.destroy(linger=linger_ms)

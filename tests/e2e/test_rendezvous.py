@@ -22,7 +22,7 @@ PROGRAM = """
 import json, os, sys, time
 from jetstream.config import load_config
 from jetstream.control.rendezvous import join
-from jetstream.errors import SegmentError
+from jetstream.errors import ConfigurationError, SegmentError
 
 PLAN = json.loads(os.environ["PLAN"])
 
@@ -61,14 +61,22 @@ def fds():
             pass
     return found
 
+def open_link(settings):
+    if PLAN.get("link") == "fail":
+        raise ConfigurationError(f"no interface {settings.interface}")
+    return f"{settings.kind} {settings.address} {os.getpid()}".encode()
+
 before = set(fds())
 say({"starts": os.getpid()})
 try:
     for _ in range(PLAN.get("repeat", 1)):
-        member = join(load_config(), segments=Memfd, build=PLAN.get("build", "b1"))
+        member = join(load_config(), segments=Memfd, build=PLAN.get("build", "b1"),
+                      open_link=open_link)
         result = {
             "rank": member.rank, "size": member.size,
             "local": [member.local_rank, member.local_size],
+            "host_index": member.host_index, "machine_index": member.machine_index,
+            "endpoints": [endpoint.decode() for endpoint in member.endpoints],
             "hosts": member.hosts, "pids": member.pids, "cpus": [sorted(c) for c in member.cpus],
             "own_pidfd": member.pidfds[member.rank],
             "pidfds": [fd >= 0 and fds()[fd] for fd in member.pidfds],
@@ -198,6 +206,27 @@ def check_joined(processes: list[subprocess.Popen[str]]) -> None:
         assert all("pidfd" in name for name in others)
         assert result["segment"] == f"{processes[0].pid} {size} 0"
         assert (result["threads"], result["sockets"], result["leaked"]) == (1, 0, [])
+        assert result["host_index"] == [0] * size
+        assert result["endpoints"] == [""] * size
+
+
+def check_joined_over(hosts: str, processes: list[subprocess.Popen[str]]) -> None:
+    """`hosts[r]` is the name of the virtual host of rank r."""
+    pids, names = pids_of(processes), list(dict.fromkeys(hosts))
+    for rank, process in enumerate(processes):
+        result = result_of(process)
+        assert "error" not in result, result
+        neighbours = [peer for peer, host in enumerate(hosts) if host == hosts[rank]]
+        assert result["local"] == [neighbours.index(rank), len(neighbours)]
+        assert result["hosts"] == list(hosts)
+        assert result["host_index"] == [names.index(host) for host in hosts]
+        assert result["machine_index"] == [0] * len(hosts)
+        assert result["endpoints"] == [f"udp 127.0.0.1 {pid}" for pid in pids]
+        assert result["pids"] == pids
+        watched = [peer for peer, name in enumerate(result["pidfds"]) if name]
+        assert watched == [peer for peer in neighbours if peer != rank]
+        assert result["segment"] == f"{pids[neighbours[0]]} {len(hosts)} 262144"
+        assert (result["threads"], result["sockets"], result["leaked"]) == (1, 0, [])
 
 
 def test_world_of_one(job: Job) -> None:
@@ -207,6 +236,42 @@ def test_world_of_one(job: Job) -> None:
 @pytest.mark.parametrize("size", [2, 3, 12])
 def test_ranks_join(job: Job, size: int) -> None:
     check_joined(job.start_all(size))
+
+
+@pytest.mark.parametrize("hosts", ["ab", "aab", "abacba"])
+@pytest.mark.parametrize("is_tcp", [False, True])
+def test_ranks_join_over_virtual_hosts(job: Job, hosts: str, is_tcp: bool) -> None:
+    if is_tcp:
+        job.name = f"tcp://127.0.0.1:{free_port()}"
+    processes = []
+    for rank, host in enumerate(hosts):
+        # The size of the segments of all hosts is what rank 0 says.
+        size = "256K" if rank == 0 else "512K"
+        env = {"JETSTREAM_HOST": host, "JETSTREAM_BUFFSIZE": size}
+        processes.append(job.start(rank, len(hosts), env=env))
+    check_joined_over(hosts, processes)
+
+
+def test_link_that_cannot_be_opened_fails_all(job: Job) -> None:
+    zero = job.start(0, 3, env={"JETSTREAM_HOST": "a"})
+    one = job.start(1, 3, env={"JETSTREAM_HOST": "a"})
+    two = job.start(2, 3, env={"JETSTREAM_HOST": "b"}, link="fail")
+    assert errors_of([two]) == {("ConfigurationError", "no interface ")}
+    ((error, text),) = errors_of([zero, one])
+    assert error == "ConfigurationError"
+    assert f"rank 2 (pid {two.pid} on b) failed: no interface" in text
+
+
+def test_killed_on_another_host(job: Job) -> None:
+    """Rank 0 cannot see it: the neighbour does."""
+    hosts = {rank: {"JETSTREAM_HOST": "abb"[rank]} for rank in range(3)}
+    processes = [job.start(rank, 3, env=hosts[rank]) for rank in (0, 1)]
+    processes.append(job.start(2, 3, env=hosts[2], attach="hang"))
+    while "hangs" not in line_of(processes[2]):
+        pass
+    processes[2].kill()
+    texts = {text for _, text in errors_of(processes[:2])}
+    assert all(f"rank 2 (pid {processes[2].pid}) died" in text for text in texts)
 
 
 def test_late_rank_0(job: Job) -> None:

@@ -31,6 +31,8 @@ LAYERS = {
     "jetstream.arrays": "base",
     "jetstream.dtypes": "base",
     "jetstream.config": "base",
+    "jetstream.environ": "base",
+    "jetstream.places": "base",
     "jetstream.transport": "transport",
     "jetstream.control": "control",
     "jetstream.collectives": "collectives",

@@ -15,11 +15,11 @@ from jetstream.config import (
     KINDS,
     RANKS_MAX,
     Config,
-    check_rendezvous,
     configure_logging,
     load_config,
 )
 from jetstream.errors import ConfigurationError
+from jetstream.places import check_rendezvous, split_tcp
 
 JOB = {
     "JETSTREAM_RANK": "1",
@@ -127,19 +127,76 @@ def test_open_mpi_job_id_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_config(old | {"OMPI_MCA_ess_base_jobid": "4242"}).rendezvous == by_job
 
 
+SECRET = {"JETSTREAM_JOB_SECRET": "ab" * 16}
+#: What turns the jobs above into jobs over several hosts.
+SPREAD = {
+    "torchrun": TORCH | {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "node1"},
+    "openmpi": OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+    "mpich": MPICH | {"MPI_LOCALNRANKS": "1", "MPI_LOCALRANKID": "0"},
+    "slurm": SLURM | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[03-04,9],x1"},
+}
+
+
+@pytest.mark.parametrize(("launcher", "host"), [("torchrun", "node1"), ("slurm", "n03")])
+def test_jobs_on_several_hosts_meet_at_rank_0(launcher: str, host: str) -> None:
+    environ = SPREAD[launcher] | SECRET
+    meeting = load_config(environ).rendezvous
+    assert re.fullmatch(rf"tcp://{host}:[23][0-9]{{4}}", meeting)
+    assert load_config(environ).rendezvous == meeting
+    job = "TORCHELASTIC_RUN_ID" if launcher == "torchrun" else "SLURM_JOB_ID"
+    assert load_config(environ | {job: "other"}).rendezvous != meeting
+    v6 = load_config(environ | {"MASTER_ADDR": "fd00::7"}).rendezvous
+    assert v6.startswith("tcp://[fd00::7]:")
+
+
+def test_mpi_jobs_on_several_hosts_need_to_be_told_where() -> None:
+    for launcher in ("openmpi", "mpich"):
+        environ = SPREAD[launcher] | SECRET
+        with pytest.raises(ConfigurationError, match=r"2 ranks on several hosts.*tcp://HOST:PORT"):
+            load_config(environ)
+        told = load_config(environ | {"JETSTREAM_RENDEZVOUS": "tcp://node1:7000"})
+        assert told.rendezvous == "tcp://node1:7000"
+    # Where rank 0 is does not help if the hosts have no name for the job in common.
+    with pytest.raises(ConfigurationError, match="several hosts"):
+        load_config(SPREAD["mpich"] | SECRET | {"MASTER_ADDR": "node1"})
+    named = load_config(SPREAD["openmpi"] | SECRET | {"MASTER_ADDR": "node1"})
+    assert named.rendezvous.startswith("tcp://node1:")
+
+
+@pytest.mark.parametrize("launcher", SPREAD)
+@pytest.mark.parametrize("address", ["ipc://@job", "tcp://127.0.0.1:7000", "tcp://[::1]:7000"])
+def test_jobs_on_several_hosts_cannot_meet_inside_one(launcher: str, address: str) -> None:
+    with pytest.raises(ConfigurationError, match="ranks on several hosts"):
+        load_config(SPREAD[launcher] | SECRET | {"JETSTREAM_RENDEZVOUS": address})
+
+
+def test_torchrun_that_calls_rank_0_localhost() -> None:
+    environ = SPREAD["torchrun"] | SECRET | {"MASTER_ADDR": "localhost"}
+    with pytest.raises(ConfigurationError, match=r"^MASTER_ADDR is .*several hosts"):
+        load_config(environ)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_no_secret_beyond_this_host(launcher: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"JETSTREAM_JOB_SECRET is not set.*tcp://n"):
+        load_config(SPREAD[launcher])
+    with pytest.raises(ConfigurationError, match="JETSTREAM_JOB_SECRET is not set"):
+        load_config(JOB | {"JETSTREAM_RENDEZVOUS": "tcp://10.0.0.1:7000"})
+
+
 @pytest.mark.parametrize(
-    ("environ", "name"),
+    ("nodes", "first"),
     [
-        (TORCH, "LOCAL_WORLD_SIZE"),
-        (OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE"),
-        (MPICH, "MPI_LOCALNRANKS"),
-        (SLURM, "SLURM_STEP_NUM_NODES"),
+        ("node7", "node7"),
+        ("a,b", "a"),
+        ("n[3-5]-ib,x", "n3-ib"),
+        ("r[1-2]n[007,9]", "r1n007"),
+        ("x[2,4]", "x2"),
     ],
 )
-def test_jobs_on_several_hosts_are_refused(environ: dict[str, str], name: str) -> None:
-    other = "2" if "NODES" in name else "1"
-    with pytest.raises(ConfigurationError, match=f"{name} is '{other}'.*one host only"):
-        load_config(environ | {name: other})
+def test_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
+    config = load_config(SPREAD["slurm"] | SECRET | {"SLURM_STEP_NODELIST": nodes})
+    assert split_tcp(config.rendezvous)[0] == first
 
 
 def test_own_variables_win_over_a_foreign_launcher() -> None:
@@ -206,12 +263,16 @@ def test_missing_rendezvous() -> None:
         ("JETSTREAM_WORLD_SIZE", str(RANKS_MAX + 1), "1 to 256"),
         ("JETSTREAM_WORLD_SIZE", "9" * 5000, "1 to 256"),
         ("JETSTREAM_LOCAL_RANK", "4", "0 to 3"),
-        ("JETSTREAM_RENDEZVOUS", "tcp://10.0.0.1:5000", "does not listen beyond this host"),
-        ("JETSTREAM_RENDEZVOUS", "tcp://0.0.0.0:5000", "does not listen beyond this host"),
-        ("JETSTREAM_RENDEZVOUS", "tcp://*:5000", "does not listen beyond this host"),
-        ("JETSTREAM_RENDEZVOUS", "tcp://127.0.0.1:0", "127.0.0.1:PORT"),
-        ("JETSTREAM_RENDEZVOUS", "tcp://127.0.0.1:65536", "127.0.0.1:PORT"),
-        ("JETSTREAM_RENDEZVOUS", "tcp://127.0.0.1", "127.0.0.1:PORT"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://0.0.0.0:5000", "nobody can be called there"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://[::]:5000", "nobody can be called there"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://224.0.0.1:5000", "nobody can be called there"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://10.0.0.256:5000", "nobody can be called there"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://*:5000", "tcp://HOST:PORT"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://eth0;x:5000", "tcp://HOST:PORT"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://::1:5000", "tcp://HOST:PORT"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://127.0.0.1:0", "tcp://HOST:PORT"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://127.0.0.1:65536", "tcp://HOST:PORT"),
+        ("JETSTREAM_RENDEZVOUS", "tcp://127.0.0.1", "tcp://HOST:PORT"),
         ("JETSTREAM_RENDEZVOUS", "ipc:///tmp/socket", "outlive"),
         ("JETSTREAM_RENDEZVOUS", "ipc://@", "ipc://@NAME"),
         ("JETSTREAM_RENDEZVOUS", "ipc://@" + "n" * 101, "ipc://@NAME"),
@@ -243,6 +304,20 @@ def test_missing_rendezvous() -> None:
         ("JETSTREAM_ISA", "sse9", "scalar, avx2, avx512"),
         ("JETSTREAM_CORES", "here", "near, far"),
         ("JETSTREAM_DEBUG", "verbose", "WARN, INFO, TRACE"),
+        ("JETSTREAM_HOST", "a b", "letters, digits"),
+        ("JETSTREAM_HOST", "h" * 64, "at most 63"),
+        ("JETSTREAM_LINK", "shm", "auto, udp, packet, xdp"),
+        ("JETSTREAM_INTERFACE", "eth/0", "letters, digits"),
+        ("JETSTREAM_INTERFACE", "i" * 16, "at most 15"),
+        ("JETSTREAM_LINK_ADDRESS", "10.0.0", "an IP address"),
+        ("JETSTREAM_LINK_ADDRESS", "0.0.0.0", "an IP address"),
+        ("JETSTREAM_LINK_ADDRESS", "ff02::1", "an IP address"),
+        ("JETSTREAM_LINK_MTU", "100", "256 to 65535"),
+        ("JETSTREAM_LINK_MTU", "9k", "256 to 65535"),
+        ("JETSTREAM_LINK_FAULT", "drop\x07", "printable"),
+        ("JETSTREAM_LINK_FAULT", "x" * 501, "at most 500"),
+        ("JETSTREAM_LINK_TRACE", "/tmp/trace.pcapng", "{rank}"),
+        ("JETSTREAM_LINK_TIMEOUT", "0", "above 0"),
     ],
 )
 def test_bad_values_name_variable_value_and_what_is_allowed(
@@ -281,10 +356,33 @@ def test_tuning() -> None:
     assert config.cores == "far"
 
 
+def test_link_settings() -> None:
+    assert load_config(JOB).link == "auto"
+    config = load_config(
+        JOB
+        | {
+            "JETSTREAM_HOST": "left",
+            "JETSTREAM_LINK": "packet",
+            "JETSTREAM_INTERFACE": "enp1s0f0np0.7",
+            "JETSTREAM_LINK_ADDRESS": "fe80::1",
+            "JETSTREAM_LINK_MTU": "9000",
+            "JETSTREAM_LINK_FAULT": "drop=0.01,seed=3",
+            "JETSTREAM_LINK_TRACE": "/tmp/{rank}.pcapng",
+            "JETSTREAM_LINK_TIMEOUT": "2.5",
+        }
+    )
+    assert (config.host, config.link, config.interface) == ("left", "packet", "enp1s0f0np0.7")
+    assert (config.link_address, config.link_mtu) == ("fe80::1", 9000)
+    assert (config.link_fault, config.link_timeout_s) == ("drop=0.01,seed=3", 2.5)
+    assert config.link_trace == "/tmp/{rank}.pcapng"
+    assert load_config({"JETSTREAM_LINK_TRACE": "/tmp/x"}).link_trace == "/tmp/x"
+
+
 def test_empty_variables_count_as_not_set() -> None:
     names = (
         *("TIMEOUT", "ALGO", "BUFFSIZE", "HEAP_BYTES", "SPIN_US", "ISA", "CORES", "DEBUG"),
-        *("JOB_SECRET", "LOCAL_RANK"),
+        *("JOB_SECRET", "LOCAL_RANK", "HOST", "LINK", "INTERFACE", "LINK_ADDRESS", "LINK_MTU"),
+        *("LINK_FAULT", "LINK_TRACE", "LINK_TIMEOUT"),
     )
     plain = load_config(JOB)
     assert load_config(JOB | {f"JETSTREAM_{name}": "" for name in names}) == plain

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 
+from jetstream.control.coordinator import Coordinator
+from jetstream.control.joiner import Joiner
 from jetstream.control.machine import (
     CoordinatorState,
     Machine,
@@ -17,11 +19,6 @@ from jetstream.control.messages import (
     Member,
     Message,
     Refuse,
-    Welcome,
-)
-from jetstream.control.protocol import (
-    Coordinator,
-    Joiner,
 )
 from jetstream.errors import (
     JetstreamError,
@@ -40,22 +37,20 @@ def hello_of(rank: int, world: int, *, pid: int = 0, **changes: object) -> Hello
         pid=pid or 100 + rank,
         start_ticks=7,
         host="host",
+        boot_id="boot",
+        pid_namespace=1,
+        net_namespace=2,
         cpus=b"\x03",
     )
     hello = Hello(
         member=member,
         world_size=world,
         build="build-1",
-        boot_id="boot",
-        pid_namespace=1,
         algorithms="",
+        link="auto",
+        links=("udp",),
     )
     return dataclasses.replace(hello, **changes)  # type: ignore[arg-type]
-
-
-def welcome_of(world: int) -> Welcome:
-    members = tuple(hello_of(rank, world).member for rank in range(world))
-    return Welcome(members=members, fd_socket="socket")
 
 
 def coordinator(world: int) -> Coordinator:
@@ -83,8 +78,6 @@ def sent(machine: Machine) -> list[tuple[bytes, Message]]:
             VersionMismatchError,
             ["rank 0 (pid 100)", "build-1", "rank 2 (pid 102)", "build-2"],
         ),
-        (hello_of(2, 4, boot_id="other"), RendezvousError, ["one host only", "rank 2 (pid 102)"]),
-        (hello_of(2, 4, pid_namespace=9), RendezvousError, ["PID namespaces", "rank 2 (pid 102)"]),
         (
             hello_of(2, 5),
             RendezvousError,
@@ -105,6 +98,11 @@ def sent(machine: Machine) -> list[tuple[bytes, Message]]:
             hello_of(2, 4, algorithms="all_reduce:one_shot"),
             RendezvousError,
             ["JETSTREAM_ALGO=''", "'all_reduce:one_shot'"],
+        ),
+        (
+            hello_of(2, 4, link="packet"),
+            RendezvousError,
+            ["JETSTREAM_LINK='auto'", "rank 2 (pid 102) has 'packet'"],
         ),
     ],
 )

@@ -55,7 +55,13 @@ def server_for(memfd: int, pid: int | None = None) -> FdServer:
 
 
 def fetch(server: FdServer, **changes: object) -> int:
-    arguments = {"rank": 1, "owner_pid": os.getpid(), "secret": SECRET, "timeout_s": 10.0}
+    arguments = {
+        "rank": 1,
+        "owner": 0,
+        "owner_pid": os.getpid(),
+        "secret": SECRET,
+        "timeout_s": 10.0,
+    }
     return fetch_fd(server.name, **(arguments | changes))  # type: ignore[arg-type]
 
 
@@ -161,7 +167,7 @@ def test_silent_client_does_not_block(memfd: int, monkeypatch: pytest.MonkeyPatc
 
 def test_answer_without_descriptor_is_refused(memfd: int) -> None:
     with pytest.raises(RendezvousError, match="Go with 1 descriptors"):
-        fdpass._one_fd(Go(), [3])
+        fdpass._one_fd(Go(), [3], 0)
 
 
 def test_no_answer_in_time(memfd: int) -> None:
@@ -173,7 +179,7 @@ def test_no_answer_in_time(memfd: int) -> None:
 
 def test_no_server() -> None:
     with pytest.raises(RendezvousError, match="did not hand over the segment"):
-        fetch_fd("jetstream-nobody", rank=1, owner_pid=1, secret=b"", timeout_s=1)
+        fetch_fd("jetstream-nobody", rank=1, owner=0, owner_pid=1, secret=b"", timeout_s=1)
 
 
 def test_rank_0_dies_before_it_answers() -> None:
@@ -184,5 +190,5 @@ def test_rank_0_dies_before_it_answers() -> None:
         thread = threading.Thread(target=lambda: dying.accept()[0].close())
         thread.start()
         with pytest.raises(RendezvousError, match=rf"rank 0 \(pid {os.getpid()}\)|rank 0 did not"):
-            fetch_fd(name, rank=1, owner_pid=os.getpid(), secret=SECRET, timeout_s=10)
+            fetch_fd(name, rank=1, owner=0, owner_pid=os.getpid(), secret=SECRET, timeout_s=10)
         thread.join(10)

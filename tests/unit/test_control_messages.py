@@ -16,6 +16,7 @@ from jetstream.control.messages import (
     MESSAGES,
     TEXT_MAX,
     VERSION,
+    Assemble,
     Claim,
     Failed,
     ForeignBytesError,
@@ -24,6 +25,7 @@ from jetstream.control.messages import (
     Hello,
     Member,
     Message,
+    Offer,
     Ready,
     Refuse,
     Welcome,
@@ -38,6 +40,10 @@ PIDS = st.integers(1, (1 << 31) - 1)
 COUNTS = st.integers(0, (1 << 63) - 1)
 
 
+ENDPOINTS = st.binary(max_size=256)
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=16)
+
+
 def text(size: int) -> st.SearchStrategy[str]:
     return st.text(st.characters(codec="utf-8"), max_size=min(size, 50))
 
@@ -49,6 +55,9 @@ MEMBERS = st.builds(
     pid=PIDS,
     start_ticks=COUNTS,
     host=text(255),
+    boot_id=text(64),
+    pid_namespace=COUNTS,
+    net_namespace=COUNTS,
     cpus=st.binary(min_size=1, max_size=40),
 )
 ANY_MESSAGE: st.SearchStrategy[Message] = st.one_of(
@@ -57,14 +66,22 @@ ANY_MESSAGE: st.SearchStrategy[Message] = st.one_of(
         member=MEMBERS,
         world_size=st.integers(1, 256),
         build=text(128),
-        boot_id=text(64),
-        pid_namespace=COUNTS,
         algorithms=text(1024),
+        link=text(16),
+        links=st.lists(NAMES, max_size=8).map(tuple),
     ),
     st.builds(
-        Welcome,
+        Assemble,
         members=st.lists(MEMBERS, min_size=1, max_size=4).map(tuple),
-        fd_socket=text(100),
+        link=text(16),
+        buffer_bytes=st.integers(0, 1 << 40),
+        heap_bytes=st.integers(0, 1 << 40),
+    ),
+    st.builds(Offer, rank=RANKS, endpoint=ENDPOINTS, fd_socket=text(100)),
+    st.builds(
+        Welcome,
+        endpoints=st.lists(ENDPOINTS, min_size=1, max_size=4).map(tuple),
+        fd_sockets=st.lists(NAMES, min_size=1, max_size=4).map(tuple),
         selection=text(1 << 17),
     ),
     st.builds(Ready, rank=RANKS),
@@ -102,6 +119,9 @@ def largest_member(rank: int) -> Member:
         pid=(1 << 31) - 1,
         start_ticks=(1 << 63) - 1,
         host="h" * 255,
+        boot_id="b" * 64,
+        pid_namespace=(1 << 63) - 1,
+        net_namespace=(1 << 63) - 1,
         cpus=b"\xff" * 1024,
     )
 
@@ -118,7 +138,13 @@ def test_every_message_is_generated_here() -> None:
 
 def test_largest_messages_fit() -> None:
     members = tuple(largest_member(rank) for rank in range(256))
-    welcome = Welcome(members=members, fd_socket="s" * 100, selection="\U0001f600" * (1 << 17))
+    assembly = Assemble(members=members, link="l" * 16, buffer_bytes=1 << 40, heap_bytes=1 << 40)
+    assert open_sealed(seal(assembly, secret=SECRET), secret=SECRET) == assembly
+    welcome = Welcome(
+        endpoints=(b"e" * 256,) * 256,
+        fd_sockets=("s" * 100,) * 256,
+        selection="\U0001f600" * (1 << 17),
+    )
     assert open_sealed(seal(welcome, secret=SECRET), secret=SECRET) == welcome
     refuse = Refuse(error="e" * 64, text="\U0001f600" * TEXT_MAX)
     assert open_sealed(seal(refuse, secret=SECRET), secret=SECRET) == refuse
@@ -201,9 +227,30 @@ def test_values_out_of_range(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("count", [0, 257, 100_000])
 def test_impossible_numbers_of_members(count: int) -> None:
-    form = wire_form(Welcome(members=(largest_member(0),), fd_socket="x"))
+    members = (largest_member(0),)
+    form = wire_form(Assemble(members=members, link="", buffer_bytes=0, heap_bytes=0))
     small = dataclasses.asdict(largest_member(0)) | {"cpus": b"1", "host": ""}
     form["members"] = [small] * min(count, 5000)
+    with pytest.raises(ProtocolError):
+        open_sealed(sealed(msgpack.packb(form)), secret=SECRET)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"endpoints": []},
+        {"endpoints": [b""] * 257},
+        {"endpoints": [b"x" * 257]},
+        {"endpoints": ["x"]},
+        {"endpoints": b"x"},
+        {"fd_sockets": []},
+        {"fd_sockets": [""]},
+        {"fd_sockets": ["x" * 101]},
+        {"fd_sockets": [["x"]]},
+    ],
+)
+def test_impossible_welcomes(change: dict[str, Any]) -> None:
+    form = wire_form(Welcome(endpoints=(b"",), fd_sockets=("x",))) | change
     with pytest.raises(ProtocolError):
         open_sealed(sealed(msgpack.packb(form)), secret=SECRET)
 
@@ -227,7 +274,7 @@ def test_other_version() -> None:
 def test_other_secret_names_the_sender() -> None:
     member = dataclasses.replace(largest_member(3), pid=4711)
     hello = Hello(
-        member=member, world_size=4, build="b", boot_id="i", pid_namespace=1, algorithms=""
+        member=member, world_size=4, build="b", algorithms="", link="auto", links=("udp",)
     )
     with pytest.raises(RendezvousError, match=r"rank 3 \(pid 4711\).*JETSTREAM_JOB_SECRET"):
         open_sealed(seal(hello, secret=b"other"), secret=SECRET)

@@ -9,27 +9,31 @@ import pytest
 
 from jetstream import errors
 from jetstream.control import machine as parts
+from jetstream.control.coordinator import REFUSE_GRACE_S, Coordinator
+from jetstream.control.joiner import HELLO_INTERVAL_S, LEAVE_GRACE_S, ORPHAN_GRACE_S, Joiner
 from jetstream.control.machine import (
     AllArrived,
+    AllOffered,
     AllReady,
     AllTold,
     Attach,
     Attached,
     CoordinatorState,
-    CreateSegment,
     Expired,
     JoinerState,
     LocalFailure,
     Lost,
     Machine,
+    Prepare,
+    Prepared,
     Rejected,
-    SegmentCreated,
     Send,
     Unreadable,
     Watch,
 )
 from jetstream.control.messages import (
     TEXT_MAX,
+    Assemble,
     Claim,
     Failed,
     Go,
@@ -37,17 +41,10 @@ from jetstream.control.messages import (
     Hello,
     Member,
     Message,
+    Offer,
     Ready,
     Refuse,
     Welcome,
-)
-from jetstream.control.protocol import (
-    HELLO_INTERVAL_S,
-    LEAVE_GRACE_S,
-    ORPHAN_GRACE_S,
-    REFUSE_GRACE_S,
-    Coordinator,
-    Joiner,
 )
 from jetstream.errors import (
     JetstreamError,
@@ -67,22 +64,33 @@ def hello_of(rank: int, world: int, *, pid: int = 0, **changes: object) -> Hello
         pid=pid or 100 + rank,
         start_ticks=7,
         host="host",
+        boot_id="boot",
+        pid_namespace=1,
+        net_namespace=2,
         cpus=b"\x03",
     )
     hello = Hello(
         member=member,
         world_size=world,
         build="build-1",
-        boot_id="boot",
-        pid_namespace=1,
         algorithms="",
+        link="auto",
+        links=("udp",),
     )
     return dataclasses.replace(hello, **changes)  # type: ignore[arg-type]
 
 
 def welcome_of(world: int) -> Welcome:
+    return Welcome(endpoints=(b"",) * world, fd_sockets=("socket",))
+
+
+def assemble_of(world: int) -> Assemble:
     members = tuple(hello_of(rank, world).member for rank in range(world))
-    return Welcome(members=members, fd_socket="socket")
+    return Assemble(members=members, link="", buffer_bytes=0, heap_bytes=0)
+
+
+def offer_of(rank: int) -> Offer:
+    return Offer(rank=rank, endpoint=b"", fd_socket="")
 
 
 def coordinator(world: int) -> Coordinator:
@@ -103,6 +111,8 @@ def sent(machine: Machine) -> list[tuple[bytes, Message]]:
 
 EVENTS: dict[str, object] = {
     "hello": hello_of(2, 3),
+    "assemble": assemble_of(3),
+    "offer": offer_of(1),
     "welcome": welcome_of(3),
     "ready": Ready(rank=1),
     "go": Go(),
@@ -110,17 +120,25 @@ EVENTS: dict[str, object] = {
     "failed": Failed(rank=1, error="SegmentError", text="no"),
     "claim": Claim(rank=1, pid=2),
     "grant": Grant(rank=1),
-    "segment": SegmentCreated("socket"),
+    "prepared": Prepared(fd_socket="socket"),
     "attached": Attached(),
     "unreadable": Unreadable(ProtocolError("noise")),
     "lost": Lost(1),
     "local": LocalFailure(RendezvousError("disk")),
     "expired": Expired(),
     "all_arrived": AllArrived(),
+    "all_offered": AllOffered(),
     "all_ready": AllReady(),
     "all_told": AllTold(),
     "rejected": Rejected(ProtocolError("bad")),
 }
+
+
+def share(machine: Coordinator) -> None:
+    """Takes a coordinator that assembles the ranks through to SHARING."""
+    machine.step(offer_of(1), now_s=3.0, peer=b"1")
+    machine.step(Prepared(fd_socket="socket"), now_s=3.0)
+    machine.step(offer_of(2), now_s=3.0, peer=b"2")
 
 
 def coordinator_in(state: CoordinatorState) -> Coordinator:
@@ -134,8 +152,8 @@ def coordinator_in(state: CoordinatorState) -> Coordinator:
         machine.tick(now_s=1.0 + REFUSE_GRACE_S)
     elif state is not CoordinatorState.COLLECTING:
         machine.step(hello_of(2, 3), now_s=2.0, peer=b"2")
-        if state is not CoordinatorState.CREATING:
-            machine.step(SegmentCreated("socket"), now_s=3.0)
+        if state is not CoordinatorState.ASSEMBLING:
+            share(machine)
         if state is CoordinatorState.JOINED:
             machine.step(Ready(rank=1), now_s=4.0, peer=b"1")
             machine.step(Ready(rank=2), now_s=4.0, peer=b"2")
@@ -149,11 +167,13 @@ def joiner_in(state: JoinerState) -> Joiner:
     machine = joiner(1, 3)
     path: dict[JoinerState, list[object]] = {
         JoinerState.CALLING: [],
-        JoinerState.ATTACHING: [welcome_of(3)],
-        JoinerState.READY: [welcome_of(3), Attached()],
-        JoinerState.ORPHANED: [welcome_of(3), Attached(), Lost(0)],
+        JoinerState.PREPARING: [assemble_of(3)],
+        JoinerState.OFFERING: [assemble_of(3), Prepared()],
+        JoinerState.ATTACHING: [assemble_of(3), Prepared(), welcome_of(3)],
+        JoinerState.READY: [assemble_of(3), Prepared(), welcome_of(3), Attached()],
+        JoinerState.ORPHANED: [assemble_of(3), Prepared(), Lost(0)],
         JoinerState.LEAVING: [Expired()],
-        JoinerState.JOINED: [welcome_of(3), Attached(), Go()],
+        JoinerState.JOINED: [assemble_of(3), Prepared(), welcome_of(3), Attached(), Go()],
         JoinerState.FAILED: [Refuse(error="SegmentError", text="x")],
     }
     for event in path[state]:
@@ -203,7 +223,7 @@ def test_joiner_takes_any_event_in_any_state(state: JoinerState, event: str) -> 
     if state in (JoinerState.JOINED, JoinerState.FAILED):
         assert machine.state is state
         assert not effects
-    elif not allowed and state in (JoinerState.CALLING, JoinerState.ATTACHING, JoinerState.READY):
+    elif not allowed and state not in (JoinerState.ORPHANED, JoinerState.LEAVING):
         assert isinstance(machine.error, ProtocolError)
         assert machine.state is JoinerState.FAILED
         assert [type(message) for _, message in effects] == [Failed]
@@ -234,7 +254,7 @@ def test_table_is_well_formed(machine: type[Machine]) -> None:
 
 def test_every_event_of_the_module_is_in_the_product() -> None:
     tested = {type(event).__name__ for event in EVENTS.values()}
-    effects = {"Send", "Watch", "CreateSegment", "Attach", "Effect"}
+    effects = {"Send", "Watch", "Prepare", "Attach", "Effect"}
     others = {"CoordinatorState", "JoinerState", "Machine", "Table", "each"}
     assert set(parts.__all__) - effects - others <= tested
 
@@ -274,12 +294,21 @@ def test_early_ticks_do_nothing() -> None:
 def test_the_good_way() -> None:
     zero = coordinator_in(CoordinatorState.COLLECTING)
     zero.step(hello_of(2, 3), now_s=1.0, peer=b"2")
-    assert zero.take_effects() == [Watch(hello_of(2, 3).member), CreateSegment()]
-    zero.step(SegmentCreated("socket"), now_s=2.0)
+    assert zero.take_effects() == [
+        Watch(hello_of(2, 3).member),
+        Send(b"1", assemble_of(3)),
+        Send(b"2", assemble_of(3)),
+        Prepare(assemble_of(3)),
+    ]
+    share(zero)
     assert sent(zero) == [(b"1", welcome_of(3)), (b"2", welcome_of(3))]
     one = joiner(1, 3)
     one.tick(now_s=0.0)
     assert one.take_effects() == [Send(b"", hello_of(1, 3))]
+    one.step(assemble_of(3), now_s=1.0)
+    assert one.take_effects() == [Prepare(assemble_of(3))]
+    one.step(Prepared(), now_s=1.0)
+    assert one.take_effects() == [Send(b"", offer_of(1))]
     one.step(welcome_of(3), now_s=2.0)
     assert one.take_effects() == [Attach(welcome_of(3))]
     one.step(Attached(), now_s=3.0)
@@ -301,7 +330,7 @@ def test_hello_is_repeated_until_answered() -> None:
     assert len(sent(one)) == 1
     one.tick(now_s=one.next_s)
     assert len(sent(one)) == 1
-    one.step(welcome_of(2), now_s=1.0)
+    one.step(assemble_of(2), now_s=1.0)
     one.take_effects()
     one.tick(now_s=5.0)
     assert not sent(one)
@@ -314,7 +343,7 @@ def test_repeated_hello_changes_nothing() -> None:
     assert zero.take_effects() == [Watch(hello_of(1, 3).member)]
     zero.step(hello_of(2, 3), now_s=0.0, peer=b"2")
     zero.step(hello_of(2, 3), now_s=0.0, peer=b"2")
-    zero.step(SegmentCreated("s"), now_s=0.0)
+    share(zero)
     zero.step(hello_of(1, 3), now_s=0.0, peer=b"1")
     assert zero.state is CoordinatorState.SHARING
 
@@ -325,7 +354,6 @@ def test_same_process_on_a_new_connection_replaces_the_old() -> None:
     world_3.step(hello_of(1, 3), now_s=0.0, peer=b"old")
     world_3.step(hello_of(1, 3), now_s=0.0, peer=b"new")
     world_3.step(hello_of(2, 3), now_s=0.0, peer=b"2")
-    world_3.step(SegmentCreated("s"), now_s=0.0)
     assert {peer for peer, _ in sent(world_3)} == {b"new", b"2"}
     # Once welcomed it cannot start again: it may hold the segment already.
     zero.step(hello_of(1, 2), now_s=0.0, peer=b"old")
@@ -388,7 +416,7 @@ def test_a_joiner_alone(rank: int, text: str) -> None:
 def test_failure_of_one_is_the_failure_of_all() -> None:
     zero = coordinator_in(CoordinatorState.SHARING)
     two = joiner(2, 3)
-    two.step(welcome_of(3), now_s=1.0)
+    two.step(assemble_of(3), now_s=1.0)
     two.step(LocalFailure(SegmentError("no memory")), now_s=1.0)
     assert isinstance(two.error, SegmentError)
     failed = sent(two)[-1][1]
@@ -420,20 +448,6 @@ def test_ready_counts_once_and_only_from_its_rank(rank: int) -> None:
     zero.step(Ready(rank=1), now_s=1.0, peer=b"1")
     zero.step(Ready(rank=rank), now_s=1.0, peer=b"1")
     assert isinstance(zero.error, ProtocolError)
-
-
-def test_welcome_must_be_about_this_rank() -> None:
-    for welcome in (
-        welcome_of(2),
-        dataclasses.replace(welcome_of(3), members=welcome_of(3).members[::-1]),
-        dataclasses.replace(
-            welcome_of(3), members=tuple(hello_of(rank, 3, pid=9).member for rank in range(3))
-        ),
-    ):
-        one = joiner(1, 3)
-        one.step(welcome, now_s=0.0)
-        assert isinstance(one.error, ProtocolError)
-        assert one.state is JoinerState.FAILED
 
 
 def test_refusals_restore_only_our_errors() -> None:

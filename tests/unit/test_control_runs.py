@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jetstream.control.coordinator import Coordinator
+from jetstream.control.joiner import HELLO_INTERVAL_S, Joiner
 from jetstream.control.machine import (
     Attached,
     CoordinatorState,
-    CreateSegment,
-    JoinerState,
     LocalFailure,
     Lost,
-    Machine,
-    SegmentCreated,
+    Prepare,
+    Prepared,
     Send,
     Watch,
 )
-from jetstream.control.messages import (
-    Hello,
-    Member,
-    Message,
-    Welcome,
-)
-from jetstream.control.protocol import (
-    HELLO_INTERVAL_S,
-    Coordinator,
-    Joiner,
-)
+from jetstream.control.messages import Assemble, Hello, Member, Message
+from jetstream.control.placement import place
 from jetstream.errors import (
     RendezvousError,
 )
@@ -40,53 +30,43 @@ ADDRESS = "ipc://@job"
 TIMEOUT_S = 60.0
 
 
-def hello_of(rank: int, world: int, *, pid: int = 0, **changes: object) -> Hello:
+def hello_of(rank: int, world: int, host: str) -> Hello:
     member = Member(
         rank=rank,
         local_rank=rank,
-        pid=pid or 100 + rank,
+        pid=100 + rank,
         start_ticks=7,
-        host="host",
+        host=host,
+        boot_id="boot",
+        pid_namespace=1,
+        net_namespace=2,
         cpus=b"\x03",
     )
-    hello = Hello(
+    return Hello(
         member=member,
         world_size=world,
         build="build-1",
-        boot_id="boot",
-        pid_namespace=1,
         algorithms="",
+        link="auto",
+        links=("udp",),
     )
-    return dataclasses.replace(hello, **changes)  # type: ignore[arg-type]
-
-
-def welcome_of(world: int) -> Welcome:
-    members = tuple(hello_of(rank, world).member for rank in range(world))
-    return Welcome(members=members, fd_socket="socket")
-
-
-def coordinator(world: int) -> Coordinator:
-    return Coordinator(hello_of(0, world), now_s=0.0, timeout_s=TIMEOUT_S)
-
-
-def joiner(rank: int, world: int) -> Joiner:
-    me = hello_of(rank, world)
-    return Joiner(me, address=ADDRESS, now_s=0.0, timeout_s=TIMEOUT_S)
-
-
-def sent(machine: Machine) -> list[tuple[bytes, Message]]:
-    effects = machine.take_effects()
-    return [(effect.peer, effect.message) for effect in effects if isinstance(effect, Send)]
 
 
 class Job:
     """Coordinator and joiners over a network that keeps order per direction and nothing else."""
 
-    def __init__(self, world: int) -> None:
-        self.world = world
+    def __init__(self, hosts: list[str]) -> None:
+        """``hosts[r]`` is the host of rank r."""
+        world = self.world = len(hosts)
+        self.hosts = hosts
         self.now_s = 0.0
-        self.machines: list[Coordinator | Joiner] = [coordinator(world)]
-        self.machines += [joiner(rank, world) for rank in range(1, world)]
+        hellos = [hello_of(rank, world, host) for rank, host in enumerate(hosts)]
+        self.machines: list[Coordinator | Joiner] = [
+            Coordinator(hellos[0], now_s=0.0, timeout_s=TIMEOUT_S)
+        ]
+        self.machines += [
+            Joiner(hello, address=ADDRESS, now_s=0.0, timeout_s=TIMEOUT_S) for hello in hellos[1:]
+        ]
         self.queues: dict[tuple[int, int], deque[Message]] = {}
         self.dead: set[int] = set()
         self.watched: set[int] = set()
@@ -98,10 +78,16 @@ class Job:
                 self.queues.setdefault((rank, target), deque()).append(effect.message)
             elif isinstance(effect, Watch):
                 self.watched.add(effect.member.rank)
-            elif isinstance(effect, CreateSegment):
-                self.step(0, SegmentCreated("socket"))
+            elif isinstance(effect, Prepare):
+                self.prepare(rank, effect.assembly)
             else:
                 self.step(rank, Attached())
+
+    def prepare(self, rank: int, assembly: Assemble) -> None:
+        placement = place(assembly.members)
+        endpoint = b"%d" % rank if assembly.link else b""
+        fd_socket = self.hosts[rank] if placement.leader_of(rank) == rank else ""
+        self.step(rank, Prepared(endpoint, fd_socket, "selection" if rank == 0 else ""))
 
     def step(self, rank: int, event: object, peer: bytes = b"") -> None:
         if rank not in self.dead:
@@ -120,12 +106,17 @@ class Job:
                 self.perform(rank)
 
     def notice(self) -> None:
+        """Deaths are noticed by pidfd: on the same host, once a rank knows the others."""
         for rank in self.dead & self.watched:
             self.step(0, Lost(rank))
-        if 0 in self.dead:
-            for rank in range(1, self.world):
-                if self.machines[rank].state not in (JoinerState.CALLING, JoinerState.ATTACHING):
+        for rank in range(1, self.world):
+            if self.machines[rank].assembly is None or self.machines[rank].is_final:
+                continue
+            for lost in sorted(self.dead):
+                if self.hosts[lost] == self.hosts[rank] and lost == 0:
                     self.step(rank, Lost(0))
+                elif self.hosts[lost] == self.hosts[rank] != self.hosts[0]:
+                    self.step(rank, LocalFailure(RendezvousError(f"rank {lost} died")))
 
     def settle(self) -> None:
         """Delivers everything, lets deaths be noticed and time pass, until all is over."""
@@ -142,10 +133,16 @@ class Job:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(2, 5), st.randoms(use_true_random=False), st.booleans(), st.booleans())
-def test_random_runs(world: int, random: Random, is_killing: bool, is_failing: bool) -> None:
+@given(
+    st.lists(st.sampled_from("abc"), min_size=2, max_size=5),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+    st.booleans(),
+)
+def test_random_runs(hosts: list[str], random: Random, is_killing: bool, is_failing: bool) -> None:
     """All ranks join, or after a failure none; and it ends in bounded time either way."""
-    job = Job(world)
+    world = len(hosts)
+    job = Job(hosts)
     job.tick(0.0)
     for _ in range(random.randrange(1, 12 * world)):
         if is_killing and not job.dead and random.random() < 0.05:
@@ -162,6 +159,13 @@ def test_random_runs(world: int, random: Random, is_killing: bool, is_failing: b
     assert all(machine.is_final for machine in alive)
     if not is_killing and not is_failing:
         assert len(joined) == world
+        for machine in joined:
+            assert machine.welcome == job.machines[0].welcome
+            assert machine.assembly == job.machines[0].assembly
+        welcome = job.machines[0].welcome
+        assert welcome is not None
+        assert welcome.fd_sockets == tuple(dict.fromkeys(hosts))
+        assert [bool(endpoint) for endpoint in welcome.endpoints] == [len(set(hosts)) > 1] * world
     if job.machines[0].state is CoordinatorState.FAILED:
         assert not joined
     if job.machines[0].state is CoordinatorState.JOINED and not is_failing:

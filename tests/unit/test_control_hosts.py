@@ -1,0 +1,355 @@
+"""The rendezvous over several hosts: who is where, what each rank has to offer, which link."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from jetstream.config import Config
+from jetstream.control.coordinator import Coordinator
+from jetstream.control.joiner import Joiner
+from jetstream.control.links import LinkSettings, choose_kind, link_settings
+from jetstream.control.machine import (
+    Attach,
+    Attached,
+    CoordinatorState,
+    JoinerState,
+    LocalFailure,
+    Machine,
+    Prepare,
+    Prepared,
+    Send,
+    Watch,
+)
+from jetstream.control.messages import (
+    Assemble,
+    Go,
+    Hello,
+    Member,
+    Message,
+    Offer,
+    Ready,
+    Welcome,
+)
+from jetstream.control.placement import are_neighbours, place
+from jetstream.errors import ConfigurationError, ProtocolError, RendezvousError
+
+TIMEOUT_S = 60.0
+#: Three ranks: 0 and 2 on host a, 1 on host b.
+HOSTS = "aba"
+
+
+def member_of(rank: int, host: str, **changes: object) -> Member:
+    member = Member(
+        rank=rank,
+        local_rank=rank,
+        pid=100 + rank,
+        start_ticks=7,
+        host=host,
+        boot_id=f"boot of {host}",
+        pid_namespace=1,
+        net_namespace=2,
+        cpus=b"\x03",
+    )
+    return dataclasses.replace(member, **changes)  # type: ignore[arg-type]
+
+
+def hello_of(rank: int, hosts: str = HOSTS) -> Hello:
+    return Hello(
+        member=member_of(rank, hosts[rank]),
+        world_size=len(hosts),
+        build="build-1",
+        algorithms="",
+        link="auto",
+        links=("udp",),
+    )
+
+
+def assemble_of(hosts: str = HOSTS, link: str = "udp") -> Assemble:
+    members = tuple(member_of(rank, host) for rank, host in enumerate(hosts))
+    return Assemble(members=members, link=link, buffer_bytes=1 << 20, heap_bytes=2 << 20)
+
+
+OFFERS = (
+    Offer(rank=0, endpoint=b"at 0", fd_socket="a"),
+    Offer(rank=1, endpoint=b"at 1", fd_socket="b"),
+    Offer(rank=2, endpoint=b"at 2", fd_socket=""),
+)
+WELCOME = Welcome(endpoints=(b"at 0", b"at 1", b"at 2"), fd_sockets=("a", "b"), selection="best")
+
+
+def coordinator() -> Coordinator:
+    """Rank 0 when all have arrived."""
+    zero = Coordinator(
+        hello_of(0), now_s=0.0, timeout_s=TIMEOUT_S, buffer_bytes=1 << 20, heap_bytes=2 << 20
+    )
+    zero.step(hello_of(1), now_s=0.0, peer=b"1")
+    zero.step(hello_of(2), now_s=0.0, peer=b"2")
+    assert zero.state is CoordinatorState.ASSEMBLING
+    return zero
+
+
+def joiner(rank: int, *events: object) -> Joiner:
+    machine = Joiner(hello_of(rank), address="tcp://a:1", now_s=0.0, timeout_s=TIMEOUT_S)
+    for event in events:
+        machine.step(event, now_s=1.0)
+    machine.take_effects()
+    return machine
+
+
+def sent(machine: Machine) -> list[tuple[bytes, Message]]:
+    effects = machine.take_effects()
+    return [(effect.peer, effect.message) for effect in effects if isinstance(effect, Send)]
+
+
+# --- who is where -------------------------------------------------------------------------
+
+
+def test_hosts_are_numbered_by_their_first_ranks() -> None:
+    placement = place([member_of(rank, host) for rank, host in enumerate("xaxba")])
+    assert placement.host_index == (0, 1, 0, 2, 1)
+    assert placement.machine_index == (0, 1, 0, 2, 1)
+    assert placement.names == ("x", "a", "b")
+    assert placement.is_spread
+    assert not placement.is_one_network
+    assert placement.ranks_of(1) == (1, 4)
+    assert placement.neighbours_of(2) == (0, 2)
+    assert [placement.leader_of(rank) for rank in range(5)] == [0, 1, 0, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_one_machine"),
+    [
+        ({"boot_id": "other"}, False),
+        ({"pid_namespace": 9}, True),
+        ({"net_namespace": 9}, True),
+        ({"host": "virtual"}, True),
+    ],
+)
+def test_what_parts_neighbours(change: dict[str, object], is_one_machine: bool) -> None:
+    here = member_of(0, "a")
+    there = dataclasses.replace(member_of(1, "a"), **change)  # type: ignore[arg-type]
+    assert are_neighbours(here, member_of(1, "a"))
+    assert not are_neighbours(here, there)
+    placement = place((here, there))
+    assert placement.host_index == (0, 1)
+    assert placement.machine_index == ((0, 0) if is_one_machine else (0, 1))
+    assert len(set(placement.names)) == 2
+    assert placement.is_one_network == ("net_namespace" not in change and is_one_machine)
+
+
+def test_hosts_of_one_name_can_be_told_apart() -> None:
+    members = [member_of(rank, "box", pid_namespace=rank) for rank in (0, 1)]
+    assert place(members).names == ("box#0", "box#1")
+
+
+# --- the ordinary course ------------------------------------------------------------------
+
+
+def test_rank_0_over_hosts() -> None:
+    zero = coordinator()
+    assert zero.take_effects() == [
+        Watch(member_of(2, "a")),  # rank 1 is out of sight
+        Send(b"1", assemble_of()),
+        Send(b"2", assemble_of()),
+        Prepare(assemble_of()),
+    ]
+    zero.step(OFFERS[1], now_s=1.0, peer=b"1")
+    zero.step(Prepared(b"at 0", "a", "best"), now_s=1.0)
+    assert not zero.take_effects()
+    zero.step(OFFERS[2], now_s=1.0, peer=b"2")
+    assert sent(zero) == [(b"1", WELCOME), (b"2", WELCOME)]
+    zero.step(Ready(rank=1), now_s=2.0, peer=b"1")
+    zero.step(Ready(rank=2), now_s=2.0, peer=b"2")
+    assert sent(zero) == [(b"1", Go()), (b"2", Go())]
+    assert zero.welcome == WELCOME
+
+
+def test_a_joiner_over_hosts() -> None:
+    one = joiner(1)
+    one.step(assemble_of(), now_s=1.0)
+    assert one.take_effects() == [Prepare(assemble_of())]
+    one.step(Prepared(b"at 1", "b"), now_s=1.0)
+    assert one.take_effects() == [Send(b"", OFFERS[1])]
+    one.step(WELCOME, now_s=2.0)
+    assert one.take_effects() == [Attach(WELCOME)]
+    one.step(Attached(), now_s=2.0)
+    one.step(Go(), now_s=3.0)
+    assert one.state is JoinerState.JOINED
+    assert one.assembly == assemble_of()
+    assert one.welcome == WELCOME
+
+
+# --- what does not fit --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "assembly",
+    [
+        assemble_of("ab"),
+        dataclasses.replace(assemble_of(), members=assemble_of().members[::-1]),
+        dataclasses.replace(assemble_of(), members=(member_of(0, "a"),) * 3),
+        assemble_of("aaa", link=""),  # this one is on host b
+        assemble_of(link=""),
+    ],
+)
+def test_assembly_must_be_about_this_rank(assembly: Assemble) -> None:
+    one = joiner(1, assembly)
+    assert isinstance(one.error, ProtocolError)
+    assert one.state is JoinerState.FAILED
+
+
+def test_no_link_on_one_host() -> None:
+    hello = dataclasses.replace(hello_of(1), member=member_of(1, "a"))
+    for link, state in (("", JoinerState.PREPARING), ("udp", JoinerState.FAILED)):
+        one = Joiner(hello, address="ipc://@x", now_s=0.0, timeout_s=TIMEOUT_S)
+        one.step(assemble_of("aaa", link=link), now_s=1.0)
+        assert one.state is state
+
+
+@pytest.mark.parametrize(
+    "welcome",
+    [
+        dataclasses.replace(WELCOME, endpoints=WELCOME.endpoints[:2]),
+        dataclasses.replace(WELCOME, endpoints=(b"at 0", b"", b"at 2")),
+        dataclasses.replace(WELCOME, endpoints=(b"at 0", b"at 1", b"")),
+        dataclasses.replace(WELCOME, endpoints=(b"at 0", b"elsewhere", b"at 2")),
+        dataclasses.replace(WELCOME, fd_sockets=("a",)),
+        dataclasses.replace(WELCOME, fd_sockets=("a", "b", "c")),
+    ],
+)
+def test_welcome_must_fit_the_assembly(welcome: Welcome) -> None:
+    one = joiner(1, assemble_of(), Prepared(b"at 1", "b"), welcome)
+    assert isinstance(one.error, ProtocolError)
+    assert one.state is JoinerState.FAILED
+
+
+@pytest.mark.parametrize(
+    ("offer", "peer"),
+    [
+        (OFFERS[1], b"2"),
+        (OFFERS[1], b"stranger"),
+        (dataclasses.replace(OFFERS[0], endpoint=b"mine"), b"1"),
+        (dataclasses.replace(OFFERS[1], endpoint=b""), b"1"),
+        (dataclasses.replace(OFFERS[1], fd_socket=""), b"1"),
+        (dataclasses.replace(OFFERS[2], fd_socket="mine"), b"2"),
+    ],
+)
+def test_an_offer_is_of_its_rank_and_of_what_it_has(offer: Offer, peer: bytes) -> None:
+    zero = coordinator()
+    zero.step(offer, now_s=1.0, peer=peer)
+    assert isinstance(zero.error, ProtocolError)
+
+
+def test_an_offer_counts_once() -> None:
+    zero = coordinator()
+    zero.step(OFFERS[1], now_s=1.0, peer=b"1")
+    zero.step(OFFERS[1], now_s=1.0, peer=b"1")
+    assert isinstance(zero.error, ProtocolError)
+
+
+# --- ending badly -------------------------------------------------------------------------
+
+
+def test_who_offers_nothing_is_named_with_its_host() -> None:
+    zero = coordinator()
+    zero.step(Prepared(b"at 0", "a"), now_s=1.0)
+    zero.tick(now_s=TIMEOUT_S)
+    assert str(zero.error).endswith(
+        "arrived: rank 0 (pid 100), rank 1 (pid 101 on b), rank 2 (pid 102); "
+        "not ready: rank 1 (pid 101 on b), rank 2 (pid 102)"
+    )
+
+
+def test_who_does_not_become_ready_is_named_with_its_host() -> None:
+    zero = coordinator()
+    zero.step(Prepared(b"at 0", "a"), now_s=1.0)
+    for offer in OFFERS[1:]:
+        zero.step(offer, now_s=1.0, peer=b"%d" % offer.rank)
+    zero.step(Ready(rank=2), now_s=1.0, peer=b"2")
+    zero.tick(now_s=TIMEOUT_S)
+    assert str(zero.error).endswith("not ready: rank 1 (pid 101 on b)")
+
+
+def test_a_link_that_cannot_be_opened_fails_all() -> None:
+    one = joiner(1, assemble_of())
+    one.step(LocalFailure(ConfigurationError("no interface eth7")), now_s=1.0)
+    ((_, failed),) = sent(one)
+    zero = coordinator()
+    zero.take_effects()
+    zero.step(failed, now_s=2.0, peer=b"1")
+    assert isinstance(zero.error, ConfigurationError)
+    assert "rank 1 (pid 101 on b) failed: no interface eth7" in str(zero.error)
+    assert {peer for peer, _ in sent(zero)} == {b"1", b"2"}
+
+
+# --- which link ---------------------------------------------------------------------------
+
+SPREAD = place([member_of(0, "a"), member_of(1, "b")])
+VIRTUAL = place([member_of(0, "a"), member_of(1, "b", boot_id="boot of a")])
+BOTH, UDP = ("udp", "packet"), ("udp",)
+
+
+def test_choice_of_the_link() -> None:
+    assert choose_kind("auto", [BOTH, BOTH], place([member_of(0, "a")])) == ""
+    assert choose_kind("auto", [BOTH, BOTH], SPREAD) == "packet"
+    assert choose_kind("auto", [BOTH, UDP], SPREAD) == "udp"
+    assert choose_kind("auto", [BOTH, BOTH], VIRTUAL) == "udp"
+    assert choose_kind("xdp", [UDP, UDP], VIRTUAL) == "xdp"
+
+
+def test_settings_of_virtual_hosts() -> None:
+    config = Config(rank=3, world_size=4, rendezvous="ipc://@x", link_trace="/t/{rank}.pcapng")
+    assert link_settings(config, "udp", VIRTUAL) == LinkSettings(
+        kind="udp", address="127.0.0.1", trace="/t/3.pcapng"
+    )
+
+
+def test_settings_that_are_set() -> None:
+    config = Config(
+        rendezvous="tcp://10.1.2.3:7000",
+        interface="eth9",
+        link_address="10.1.2.4",
+        link_mtu=9000,
+        link_fault="drop=0.1",
+    )
+    assert link_settings(config, "udp", SPREAD) == LinkSettings(
+        kind="udp", interface="eth9", address="10.1.2.4", mtu_bytes=9000, fault="drop=0.1"
+    )
+    assert link_settings(config, "packet", SPREAD) == LinkSettings(
+        kind="packet", interface="eth9", mtu_bytes=9000, fault="drop=0.1"
+    )
+
+
+def test_interface_without_address() -> None:
+    config = Config(rendezvous="tcp://10.1.2.3:7000", interface="nosuch0")
+    with pytest.raises(ConfigurationError, match=r"'nosuch0'.*JETSTREAM_LINK_ADDRESS"):
+        link_settings(config, "udp", SPREAD)
+
+
+def test_address_of_the_loopback_interface() -> None:
+    config = Config(rendezvous="tcp://10.1.2.3:7000", interface="lo")
+    assert link_settings(config, "udp", SPREAD).address == "127.0.0.1"
+
+
+def test_no_interface_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "lo")])
+    monkeypatch.setattr("jetstream.control.links._own_address", lambda config: "10.9.9.9")
+    config = Config(rendezvous="tcp://10.1.2.3:7000")
+    with pytest.raises(ConfigurationError, match=r"10\.9\.9\.9.*JETSTREAM_INTERFACE"):
+        link_settings(config, "packet", SPREAD)
+
+
+def test_address_that_cannot_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(rendezvous="tcp://127.0.0.1:7000")
+    monkeypatch.setattr("jetstream.control.links._ANYWHERE", "127.0.0.1")
+    with pytest.raises(ConfigurationError, match="set JETSTREAM_LINK_ADDRESS"):
+        link_settings(config, "udp", SPREAD)
+
+
+def test_joiner_that_has_failed_takes_nothing_more() -> None:
+    one = joiner(1, assemble_of(), LocalFailure(RendezvousError("x")))
+    for event in (Prepared(b"at 1", "b"), WELCOME, Attached()):
+        one.step(event, now_s=2.0)
+        assert one.state is JoinerState.FAILED
