@@ -77,7 +77,7 @@ typedef enum js_rel_state {
 } js_rel_state;
 
 typedef enum js_rel_error {
-    JS_REL_OK,
+    JS_REL_OK,     /* or js_rel_abort */
     JS_REL_LOST,   /* no sign of the peer for give_up_ns */
     JS_REL_RESET,  /* the peer says that it has failed */
     JS_REL_BROKEN, /* the peer broke the protocol in authentic frames */
@@ -114,7 +114,7 @@ typedef struct js_rel_stats {
 
 typedef struct js_rel js_rel;
 
-/* Bytes and alignment of a connection, for whoever allocates it. */
+/* Bytes of a connection, for whoever allocates it, aligned to a cache line. */
 size_t js_rel_bytes(void);
 void js_rel_init(js_rel *rel, const js_rel_config *config, const js_rel_sink *sink);
 

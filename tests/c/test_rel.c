@@ -1,0 +1,127 @@
+/* A connection that nothing disturbs, and one whose frames are lost, repeated and reordered. */
+#include "js_test_rel.h"
+
+#define MS JS_TEST_REL_MS
+
+/* Posts from both sides as room comes until each has posted `count` chunks. */
+static void rel_exchange(js_test_pair *pair, uint32_t count)
+{
+    for (uint32_t round = 0; round < 100 * count + 1000; round++) {
+        bool all_posted = true;
+        for (uint32_t side = 0; side < 2; side++) {
+            while (pair->sides[side].posted < count && js_test_post(pair, side)) {
+            }
+            all_posted = all_posted && pair->sides[side].posted == count;
+        }
+        js_test_settle(pair, 10000);
+        if (all_posted && js_rel_is_quiet(pair->sides[0].rel) &&
+            js_rel_is_quiet(pair->sides[1].rel)) {
+            break;
+        }
+        pair->now_ns += 20000;
+    }
+    JS_TEST_EQ_U64(pair->sides[0].delivered, count);
+    JS_TEST_EQ_U64(pair->sides[1].delivered, count);
+}
+
+static void test_handshake(void)
+{
+    js_rel_config a = js_test_rel_config(0);
+    js_rel_config b = js_test_rel_config(1);
+    b.mtu_bytes = 200;
+    js_test_pair *pair = js_test_pair_new(&a, &b);
+    js_rel_open(pair->sides[0].rel, pair->now_ns, 256);
+    JS_TEST_EQ_U64(js_rel_get_state(pair->sides[0].rel), JS_REL_OPENING);
+    JS_TEST_EQ_U64(js_test_send(pair, 0), 1);
+    JS_TEST_EQ_U64(pair->sides[1].in.frames[0].bytes, 256);
+    /* Not open on the other side yet: refused, and repeated later. */
+    js_test_frame hello = js_test_take(pair, 1, 0);
+    JS_TEST_EQ_U64(js_test_give(pair, 1, &hello), JS_WIRE_STALE);
+    js_rel_open(pair->sides[1].rel, pair->now_ns, 200);
+    js_test_settle(pair, 10000);
+    JS_TEST_EQ_U64(js_rel_get_state(pair->sides[0].rel), JS_REL_OPENING);
+    js_test_run(pair, 10000, 20 * MS);
+    JS_TEST_EQ_U64(js_rel_get_state(pair->sides[0].rel), JS_REL_OPEN);
+    JS_TEST_EQ_U64(js_rel_get_state(pair->sides[1].rel), JS_REL_OPEN);
+    rel_exchange(pair,
+                 100); /* in frames of 200 bytes: js_test_send would not know, the peer does */
+    js_test_pair_free(pair);
+}
+
+static void test_exchange(void)
+{
+    js_test_pair *pair = js_test_pair_open();
+    rel_exchange(pair, 500);
+    const js_rel_stats *stats = js_rel_get_stats(pair->sides[0].rel);
+    JS_TEST_EQ_U64(stats->retransmits, 0);
+    JS_TEST_EQ_U64(stats->timeouts, 0);
+    JS_TEST_EQ_U64(stats->duplicates, 0);
+    JS_TEST_EQ_U64(stats->chunks_sent, 500);
+    JS_TEST_EQ_U64(stats->chunks_received, 500);
+    JS_TEST_CHECK(stats->srtt_ns >= 10000 && stats->srtt_ns <= 60000);
+    js_test_pair_free(pair);
+}
+
+static uint32_t rel_random(uint64_t *state, uint32_t below)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(*state >> 33) % below;
+}
+
+/* Hands a side what is on its way, in any order; drops one of `drop`, repeats one of `repeat`. */
+static void rel_receive_badly(js_test_pair *pair, uint32_t side, uint64_t *state, uint32_t drop,
+                              uint32_t repeat)
+{
+    while (pair->sides[side].in.count != 0) {
+        uint32_t near = (uint32_t)js_min_u64(pair->sides[side].in.count, 6);
+        js_test_frame frame = js_test_take(pair, side, rel_random(state, near));
+        if (rel_random(state, drop) == 0) {
+            continue;
+        }
+        (void)js_test_give(pair, side, &frame);
+        if (rel_random(state, repeat) == 0) {
+            (void)js_test_give(pair, side, &frame);
+        }
+    }
+}
+
+static void test_bad_network(void)
+{
+    for (uint32_t seed = 0; seed < 60; seed++) {
+        uint64_t state = seed;
+        js_rel_config a = js_test_rel_config(0);
+        js_rel_config b = js_test_rel_config(1);
+        a.send_psn = b.receive_psn = UINT32_MAX - seed;
+        a.window = seed % 3 == 0 ? 2 : 32;
+        js_test_pair *pair = js_test_pair_new(&a, &b);
+        js_rel_open(pair->sides[0].rel, pair->now_ns, 256);
+        js_rel_open(pair->sides[1].rel, pair->now_ns, 256);
+        js_rel_set_share(pair->sides[1].rel, 1 + seed % 7 * 5);
+        const uint32_t count = 200;
+        bool is_quiet = false;
+        for (uint32_t round = 0; round < 40000 && !is_quiet; round++) {
+            is_quiet = true;
+            for (uint32_t side = 0; side < 2; side++) {
+                while (pair->sides[side].posted < count && js_test_post(pair, side)) {
+                }
+                is_quiet = is_quiet && pair->sides[side].posted == count &&
+                           js_rel_is_quiet(pair->sides[side].rel);
+                (void)js_test_send(pair, side);
+            }
+            pair->now_ns += 10000;
+            if (pair->sides[0].in.count + pair->sides[1].in.count == 0) {
+                uint64_t next = js_min_u64(js_rel_deadline(pair->sides[0].rel),
+                                           js_rel_deadline(pair->sides[1].rel));
+                pair->now_ns = js_max_u64(pair->now_ns, next != JS_REL_NEVER ? next : 0);
+            }
+            rel_receive_badly(pair, 0, &state, 4 + seed % 20, 10);
+            rel_receive_badly(pair, 1, &state, 4 + seed % 20, 10);
+        }
+        JS_TEST_CHECK(is_quiet);
+        JS_TEST_EQ_U64(pair->sides[0].delivered, count);
+        JS_TEST_EQ_U64(pair->sides[1].delivered, count);
+        js_test_pair_free(pair);
+    }
+}
+
+JS_TEST_MAIN(JS_TEST(test_handshake), JS_TEST(test_exchange), JS_TEST(test_bad_network))
