@@ -63,7 +63,7 @@ static int32_t link_check(const js_link_config *config)
 static int32_t link_decorate(const js_link_config *config, js_link **link)
 {
     if (config->trace != NULL && config->trace[0] != '\0') {
-        return JS_FAIL(JS_ERR_UNSUPPORTED, "%s: no trace yet", (*link)->name);
+        JS_TRY(js_link_trace_wrap(*link, config->trace, link));
     }
     if (config->fault != NULL && config->fault[0] != '\0') {
         JS_TRY(js_link_fault_wrap(*link, config->fault, link));
