@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from jetstream.collectives.calls import Call
+from jetstream.collectives.calls import PREFIXES, Call
 from jetstream.collectives.ir import (
     PARTIAL_ALIGN,
     REFER_NEVER_BYTES,
@@ -26,14 +27,15 @@ from jetstream.collectives.ir import (
 from jetstream.collectives.parts import Splits
 from jetstream.collectives.placement import Placement
 from jetstream.collectives.refer import REFER_BYTES
+from jetstream.errors import PlanError
 
 __all__ = ["PlanBuilder"]
 
 # A plan has 256 lanes, and two-shot needs two of its own and one per peer for either direction;
 # over hosts also some for partial folds.
 _PEER_LANES_MAX = 127
-_PEER_LANES_MAX_REMOTE = 119
-_PARTIAL_LANES_MAX = 16
+_PEER_LANES_MAX_REMOTE = 63
+_PARTIAL_LANES_MAX = 128
 
 
 class PlanBuilder:
@@ -53,6 +55,10 @@ class PlanBuilder:
         #: the peers on this host, and those on others
         self.neighbours = placement.neighbours(rank)
         self.remote = placement.remote(rank)
+        #: this rank's host, the others, and the ranks there that this rank deals with
+        self.host = placement.hosts[rank]
+        self.other_hosts = tuple(host for host in range(placement.host_count) if host != self.host)
+        self.dependants = placement.dependants(rank)
         self._ops: list[Op] = []
         self._lane_count = 0
 
@@ -177,13 +183,18 @@ class PlanBuilder:
 
         It goes by host, and by rank within a host. Where that makes a difference to the bits each
         host is folded on its own first, and only what comes of that is rounded: then the index is
-        that of the last REDUCE. Sources are as in ``contributions``.
+        that of the last REDUCE. Sources are as in ``contributions``. Raises PlanError for a prefix
+        over more than 128 hosts of which some have several ranks.
         """
         groups = self.placement.by_host(range(self.call.world) if ranks is None else ranks)
         if self.call.is_exact or all(len(group) == 1 for group in groups[1:]):
             everyone = [rank for group in groups for rank in group]
             sources = self.contributions(own, stream, everyone)
             return self.reduce(self.lane(), target, sources, after=after)
+        if len(groups) > _PARTIAL_LANES_MAX and self.call.kind in PREFIXES:
+            # In a shared lane a fold waits for all of the one before, and that for its senders,
+            # who take their receivers in turn.
+            raise PlanError(f"{self.call.describe()}: {len(groups)} hosts are too many")
         lanes = [self.lane() for _ in groups[:_PARTIAL_LANES_MAX]]
         spans = [self.partial(target.bytes) for _ in groups]
         # Chunk by chunk and one after the other, so that one edge speaks for all of them.
@@ -198,12 +209,16 @@ class PlanBuilder:
         return self._append(Copy(lane, target, source, tuple(after)))
 
     def build(self) -> RankPlan:
-        """The finished plan."""
+        """The finished plan, without lanes that nothing is in."""
         call = self.call
+        ops = self._ops
+        used = sorted({op.lane for op in ops})
+        if len(used) < self._lane_count:
+            ops = [replace(op, lane=used.index(op.lane)) for op in ops]
         return RankPlan(
             call=call,
             rank=self.rank,
-            ops=tuple(self._ops),
+            ops=tuple(ops),
             input_bytes=self.input_bytes,
             output_bytes=self.output_bytes,
             scratch_bytes=self._scratch_bytes,

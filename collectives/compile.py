@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jetstream.collectives.algorithms import ALGORITHMS
+from jetstream.collectives.algorithms import ALGORITHMS, HIERARCHICAL
 from jetstream.collectives.builder import PlanBuilder
 from jetstream.collectives.calls import Call
 from jetstream.collectives.ir import RankPlan
@@ -27,7 +27,8 @@ def build_plan(
     """
     if not 0 <= rank < call.world:
         raise PlanError(f"{call.describe()}: rank {rank} of {call.world} ranks")
-    algorithm = ALGORITHMS.get((call.kind, call.algorithm))
+    key = (call.kind, call.algorithm)
+    algorithm = ALGORITHMS.get(key) or HIERARCHICAL.get(key)
     if algorithm is None:
         raise PlanError(f"{call.describe()} has no algorithm {call.algorithm.label}")
     check_splits(call, rank, splits)

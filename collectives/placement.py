@@ -71,6 +71,11 @@ class Placement:
         ranks = self.groups[host]
         return ranks[self.local_index(rank) % len(ranks)]
 
+    def dependants(self, rank: int) -> tuple[int, ...]:
+        """The ranks of other hosts, ascending, whose counterpart ``rank`` is."""
+        host = self.hosts[rank]
+        return tuple(other for other in self.remote(rank) if self.counterpart(other, host) == rank)
+
     def by_host(self, ranks: Iterable[int]) -> list[list[int]]:
         """Some of the ranks, apart by host, in fold order; hosts with none of them are left out."""
         wanted = set(ranks)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jetstream.collectives.algorithms import ALGORITHMS
-from jetstream.collectives.calls import CHUNK_BYTES_MAX
+from jetstream.collectives.algorithms import ALGORITHMS, HIERARCHICAL
+from jetstream.collectives.calls import CHUNK_ALIGN, CHUNK_BYTES_MAX
+from jetstream.collectives.placement import Placement
 from jetstream.dtypes import Algorithm, Kind
 from jetstream.errors import ArgumentError
 
@@ -14,15 +15,19 @@ __all__ = [
     "BUILT_IN",
     "CHUNK_BYTES",
     "CROWDED_RANKS_PER_CORE",
+    "HIERARCHICAL_ONE_SHOT_BYTES_MAX",
     "ONE_SHOT_BYTES_MAX",
     "ONE_SHOT_BYTES_MAX_CROWDED",
     "REDUCE_DIRECT",
+    "REMOTE_CHUNK_BYTES_MAX",
+    "REMOTE_ONE_SHOT_BYTES_MAX",
     "Rule",
     "Selection",
     "algorithms_of",
     "choose",
     "chunk_bytes_for",
     "is_crowded",
+    "limit_chunk",
 ]
 
 #: all_reduce is one-shot up to so many bytes of array. One-shot is one message deep, but every
@@ -50,6 +55,22 @@ CHUNK_BYTES = (
     (32 * 1024, 16 * 1024),
     (None, 32 * 1024),
 )
+
+#: Over hosts. Built on estimates, not yet on measurements: between hosts a message costs some
+#: microseconds whatever its size, most of it in system calls, and a KiB about one more.
+#:
+#: all_reduce with one rank on each of more than two hosts is one-shot up to so many bytes of array,
+#: and two-shot above. Two hosts send each other as much either way, so they save the second message
+#: at any size.
+REMOTE_ONE_SHOT_BYTES_MAX = 8 * 1024
+
+#: The same where hosts have several ranks, for the hierarchical algorithms: in one shot each rank
+#: of a host sends the whole array, above each sends its share.
+HIERARCHICAL_ONE_SHOT_BYTES_MAX = 8 * 1024
+
+#: Largest chunk over hosts, of partial folds too: what is lost of it is sent again as a whole, and
+#: more than this adds nothing to the rate.
+REMOTE_CHUNK_BYTES_MAX = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +107,21 @@ def choose(
     *,
     forced: Algorithm | None = None,
     selection: Selection = BUILT_IN,
+    placement: Placement | None = None,
 ) -> tuple[Algorithm, int]:
     """Choose the algorithm and the chunk size, in bytes, of a call.
 
     ``nbytes`` is what the longest operation works on, in bytes, but for two-shot, where it is the
     array: ``count`` of the call, or the largest of its ``counts``. ``forced`` overrides the
-    choice of algorithm; raises ArgumentError if the kind does not have it.
+    choice of algorithm; raises ArgumentError if the kind does not have it. What has been measured
+    on one host (``selection``) says nothing about ranks whose ``placement`` is on several.
     """
     if forced is not None and forced not in algorithms_of(kind):
         known = ", ".join(algorithm.label for algorithm in algorithms_of(kind))
         raise ArgumentError(f"{kind.label} has no algorithm {forced.label}, only {known}")
+    if placement is not None and not placement.is_one_host:
+        algorithm = forced or _over_hosts(kind, nbytes, placement)
+        return algorithm, chunk_bytes_for(algorithm, nbytes, world)
     for rule in selection.rules.get((world, kind), ()):
         if rule.bytes_max is None or nbytes <= rule.bytes_max:
             if forced in (None, rule.algorithm):
@@ -117,6 +143,27 @@ def _built_in(kind: Kind, nbytes: int, world: int, *, is_crowded: bool) -> Algor
     return Algorithm.DIRECT
 
 
+def _over_hosts(kind: Kind, nbytes: int, placement: Placement) -> Algorithm:
+    if kind is Kind.ALL_REDUCE and not placement.is_one_each:
+        is_small = nbytes <= HIERARCHICAL_ONE_SHOT_BYTES_MAX
+        return Algorithm.HIERARCHICAL_ONE_SHOT if is_small else Algorithm.HIERARCHICAL
+    if kind is Kind.ALL_REDUCE:
+        is_short = placement.host_count == 2 or nbytes <= REMOTE_ONE_SHOT_BYTES_MAX
+        return Algorithm.ONE_SHOT if is_short else Algorithm.TWO_SHOT
+    # Without neighbours there is no hierarchy; with them each byte crosses once instead of once
+    # for each of them.
+    is_flat = placement.is_one_each or (kind, Algorithm.HIERARCHICAL) not in HIERARCHICAL
+    return Algorithm.DIRECT if is_flat else Algorithm.HIERARCHICAL
+
+
+def limit_chunk(chunk_bytes: int, partial_scale: int, placement: Placement) -> int:
+    """A chunk size, in bytes, that is not too large between hosts: for partial folds neither."""
+    if placement.is_one_host:
+        return chunk_bytes
+    most = REMOTE_CHUNK_BYTES_MAX // max(1, partial_scale)
+    return max(CHUNK_ALIGN, min(chunk_bytes, most))
+
+
 def chunk_bytes_for(algorithm: Algorithm, nbytes: int, world: int) -> int:
     """The built-in chunk size of an algorithm, in bytes; the arguments are those of ``choose``."""
     if algorithm is Algorithm.LEND:
@@ -127,7 +174,7 @@ def chunk_bytes_for(algorithm: Algorithm, nbytes: int, world: int) -> int:
 
 def algorithms_of(kind: Kind) -> list[Algorithm]:
     """The algorithms that a kind of collective can be forced to use."""
-    return [algorithm for known, algorithm in ALGORITHMS if known is kind]
+    return [algorithm for known, algorithm in (*ALGORITHMS, *HIERARCHICAL) if known is kind]
 
 
 def is_crowded(cpus: tuple[frozenset[int], ...]) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jetstream._core.native import ffi, lib
 from jetstream.collectives import Call, Splits, choose, compile_plan, compile_splits
-from jetstream.collectives.select import algorithms_of
+from jetstream.collectives.placement import place
+from jetstream.collectives.select import algorithms_of, limit_chunk
 from jetstream.collectives.tuning import selection_from_text
 from jetstream.config import Config
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
@@ -70,7 +72,8 @@ class PlanCache:
         self._handle = handle
         self._rank = rank
         self._world = world
-        self._hosts = hosts
+        self._placement = place(hosts, world)
+        self._hosts = () if self._placement.is_one_host else self._placement.hosts
         self._forced = config.algorithm_for
         self._selection = selection_from_text(config.selection)
         self._fail = fail
@@ -94,7 +97,8 @@ class PlanCache:
         """The call with its algorithm and chunk size chosen.
 
         ``count`` is the sum of ``counts`` where there are any. Raises ArgumentError for an
-        algorithm, PlanError for a chunk size that cannot be used.
+        algorithm, PlanError for a chunk size that cannot be used; over hosts chunks are made as
+        small as they have to be.
         """
         if chunk_bytes is not None and not isinstance(chunk_bytes, (int, np.integer)):
             raise ArgumentError(f"chunk_bytes is {chunk_bytes!r}, not a number of bytes")
@@ -106,9 +110,14 @@ class PlanCache:
             # JETSTREAM_ALGO without a kind speaks to the kinds that have the algorithm.
             forced = forced if forced in algorithms_of(kind) else None
         algorithm, chosen = choose(
-            kind, nbytes, self._world, forced=forced, selection=self._selection
+            kind,
+            nbytes,
+            self._world,
+            forced=forced,
+            selection=self._selection,
+            placement=self._placement,
         )
-        return Call(
+        call = Call(
             kind=kind,
             redop=redop,
             dtype=dtype,
@@ -120,6 +129,8 @@ class PlanCache:
             counts=counts,
             has_splits=has_splits,
         )
+        limit = limit_chunk(call.chunk_bytes, call.partial_scale, self._placement)
+        return call if call.chunk_bytes == limit else replace(call, chunk_bytes=limit)
 
     def load(self, call: Call) -> tuple[int, bool]:
         """The id of the loaded plan of ``call``, compiled at first use.

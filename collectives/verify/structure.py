@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jetstream.collectives.calls import Call
+from jetstream.collectives.calls import CHUNK_BYTES_MAX, Call
 from jetstream.collectives.disassemble import format_op
 from jetstream.collectives.ir import (
     AFTER_MAX,
@@ -142,6 +142,8 @@ def _partials_fault(plan: RankPlan, op: Op) -> str | None:
         return f"{plan.call.describe()} has no partial folds"
     if (takes and makes) or lends or not isinstance(op, Send | Reduce):
         return "cannot do this with partial folds"
+    if min(op.bytes, plan.call.chunk_bytes) * scale > CHUNK_BYTES_MAX:
+        return f"{scale} times a chunk is more than {CHUNK_BYTES_MAX} bytes"
     spans = [span for span in (*spans, target) if span is not None and span.scale != 0]
     if any(span.buffer is not Buffer.SCRATCH or span.offset % PARTIAL_ALIGN for span in spans):
         return f"partial folds do not lie in SCRATCH at a multiple of {PARTIAL_ALIGN} bytes"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from jetstream.bench.kinds import PREFIXES, REDUCING, ROOTED, SHARDED, Case, Operation, build
 from jetstream.bench.measure import no_garbage_collection
 from jetstream.bench.worker import Emit, print_event
+from jetstream.collectives.algorithms import ALGORITHMS
 from jetstream.collectives.calls import CHUNK_BYTES_MAX
 from jetstream.collectives.select import Selection, algorithms_of, choose
 from jetstream.dtypes import Algorithm, DType, Kind
@@ -137,6 +138,8 @@ def candidates(kind: Kind, nbytes: int, world: int) -> list[Candidate]:
     """Every algorithm with every chunk size that makes a difference; one chunk comes first."""
     found = []
     for algorithm in algorithms_of(kind):
+        if (kind, algorithm) not in ALGORITHMS:
+            continue  # on one host it is one of the others
         longest = _op_bytes(algorithm, nbytes, world)
         sizes = [CHUNK_BYTES_MAX, *(size for size in _CHUNKS if size < longest)]
         found += [Candidate(algorithm, size) for size in sizes]

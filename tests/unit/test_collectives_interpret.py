@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jetstream.collectives.algorithms import ALGORITHMS
+from jetstream.collectives.algorithms import ALGORITHMS, HIERARCHICAL
 from jetstream.collectives.calls import COUNTED, PREFIXES, ROOTED, Call
 from jetstream.collectives.compile import build_plan
 from jetstream.collectives.ir import (
@@ -34,7 +35,7 @@ from jetstream.collectives.ir import (
 )
 from jetstream.collectives.parts import Splits
 from jetstream.collectives.verify import verify_plans
-from jetstream.dtypes import Algorithm, DType, Kind, RedOp
+from jetstream.dtypes import DType, Kind, RedOp
 from jetstream.errors import PlanError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -49,16 +50,29 @@ FOLDS = {
 }
 
 
-def fold(parts: Sequence[Array], redop: RedOp, divisor: int) -> Array:
-    """Folds from left to right, 16-bit floats in float32, and rounds once."""
+def fold(
+    parts: Sequence[Array], redop: RedOp, divisor: int, hosts: Sequence[int] | None = None
+) -> Array:
+    """Folds from left to right, 16-bit floats in float32, and rounds once; ``hosts`` apart."""
     dtype = parts[0].dtype
-    is_narrow = dtype.itemsize == 2
-    total = parts[0].astype(np.float32) if is_narrow else parts[0].copy()
-    for part in parts[1:]:
-        total = FOLDS[redop](total, part.astype(total.dtype))
+    hosts = [0] * len(parts) if hosts is None else hosts
+    by_host = [
+        [part for part, other in zip(parts, hosts, strict=True) if other == host]
+        for host in dict.fromkeys(hosts)
+    ]
+    total = accumulate([accumulate(group, redop) for group in by_host], redop)
     if redop is RedOp.AVG:
         total = total / total.dtype.type(divisor)
     return total.astype(dtype)
+
+
+def accumulate(parts: Sequence[Array], redop: RedOp) -> Array:
+    """Folds from left to right, neither rounded nor divided."""
+    is_narrow = parts[0].dtype.itemsize == 2 and redop not in (RedOp.MIN, RedOp.MAX)
+    total = parts[0].astype(np.float32) if is_narrow else parts[0].copy()
+    for part in parts[1:]:
+        total = FOLDS[redop](total, part.astype(total.dtype))
+    return total
 
 
 class Rank:
@@ -106,9 +120,9 @@ class Rank:
     def part(self, span: Range, index: int) -> Array:
         """The bytes of a range that the next step of an operation works on."""
         chunk_bytes, step = self.plan.call.chunk_bytes, self.done[index]
-        low = span.offset + step * chunk_bytes
+        span = span.part(step * chunk_bytes, step_bytes(span.bytes, chunk_bytes, step))
         buffer = (self.input, self.output, self.scratch)[span.buffer]
-        return buffer[low : low + step_bytes(span.bytes, chunk_bytes, step)]
+        return buffer[span.offset : span.offset + span.size_bytes]
 
 
 class Interpreter:
@@ -153,7 +167,7 @@ class Interpreter:
         own, call = rank.plan.rank, rank.plan.call
         if isinstance(op, Send):
             to_all = isinstance(op.to, ToAll)
-            receivers = [r for r in range(call.world) if r != own]
+            receivers = list(rank.plan.placement.neighbours(own))
             if not isinstance(op.to, ToAll):
                 receivers = [op.to.peer]
             streams = [self.stream(own, receiver, to_all) for receiver in receivers]
@@ -178,10 +192,16 @@ class Interpreter:
             for source in op.sources
         ]
         target = rank.part(op.target, index)
-        assert all(part.size == target.size for part in parts), "frame of another size"
+        size = target.size // max(1, op.target.scale)
+        takes = call.partial_scale if isinstance(op, Reduce) and op.partials else 1
+        assert all(part.size == size * takes for part in parts), "frame of another size"
         if isinstance(op, Reduce):
-            elements = [np.frombuffer(part.tobytes(), call.dtype.numpy) for part in parts]
-            target[:] = fold(elements, call.redop, rank.plan.divisor).view(np.uint8)
+            wide = np.dtype(np.float32) if call.partial_scale > 1 else call.dtype.numpy
+            dtype = wide if op.partials else call.dtype.numpy
+            total = accumulate([np.frombuffer(p.tobytes(), dtype) for p in parts], call.redop)
+            if op.target.scale == 0:
+                total = fold([total], call.redop, rank.plan.divisor).astype(call.dtype.numpy)
+            target[:] = total.view(np.uint8)
             for source, frame in zip(sources, taken, strict=True) if op.gives_back else ():
                 frame[:] = target
                 lender = self.given_back.setdefault((source.peer, own, False), deque())
@@ -232,15 +252,17 @@ def part_of(plan: RankPlan, array: Array, rank: int) -> Array:
 def expected(plans: Sequence[RankPlan], inputs: list[Array], rank: int) -> Array | None:
     """What OUTPUT must be; None if nothing writes it."""
     call = plans[rank].call
+    hosts = plans[rank].placement.hosts
     if plans[rank].output_bytes == 0 or (call.kind is Kind.EXSCAN and rank == 0):
         return None
     if call.kind in (Kind.ALL_REDUCE, Kind.REDUCE):
-        return fold(inputs, call.redop, call.divisor)
+        return fold(inputs, call.redop, call.divisor, hosts)
     if call.kind in PREFIXES:
-        return fold(inputs[: rank + (call.kind is Kind.SCAN)], call.redop, call.divisor)
+        count = rank + (call.kind is Kind.SCAN)
+        return fold(inputs[:count], call.redop, call.divisor, hosts[:count])
     if call.kind is Kind.REDUCE_SCATTER:
         slices = [part_of(plans[rank], array, rank) for array in inputs]
-        return fold(slices, call.redop, call.divisor)
+        return fold(slices, call.redop, call.divisor, hosts)
     if call.kind in (Kind.ALL_GATHER, Kind.GATHER):
         return np.concatenate(inputs)
     if call.kind is Kind.ALL_TO_ALL:
@@ -262,19 +284,23 @@ def run_and_compare(plans: list[RankPlan], seed: int, in_place: bool, room: int)
             assert rank.input.tobytes() == inputs[number].tobytes()
 
 
-def build_plans(call: Call, rng: random.Random) -> list[RankPlan]:
-    """The plans of all ranks, with random splits where the call has them."""
+def build_plans(
+    call: Call, rng: random.Random, hosts: Sequence[int] | None = None
+) -> list[RankPlan]:
+    """The plans of all ranks, on some hosts, with random splits where the call has them."""
     ranks = range(call.world)
+    if hosts is None:
+        hosts = [rng.randrange(4) for _ in ranks] if rng.randrange(3) else ()
     if not call.has_splits:
-        return [build_plan(call, rank) for rank in ranks]
+        return [build_plan(call, rank, hosts=hosts) for rank in ranks]
     rows = [tuple(rng.choice((0, 1, 16, 50, 200)) for _ in ranks) for _ in ranks]
     columns = list(zip(*rows, strict=True))
-    return [build_plan(call, rank, Splits(rows[rank], columns[rank])) for rank in ranks]
+    return [build_plan(call, rank, Splits(rows[rank], columns[rank]), hosts) for rank in ranks]
 
 
 @st.composite
 def calls(draw: st.DrawFn, world_max: int = 6) -> Call:
-    kind, algorithm = draw(st.sampled_from(list(ALGORITHMS)))
+    kind, algorithm = draw(st.sampled_from([*ALGORITHMS, *HIERARCHICAL]))
     world = draw(st.integers(1, world_max))
     counts: tuple[int, ...] = ()
     count = 0 if kind is Kind.BARRIER else draw(st.integers(0, 200))
@@ -304,19 +330,22 @@ def test_plans_compute_what_numpy_does(call: Call, seed: int, in_place: bool, ro
     run_and_compare(build_plans(call, random.Random(seed)), seed, in_place, room)
 
 
+@pytest.mark.parametrize("hosts", [(), (0, 1, 0, 1, 1), (0, 0, 1, 2, 2)])
 @pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16])
 @pytest.mark.parametrize("redop", [op for op in DType.FLOAT32.redops if op in FOLDS])
-def test_bits_do_not_depend_on_algorithm_or_chunks(redop: RedOp, dtype: DType) -> None:
+def test_bits_do_not_depend_on_algorithm_or_chunks(
+    redop: RedOp, dtype: DType, hosts: tuple[int, ...]
+) -> None:
     results = set()
-    for algorithm in (Algorithm.ONE_SHOT, Algorithm.TWO_SHOT):
-        for chunk_bytes in (64, 192, 32768):
-            call = Call(Kind.ALL_REDUCE, redop, dtype, 333, 0, 5, algorithm, chunk_bytes)
-            plans = [build_plan(call, rank) for rank in range(5)]
-            inputs = make_inputs(plans, 1)
-            ranks = [Rank(plan, inputs[plan.rank], True) for plan in plans]
-            Interpreter(ranks, 2).run(random.Random(7))
-            results |= {rank.output.tobytes() for rank in ranks}
-    assert len(results) == 1
+    algorithms = [a for kind, a in (*ALGORITHMS, *HIERARCHICAL) if kind is Kind.ALL_REDUCE]
+    for algorithm, chunk_bytes in itertools.product(algorithms, (64, 192, 32768)):
+        call = Call(Kind.ALL_REDUCE, redop, dtype, 333, 0, 5, algorithm, chunk_bytes)
+        plans = [build_plan(call, rank, hosts=hosts) for rank in range(5)]
+        inputs = make_inputs(plans, 1)
+        ranks = [Rank(plan, inputs[plan.rank], True) for plan in plans]
+        Interpreter(ranks, 2).run(random.Random(7))
+        results |= {rank.output.tobytes() for rank in ranks}
+    assert results == {fold(inputs, redop, 5, hosts or None).tobytes()}
 
 
 def mutate(draw: st.DrawFn, plan: RankPlan) -> RankPlan:
@@ -330,6 +359,7 @@ def mutate(draw: st.DrawFn, plan: RankPlan) -> RankPlan:
         changes += [replace(op, target=target) for target in targets]
     if isinstance(op, Reduce):
         changes.append(replace(op, sources=tuple(draw(st.permutations(op.sources)))))
+        changes.append(replace(op, partials=not op.partials))
     changes = [change for change in changes if change != op]
     ops = list(plan.ops)
     if changes:

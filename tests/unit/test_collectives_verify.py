@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jetstream.collectives import builder
-from jetstream.collectives.algorithms import ALGORITHMS, two_shot
-from jetstream.collectives.calls import COUNTED, PREFIXES, ROOTED, Call
+from jetstream.collectives.algorithms import ALGORITHMS, HIERARCHICAL, two_shot
+from jetstream.collectives.calls import COUNTED, PREFIXES, REDUCING, ROOTED, Call
 from jetstream.collectives.parts import Splits
 from jetstream.collectives.verify import verify_call
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
+from jetstream.errors import PlanError
 
 CHUNK_BYTES = 64
 CHUNK_COUNT = CHUNK_BYTES // DType.FLOAT32.itemsize
@@ -101,6 +103,72 @@ def test_proves_plans_whose_peers_share_lanes(
     monkeypatch.setattr(builder, "_PEER_LANES_MAX", peer_lanes_max)
     count = 0 if kind is Kind.BARRIER else 7 * 3 * CHUNK_COUNT
     verify_call(make_call(kind, algorithm, 7, count))
+
+
+#: The host of each rank: one each, some each, as many or not, one after the other or in turns.
+PLACEMENTS = [
+    (0, 1),
+    (0, 1, 2),
+    (0, 0, 1, 1),
+    (0, 1, 0, 1),
+    (0, 1, 1),
+    (2, 0, 2, 1, 0, 1),
+    (0, 1, 1, 2, 2, 2),
+    (0, 1, 2, 3, 1, 0, 2),
+]
+#: Reductions with partial folds as large as elements, larger, and with none.
+FOLDS = [
+    (DType.FLOAT32, RedOp.SUM),
+    (DType.BFLOAT16, RedOp.AVG),
+    (DType.FLOAT8_E5M2, RedOp.PROD),
+    (DType.FLOAT16, RedOp.MAX),
+    (DType.INT16, RedOp.AVG),
+]
+
+
+@pytest.mark.parametrize("hosts", PLACEMENTS)
+@pytest.mark.parametrize(("kind", "algorithm"), [*ALGORITHMS, *HIERARCHICAL])
+def test_proves_plans_over_hosts(kind: Kind, algorithm: Algorithm, hosts: tuple[int, ...]) -> None:
+    world = len(hosts)
+    is_long = algorithm is Algorithm.HIERARCHICAL
+    other = FOLDS[1 + PLACEMENTS.index(hosts) % (len(FOLDS) - 1)]
+    for dtype, redop in (FOLDS[0], other) if kind in REDUCING else FOLDS[:1]:
+        redop = RedOp.SUM if redop is RedOp.AVG and kind in PREFIXES else redop
+        step = CHUNK_BYTES // dtype.itemsize
+        sizes = (1, world * step + 5, *((5 * world * step,) if is_long else ()))
+        for count in [0] if kind is Kind.BARRIER else sizes:
+            for root in {0, world - 1} if kind in ROOTED else {0}:
+                call = make_call(kind, algorithm, world, count, root=root)
+                verify_call(replace(call, dtype=dtype, redop=redop), hosts=hosts)
+
+
+@pytest.mark.parametrize("kind", [Kind.ALL_GATHER, Kind.REDUCE_SCATTER])
+def test_proves_hierarchical_plans_with_counts(kind: Kind) -> None:
+    for turn, hosts in enumerate(PLACEMENTS):
+        counts = unequal_counts(len(hosts), turn)
+        call = make_call(kind, Algorithm.HIERARCHICAL, len(hosts), sum(counts), counts=counts)
+        verify_call(call, hosts=hosts)
+
+
+def test_proves_splits_over_hosts() -> None:
+    call = make_call(Kind.ALL_TO_ALL, Algorithm.DIRECT, 5, 0, has_splits=True)
+    verify_call(call, splits_of(5, 1), hosts=(0, 1, 0, 1, 1))
+
+
+@pytest.mark.parametrize("lanes_max", [1, 2])
+@pytest.mark.parametrize(("kind", "algorithm"), [*ALGORITHMS, *HIERARCHICAL])
+def test_proves_plans_over_hosts_whose_peers_share_lanes(
+    kind: Kind, algorithm: Algorithm, lanes_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "_PEER_LANES_MAX_REMOTE", lanes_max)
+    monkeypatch.setattr(builder, "_PARTIAL_LANES_MAX", lanes_max)
+    hosts = (0, 1, 2, 2, 1, 0, 3, 3)
+    if kind in PREFIXES:
+        with pytest.raises(PlanError, match=r"scan\(.*\): \d hosts are too many"):
+            verify_call(make_call(kind, algorithm, 8, 1), hosts=hosts)
+        return
+    count = 0 if kind is Kind.BARRIER else 8 * 3 * CHUNK_COUNT
+    verify_call(make_call(kind, algorithm, 8, count), hosts=hosts)
 
 
 @st.composite
