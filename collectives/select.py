@@ -120,8 +120,8 @@ def choose(
         known = ", ".join(algorithm.label for algorithm in algorithms_of(kind))
         raise ArgumentError(f"{kind.label} has no algorithm {forced.label}, only {known}")
     if placement is not None and not placement.is_one_host:
-        algorithm = forced or _over_hosts(kind, nbytes, placement)
-        return algorithm, chunk_bytes_for(algorithm, nbytes, world)
+        over_hosts = _over_hosts(kind, nbytes, placement) if forced is None else forced
+        return over_hosts, chunk_bytes_for(over_hosts, nbytes, world)
     for rule in selection.rules.get((world, kind), ()):
         if rule.bytes_max is None or nbytes <= rule.bytes_max:
             if forced in (None, rule.algorithm):
