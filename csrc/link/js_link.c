@@ -15,6 +15,7 @@ static const struct {
     int32_t (*open)(const js_link_config *config, const js_link_address *identity, js_link **out);
 } link_kinds[] = {
     [JS_LINK_UDP] = { "udp", js_link_udp_open },
+    [JS_LINK_PACKET] = { "packet", js_link_packet_open },
 };
 
 const char *js_link_kind_name(uint32_t kind)

@@ -9,9 +9,9 @@
  *   seed=N                             another seed, another run; 1
  *
  * joined by commas, each at most once: "drop=0.01,delay_us=50,seed=7". What happens to a frame
- * depends on the seed and on how many were sent before it, and on nothing else. Frames that are held
- * back go when the link is used again (flush, receive) after their time; its descriptor becomes
- * readable then. */
+ * depends on the seed and on how many were sent before it, and on nothing else. Frames that are
+ * held back go when the link is used again (flush, receive) after their time; its descriptor
+ * becomes readable then. */
 #include "js_clock.h"
 #include "js_link_decorators.h"
 #include "js_status.h"

@@ -9,7 +9,6 @@
  * Datagrams are never fragmented. What ICMP says about the path is not believed
  * (IP_PMTUDISC_PROBE), as anyone could forge it; whether frames of full size get through is seen by
  * the handshake. */
-#include "js_link_interface.h"
 #include "js_link_kinds.h"
 #include "js_status.h"
 
@@ -28,10 +27,7 @@ enum {
     UDP_IPV4_BYTES = 28, /* headers of IP and UDP */
     UDP_IPV6_BYTES = 48,
     UDP_DATAGRAM_BYTES = 65507, /* the largest, for both */
-    /* Loopback carries 64 KiB, but a frame is what is lost, acknowledged and checked at once. This
-     * makes 8 KiB of payload, and segments of equal size fill one call. */
-    UDP_LOOPBACK_BYTES = 8192 + 36,
-    UDP_FRAMES_MAX = 64, /* between flushes; the kernel segments at least so many */
+    UDP_FRAMES_MAX = 64,        /* between flushes; the kernel segments at least so many */
     UDP_SEND_BYTES = 512 << 10,
     UDP_SLOTS = 16,               /* received datagrams, or runs of them */
     UDP_SLOT_BYTES = 65536 + 192, /* not a power of two: slots share no cache set */
@@ -525,7 +521,8 @@ static int32_t udp_setup(udp_link *udp, const js_link_config *config)
     uint32_t headers = link->address.is_ipv6 ? UDP_IPV6_BYTES : UDP_IPV4_BYTES;
     uint32_t most = interface.mtu_bytes > headers ? interface.mtu_bytes - headers : 0;
     most = most > UDP_DATAGRAM_BYTES ? UDP_DATAGRAM_BYTES : most;
-    uint32_t usual = interface.is_loopback && most > UDP_LOOPBACK_BYTES ? UDP_LOOPBACK_BYTES : most;
+    uint32_t usual =
+        interface.is_loopback && most > JS_LINK_LOOPBACK_BYTES ? JS_LINK_LOOPBACK_BYTES : most;
     JS_TRY(js_link_choose_mtu(config, usual, most, interface.name, &link->mtu_bytes));
     link->address.mtu_bytes = link->mtu_bytes;
     JS_TRY(udp_allocate(udp));
