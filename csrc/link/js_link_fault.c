@@ -228,7 +228,7 @@ static void fault_pass(fault_link *fault, uint32_t peer, const uint8_t *frame, u
         target = js_link_begin(inner, peer);
     }
     if (target == NULL) {
-        inner->stats.send_drops++;
+        fault->link.stats.faults++;
         return;
     }
     memcpy(target, frame, bytes);

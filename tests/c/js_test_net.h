@@ -1,5 +1,5 @@
-/* A network of its own for a test: a namespace with two interfaces joined by a cable (veth), js0 and
- * js1. It goes away with the process. */
+/* A network of its own for a test: a namespace with two interfaces joined by a cable (veth), js0
+ * and js1. It goes away with the process. */
 #ifndef JS_TEST_NET_H
 #define JS_TEST_NET_H
 
