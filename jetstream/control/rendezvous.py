@@ -255,7 +255,7 @@ class _Session:
             self._fail(error)
             raise
         if self._machine.error is not None:
-            raise self._machine.error
+            raise self._explained(self._machine.error)
         assert self._segment is not None
         assert self._placement is not None
         welcome = self._machine.welcome
@@ -270,6 +270,16 @@ class _Session:
             endpoints=welcome.endpoints,
             pidfds=pidfds,
             selection=welcome.selection,
+        )
+
+    def _explained(self, error: JetstreamError) -> JetstreamError:
+        """Adds what only the socket knows."""
+        if not isinstance(error, RendezvousError) or not self._wire.count_refused():
+            return error
+        return RendezvousError(
+            f"{error}; connections failed because one side does not have this job's secret: "
+            "JETSTREAM_JOB_SECRET differs between ranks, or two jobs use the same "
+            "JETSTREAM_RENDEZVOUS"
         )
 
     def close(self) -> None:

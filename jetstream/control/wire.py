@@ -1,22 +1,33 @@
-"""The zmq socket of the rendezvous: sealed messages between rank 0 and the others."""
+"""The zmq socket of the rendezvous: sealed messages between rank 0 and the others.
+
+Over TCP, where there is a job secret, the connections are encrypted (CURVE) under a key of rank 0
+that only those know who have the secret; others do not get as far as sending a message.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 
 import zmq
+import zmq.utils.z85
 
 from jetstream.config import Config
 from jetstream.control.machine import Unreadable
 from jetstream.control.messages import LIMIT_BYTES, ForeignBytesError, Message, open_sealed, seal
 from jetstream.errors import JetstreamError, RendezvousError
+from jetstream.places import split_tcp
 
 __all__ = ["Wire"]
 
 _log = logging.getLogger("jetstream.control")
+
+_CURVE_CONTEXT = b"jetstream rendezvous rank 0"
+_REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 
 class Wire:
@@ -29,6 +40,8 @@ class Wire:
     def __init__(self, config: Config) -> None:
         self._secret = config.job_secret
         self._context = zmq.Context(io_threads=1)
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._refused = 0
         self.is_bound = config.rank == 0 and self._open(zmq.ROUTER, config.rendezvous)
         if not self.is_bound:
             self._open(zmq.DEALER, config.rendezvous)
@@ -38,18 +51,26 @@ class Wire:
         self._socket = self._context.socket(kind)
         self._socket.setsockopt(zmq.MAXMSGSIZE, LIMIT_BYTES)
         self._socket.setsockopt(zmq.LINGER, 0)
+        is_server = kind == zmq.ROUTER
         try:
-            if kind == zmq.ROUTER:
+            if address.startswith("tcp:"):
+                self._socket.setsockopt(zmq.IPV6, int("[" in address))
+                self._encrypt(is_server=is_server)
+            if is_server:
+                # A rank whose connection was broken comes back under its name.
+                self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
                 if address.startswith("ipc:"):
                     self._socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
-                self._socket.bind(address)
+                self._socket.bind(_address_to_bind(address))
             else:
+                self._socket.setsockopt(zmq.ROUTING_ID, b"\1" + secrets.token_bytes(15))
                 # One Hello may wait for the connection; more would only pile up.
                 self._socket.setsockopt(zmq.SNDHWM, 2)
                 self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
                 self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
                 self._socket.connect(address)
         except zmq.ZMQError as error:
+            self._close_monitor()
             self._socket.close()
             if error.errno == zmq.EADDRINUSE:
                 return False
@@ -58,6 +79,38 @@ class Wire:
                 f"cannot use {address} as JETSTREAM_RENDEZVOUS: {error}"
             ) from None
         return True
+
+    def _encrypt(self, *, is_server: bool) -> None:
+        """Rank 0's key follows from the job secret: so the others know it, and nobody else does."""
+        if not self._secret:
+            return
+        if not zmq.has("curve"):
+            raise RendezvousError("this pyzmq has no CURVE, which a rendezvous over TCP needs")
+        raw = hmac.digest(self._secret, _CURVE_CONTEXT, "sha256")
+        private = zmq.utils.z85.encode(raw)
+        public = zmq.curve_public(private)
+        if is_server:
+            self._socket.curve_server = True
+            self._socket.curve_secretkey = private
+        else:
+            self._socket.curve_serverkey = public
+            self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
+        self._monitor = self._socket.get_monitor_socket(_REFUSALS)
+
+    def _close_monitor(self) -> None:
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor = None
+
+    def count_refused(self) -> int:
+        """How many connections have failed because one side does not have the job's secret.
+
+        Each failing rank makes many of them: it tries again and again.
+        """
+        while self._monitor is not None and self._monitor.poll(0):
+            self._monitor.recv_multipart(zmq.NOBLOCK)
+            self._refused += 1
+        return self._refused
 
     def send(self, peer: bytes, message: Message) -> None:
         """Sends or, where nobody takes it, drops: what matters is repeated or times out."""
@@ -93,4 +146,14 @@ class Wire:
 
     def close(self, *, linger_ms: int) -> None:
         """Closes the socket and ends zmq's threads; `linger_ms` is for messages not yet sent."""
+        self._close_monitor()
         self._context.destroy(linger=linger_ms)
+
+
+def _address_to_bind(address: str) -> str:
+    """What rank 0 listens at. A name may lead elsewhere on its own host: then everywhere."""
+    host, port = split_tcp(address)
+    is_name = (
+        address.startswith("tcp:") and not host.replace(".", "").isdecimal() and ":" not in host
+    )
+    return f"tcp://*:{port}" if is_name else address

@@ -355,6 +355,25 @@ def test_different_secret(job: Job) -> None:
     assert "JETSTREAM_JOB_SECRET differs" in text
 
 
+def test_different_secret_over_tcp(job: Job) -> None:
+    """Nobody gets a message through to anybody: the texts at the timeout have to say why."""
+    job.name = f"tcp://127.0.0.1:{free_port()}"
+    zero, one = job.start(0, 3, timeout_s=4), job.start(1, 3, timeout_s=4)
+    wrong = job.start(2, 3, timeout_s=4, env={"JETSTREAM_JOB_SECRET": "00" * 32})
+    texts = {text for _, text in errors_of([zero, one])}
+    assert all("not arrived: 2" in text for text in texts)
+    assert any("JETSTREAM_JOB_SECRET differs" in text for text in texts)
+    ((_, text),) = errors_of([wrong])
+    assert "heard nothing from rank 0" in text
+    assert "JETSTREAM_JOB_SECRET differs" in text
+
+
+def test_over_a_name_of_this_host(job: Job) -> None:
+    """It may lead to a loopback address; rank 0 listens wherever it may lead."""
+    job.name = f"tcp://{socket.gethostname()}:{free_port()}"
+    check_joined(job.start_all(2))
+
+
 @pytest.mark.parametrize("victim", [1, 2])
 def test_killed_before_all_have_arrived(job: Job, victim: int) -> None:
     processes = [job.start(0, 4), job.start(1, 4), job.start(2, 4)]
