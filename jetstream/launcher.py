@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import partial
 from typing import Any
 
 from jetstream._core.endpoint import Endpoint
-from jetstream._core.native import AGAIN, FULL, check, ffi, lib
+from jetstream._core.native import AGAIN, FULL, ffi, lib
 from jetstream._core.timeouts import timeout_to_ns
-from jetstream.array_calls import MISS, SHORT, ArrayCalls, array_call, array_launch, byte_pointer
+from jetstream.array_calls import MISS, ArrayCalls, array_call, array_launch, byte_pointer
 from jetstream.arrays import Array, share_contiguous
 from jetstream.collectives import Splits
 from jetstream.config import Config
-from jetstream.diagnosis import describe_call, describe_sender, describe_wait, raise_failure
+from jetstream.diagnosis import describe_call, describe_wait, raise_failure
 from jetstream.dtypes import Kind, RedOp, check_redop, dtype_of, redop_of
-from jetstream.errors import ArgumentError, ClosedError, JetstreamError, TimedOutError
+from jetstream.errors import JetstreamError, TimedOutError
+from jetstream.message_launcher import MessageLauncher
 from jetstream.plans import PlanCache
-from jetstream.work import Arrival, Message, Work
+from jetstream.work import Work
 
-__all__ = ["ANY_SOURCE", "Launcher"]
+__all__ = ["Launcher"]
 
-#: Statuses that are about one call and leave the communicator intact.
-_CALLER_ERRORS = frozenset(
-    (lib.JS_ERR_BUSY, lib.JS_ERR_INVALID, lib.JS_ERR_FULL, lib.JS_ERR_OPCODE)
-)
 _CLOSE_DRAIN_S = 10.0
-_from_buffer = ffi.from_buffer
 _call = lib.js_comm_call
-_send_wait = lib.js_comm_send_wait
-_receive_wait = lib.js_comm_receive_wait
-_TAG_ANY: int = lib.JS_RQ_TAG_ANY
-_PROBE: int = lib.JS_RQ_PROBE
-_UNFINISHED = (AGAIN, lib.JS_ERR_TIMEOUT)
-_RECEIVED = (lib.JS_OK, SHORT, lib.JS_ERR_TRUNCATED)
-#: As a source: whoever sends.
-ANY_SOURCE: int = lib.JS_PEER_ANY
 
 
-class Launcher:
+class Launcher(MessageLauncher):
     """Posts operations of one communicator and waits for them."""
 
     is_fixed = False  # calls happen at once: they may copy what they are given
@@ -49,69 +37,25 @@ class Launcher:
         self._array_calls = ArrayCalls()
         self.tables = self._array_calls.tables
         self.barrier_call: Any = None  # a js_persistent *, once there has been one
-        self.timeout = config.timeout_s
-        self.is_captured = False  # a graph is being made of the communicator's calls
         self.undisposed: list[Any] = []  # graphs that nobody holds but a device may still run
-        self._endpoint = endpoint
         self.mail = self._array_calls.mail
+        super().__init__(endpoint, config.timeout_s, ffi.addressof(self.mail, "cqe"))
         self.mail.comm = endpoint.handle
         endpoint.on_handle.append(self._array_calls.set_handle)
         self.watch = self._array_calls.watch
         fail = partial(Launcher.fail, weakref.proxy(self))  # no cycle: it goes when it is dropped
         self.plans = PlanCache(endpoint.handle, rank, size, config=config, fail=fail)
         self._found: dict[Any, int] = {}
-        self._outstanding: dict[int, Work] = {}
-        self._cqe = ffi.addressof(self.mail, "cqe")  # of messages waited for at once
 
-    @property
-    def timeout(self) -> float:
-        """Default timeout of every wait in seconds."""
-        return self._timeout_s
-
-    @timeout.setter
-    def timeout(self, seconds: float) -> None:
-        self._timeout_ns = timeout_to_ns(seconds, seconds)
-        self._timeout_s = seconds
-        self._array_calls.set_timeout(self._timeout_ns)
+    def _set_timeout(self, timeout_ns: int) -> None:
+        self._array_calls.set_timeout(timeout_ns)
         if self.barrier_call is not None:
-            self.barrier_call.timeout_ns = self._timeout_ns
-
-    # --- what Work needs -----------------------------------------------------------------------
-
-    def handle(self) -> Any:
-        """The cffi pointer ``js_comm *``; raises ClosedError, ForkedError."""
-        handle = self._endpoint.handle
-        if handle == ffi.NULL:
-            raise ClosedError("the communicator is closed", status="JS_ERR_CLOSED")
-        if self._endpoint.is_forked:
-            raise_failure(handle, lib.JS_ERR_FORKED)
-        return handle
-
-    def require_live(self, what: str) -> None:
-        """Raise ArgumentError while calls are captured: ``what`` cannot be."""
-        if self.is_captured:
-            raise ArgumentError(f"{what} cannot be captured: move it out of the block")
+            self.barrier_call.timeout_ns = timeout_ns
 
     def set_captured(self, is_captured: bool) -> None:
         """Meanwhile nothing that was prepared or remembered can be launched."""
         self.is_captured = is_captured
         self._array_calls.set_handle(ffi.NULL if is_captured else self._endpoint.handle)
-
-    def fail(self, status: int) -> None:
-        """Raise what a negative status of an operation means."""
-        if status in _CALLER_ERRORS:
-            check(status)
-        raise_failure(self.handle(), status)
-
-    def forget(self, wr_id: int) -> None:
-        """An operation is complete: its buffers need not be kept alive any more."""
-        self._outstanding.pop(wr_id, None)
-
-    def waiting_text(self) -> str:
-        """What this rank waits for at this moment."""
-        fault = ffi.new("js_fault *")
-        lib.js_comm_fault(self.handle(), fault)
-        return describe_wait(fault)
 
     # --- collectives ---------------------------------------------------------------------------
 
@@ -305,141 +249,6 @@ class Launcher:
         wr_id = self.post(lib.js_comm_launch, plan, inputs, outputs)
         return self.track(wr_id, what, (source, target, inputs, outputs), result)
 
-    # --- messages ------------------------------------------------------------------------------
-
-    def send(self, array: Array, target: int, tag: int) -> Work:
-        """Post a send."""
-        pointer = byte_pointer(array)
-        wr_id = self.post(lib.js_comm_send, pointer, array.nbytes, target, tag)
-        return self._track_send(wr_id, array, pointer, target)
-
-    def send_now(self, array: Array, target: int, tag: int, timeout: float | None) -> None:
-        """Send and wait."""
-        timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
-        cqe = self._cqe
-        try:
-            pointer = _from_buffer(array)
-        except ValueError:
-            pointer = byte_pointer(array)
-        handle = self._endpoint.handle or self.handle()
-        try:
-            status = _send_wait(handle, pointer, array.nbytes, target << 32 | tag, timeout_ns, cqe)
-            if status != 0:
-                self.go_on_sending(status, array, target, tag, timeout)
-        except BaseException as error:
-            self.give_up(error)
-            raise
-
-    def go_on_sending(
-        self, status: int, array: Array, target: int, tag: int, timeout: float | None
-    ) -> None:
-        """What a send that was waited for still needs that was not complete at once."""
-        if status in _UNFINISHED:
-            work = self._track_send(self._cqe.wr_id, array, byte_pointer(array), target)
-        else:
-            if status != FULL:
-                self.fail(status)
-            work = self.send(array, target, tag)
-        self.finish_message(work, timeout)
-
-    def receive(
-        self, array: Array, source: int, tag: int | None, finish: Callable[[int], Any]
-    ) -> Work:
-        """Post a receive; ``finish`` gets the size of the message in bytes, as an Arrival does."""
-        pointer = byte_pointer(array)
-        room = array.nbytes if tag is not None else array.nbytes | _TAG_ANY
-        wr_id = self.post(lib.js_comm_receive, pointer, room, source, tag or 0)
-        return self._track_receive(wr_id, array, pointer, source, finish)
-
-    def receive_now(
-        self, arrival: Arrival, source: int, tag: int | None, timeout: float | None
-    ) -> Any:
-        """Receive and wait."""
-        array = arrival.array
-        timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
-        cqe, room = self._cqe, array.nbytes
-        try:
-            pointer = _from_buffer(array)
-        except ValueError:
-            pointer = byte_pointer(array)
-        if tag is None:
-            room, address = room | _TAG_ANY, source << 32
-        else:
-            address = source << 32 | tag
-        handle = self._endpoint.handle or self.handle()
-        try:
-            status = _receive_wait(handle, pointer, room, address, timeout_ns, cqe)
-            nbytes = self.go_on_receiving(status, array, source, tag, timeout)
-        except BaseException as error:
-            self.give_up(error)
-            raise
-        return arrival(nbytes)
-
-    def go_on_receiving(
-        self, status: int, array: Array, source: int, tag: int | None, timeout: float | None
-    ) -> int:
-        """What a receive that was waited for still needs; returns the size of the message."""
-        if status in _RECEIVED:
-            return int(self._cqe.bytes)
-        if status in _UNFINISHED:
-            pointer = byte_pointer(array)
-            work = self._track_receive(self._cqe.wr_id, array, pointer, source, int)
-        else:
-            if status != FULL:
-                self.fail(status)
-            work = self.receive(array, source, tag, int)
-        return int(self.finish_message(work, timeout))
-
-    def probe(
-        self, source: int, tag: int | None, timeout: float | None, *, is_waiting: bool = True
-    ) -> Message | None:
-        """What a receive would get, which stays there; None only without waiting."""
-        room = _PROBE if tag is not None else _PROBE | _TAG_ANY
-        wr_id = self.post(lib.js_comm_receive, ffi.NULL, room, source, tag or 0)
-        work = self.track(wr_id, f"probe of {describe_sender(source)}", ())
-        if is_waiting or work.done() or not self._take_back(work):
-            self.finish_message(work, timeout if is_waiting else None)
-        return work.message
-
-    def finish_message(self, work: Work, timeout: float | None) -> Any:
-        """Wait for a message.
-
-        A timeout takes the receive back if nothing of it has arrived; otherwise the communicator
-        becomes unusable.
-        """
-        try:
-            return work.wait(timeout)
-        except (TimedOutError, KeyboardInterrupt):
-            if not self._take_back(work) and not work.is_done:
-                lib.js_comm_abort(self.handle(), lib.JS_ERR_TIMEOUT)
-            raise
-
-    def give_up(self, error: BaseException) -> None:
-        """After Ctrl-C in the middle of a send or receive: nobody keeps its buffer any more."""
-        handle, wr_id = self._endpoint.handle, self._cqe.wr_id
-        if isinstance(error, JetstreamError) or handle == ffi.NULL or wr_id == 0:
-            return
-        is_gone = lib.js_comm_cancel_receive(handle, wr_id) == lib.JS_OK
-        if not is_gone and lib.js_comm_wait(handle, wr_id, 0, self._cqe) == AGAIN:
-            lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
-
-    def _take_back(self, work: Work) -> bool:
-        """Withdraw a receive or probe that no message has matched."""
-        if lib.js_comm_cancel_receive(self.handle(), work.wr_id) != lib.JS_OK:
-            return False
-        self.forget(work.wr_id)
-        return True
-
-    def _track_send(self, wr_id: int, array: Array, pointer: Any, target: int) -> Work:
-        what = f"send of {array.nbytes} bytes to rank {target}"
-        return self.track(wr_id, what, (array, pointer))
-
-    def _track_receive(
-        self, wr_id: int, array: Array, pointer: Any, source: int, finish: Callable[[int], Any]
-    ) -> Work:
-        what = f"receive of {array.nbytes} bytes from {describe_sender(source)}"
-        return self.track(wr_id, what, (array, pointer), finish=finish)
-
     # --- ending --------------------------------------------------------------------------------
 
     def abort(self) -> None:
@@ -459,42 +268,3 @@ class Launcher:
         finally:
             self._outstanding.clear()
             self._endpoint.close()
-
-    # --- internals -----------------------------------------------------------------------------
-
-    def post(self, function: Callable[..., int], *arguments: Any) -> int:
-        """Post a descriptor and return its number; makes room when the queue is full."""
-        self.require_live("what was prepared before")
-        out = ffi.new("uint64_t *")
-        handle = self.handle()
-        status = function(handle, *arguments, out)
-        while status == FULL:
-            self.make_room(timeout_to_ns(None, self.timeout))
-            status = function(handle, *arguments, out)
-        if status < 0:
-            self.fail(status)
-        return int(out[0])
-
-    def track(
-        self,
-        wr_id: int,
-        what: str,
-        keep: tuple[Any, ...],
-        result: Any = None,
-        finish: Callable[[int], Any] | None = None,
-    ) -> Work:
-        """The Work of an operation posted; ``keep`` lives until it is complete."""
-        work = Work(self, wr_id, what, keep=keep, result=result, finish=finish)
-        self._outstanding[wr_id] = work
-        return work
-
-    def make_room(self, timeout_ns: int) -> None:
-        """Collect what has completed; if nothing has, wait for the oldest operation."""
-        before = len(self._outstanding)
-        for work in list(self._outstanding.values()):
-            work.done()
-        if len(self._outstanding) == before and before:
-            oldest = next(iter(self._outstanding.values()))
-            oldest.settle(timeout_ns)
-        elif not before:
-            raise ArgumentError("the queue is full of operations that other code has posted")

@@ -7,7 +7,8 @@ from typing import Any
 from jetstream._core.native import lib
 from jetstream.array_calls import MISS, array_receive, array_send
 from jetstream.arrays import share_writable
-from jetstream.launcher import ANY_SOURCE, Launcher
+from jetstream.launcher import Launcher
+from jetstream.message_launcher import ANY_SOURCE
 from jetstream.shapes import TAG_MAX, check_rank, check_tag
 from jetstream.work import Arrival, Message, Work, check_length
 

@@ -1,0 +1,120 @@
+"""Posting to the queues of a communicator, and keeping what is under way: the base of Launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jetstream._core.endpoint import Endpoint
+from jetstream._core.native import FULL, check, ffi, lib
+from jetstream._core.timeouts import timeout_to_ns
+from jetstream.diagnosis import describe_wait, raise_failure
+from jetstream.errors import ArgumentError, ClosedError
+from jetstream.work import Work
+
+__all__ = ["Poster"]
+
+#: Statuses that are about one call and leave the communicator intact.
+_CALLER_ERRORS = frozenset(
+    (lib.JS_ERR_BUSY, lib.JS_ERR_INVALID, lib.JS_ERR_FULL, lib.JS_ERR_OPCODE)
+)
+
+
+class Poster:
+    """Posts descriptors, keeps the buffers of what is in flight, says what went wrong.
+
+    ``timeout``: default of every wait in seconds, ``_timeout_ns`` the same for the data plane.
+    """
+
+    _timeout_ns: int
+
+    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+        self.is_captured = False  # a graph is being made of the communicator's calls
+        self._endpoint = endpoint
+        self._outstanding: dict[int, Work] = {}
+        self.timeout = timeout_s
+
+    @property
+    def timeout(self) -> float:
+        """Default timeout of every wait in seconds."""
+        return self._timeout_s
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._timeout_ns = timeout_to_ns(seconds, seconds)
+        self._timeout_s = seconds
+        self._set_timeout(self._timeout_ns)
+
+    def _set_timeout(self, timeout_ns: int) -> None:
+        """Called with every new timeout."""
+
+    # --- what Work needs -----------------------------------------------------------------------
+
+    def handle(self) -> Any:
+        """The cffi pointer ``js_comm *``; raises ClosedError, ForkedError."""
+        handle = self._endpoint.handle
+        if handle == ffi.NULL:
+            raise ClosedError("the communicator is closed", status="JS_ERR_CLOSED")
+        if self._endpoint.is_forked:
+            raise_failure(handle, lib.JS_ERR_FORKED)
+        return handle
+
+    def require_live(self, what: str) -> None:
+        """Raise ArgumentError while calls are captured: ``what`` cannot be."""
+        if self.is_captured:
+            raise ArgumentError(f"{what} cannot be captured: move it out of the block")
+
+    def fail(self, status: int) -> None:
+        """Raise what a negative status of an operation means."""
+        if status in _CALLER_ERRORS:
+            check(status)
+        raise_failure(self.handle(), status)
+
+    def forget(self, wr_id: int) -> None:
+        """An operation is complete: its buffers need not be kept alive any more."""
+        self._outstanding.pop(wr_id, None)
+
+    def waiting_text(self) -> str:
+        """What this rank waits for at this moment."""
+        fault = ffi.new("js_fault *")
+        lib.js_comm_fault(self.handle(), fault)
+        return describe_wait(fault)
+
+    # --- internals -----------------------------------------------------------------------------
+
+    def post(self, function: Callable[..., int], *arguments: Any) -> int:
+        """Post a descriptor and return its number; makes room when the queue is full."""
+        self.require_live("what was prepared before")
+        out = ffi.new("uint64_t *")
+        handle = self.handle()
+        status = function(handle, *arguments, out)
+        while status == FULL:
+            self.make_room(timeout_to_ns(None, self.timeout))
+            status = function(handle, *arguments, out)
+        if status < 0:
+            self.fail(status)
+        return int(out[0])
+
+    def track(
+        self,
+        wr_id: int,
+        what: str,
+        keep: tuple[Any, ...],
+        result: Any = None,
+        finish: Callable[[int], Any] | None = None,
+    ) -> Work:
+        """The Work of an operation posted; ``keep`` lives until it is complete."""
+        work = Work(self, wr_id, what, keep=keep, result=result, finish=finish)
+        self._outstanding[wr_id] = work
+        return work
+
+    def make_room(self, timeout_ns: int) -> None:
+        """Collect what has completed; if nothing has, wait for the oldest operation."""
+        before = len(self._outstanding)
+        for work in list(self._outstanding.values()):
+            work.done()
+        if len(self._outstanding) == before and before:
+            oldest = next(iter(self._outstanding.values()))
+            oldest.settle(timeout_ns)
+        elif not before:
+            raise ArgumentError("the queue is full of operations that other code has posted")
