@@ -636,6 +636,29 @@ class _Lib:
         /,
     ) -> int: ...  # int32_t
     def js_last_error(self) -> Any: ...  # struct js_error *
+    def js_link_call_add_peer(
+        self,
+        a0: FFI.CData,  # struct js_link *
+        a1: FFI.CData,  # struct js_link_address *
+        a2: FFI.CData,  # uint32_t *
+        /,
+    ) -> int: ...  # int32_t
+    def js_link_call_receive(
+        self,
+        a0: FFI.CData,  # struct js_link *
+        a1: FFI.CData | bytes,  # void *
+        a2: int,  # uint32_t
+        a3: FFI.CData,  # uint32_t *
+        /,
+    ) -> int: ...  # int32_t
+    def js_link_call_send(
+        self,
+        a0: FFI.CData,  # struct js_link *
+        a1: int,  # uint32_t
+        a2: FFI.CData | bytes,  # void *
+        a3: int,  # uint32_t
+        /,
+    ) -> int: ...  # int32_t
     def js_link_close(
         self,
         a0: FFI.CData,  # struct js_link *

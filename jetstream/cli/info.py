@@ -26,7 +26,7 @@ from jetstream.bench.machine import (
 from jetstream.bench.sizes import format_size
 from jetstream.errors import JetstreamError
 
-__all__ = ["add_parser", "collect"]
+__all__ = ["add_parser", "collect", "dissector_path"]
 
 _SCHEMA = "jetstream.info/1"
 _NAME_WIDTH = 20
@@ -63,6 +63,11 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print a JSON document instead")
+    parser.add_argument(
+        "--dissector",
+        action="store_true",
+        help="print the path of the dissector for Wireshark and tshark, and nothing else",
+    )
     parser.set_defaults(func=_run)
 
 
@@ -80,7 +85,15 @@ def collect() -> Sections:
     }
 
 
+def dissector_path() -> Path:
+    """Returns where the dissector for Wireshark and tshark is: ``docs/wire.md``."""
+    return Path(__file__).resolve().parents[1] / "dissector" / "jetstream.lua"
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.dissector:
+        sys.stdout.write(f"{dissector_path()}\n")
+        return 0
     sections = collect()
     sys.stdout.write(_as_json(sections) if arguments.json else _as_text(sections))
     return 0

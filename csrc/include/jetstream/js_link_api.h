@@ -70,4 +70,13 @@ JS_API const char *js_link_kind_name(uint32_t kind); /* "udp"; NULL: there is no
  * no such interface, or JS_ERR_SYSTEM. */
 JS_API int32_t js_link_interface_mtu(const char *interface);
 
+/* A link that is not given to a communicator can be used by hand, one frame a call: for tools and
+ * tests. `peer` is what js_link_call_add_peer has told. JS_ERR_FULL: no room at the moment. */
+JS_API int32_t js_link_call_add_peer(js_link *link, const js_link_address *address,
+                                     uint32_t *out_peer);
+JS_API int32_t js_link_call_send(js_link *link, uint32_t peer, const void *frame, uint32_t bytes);
+/* Copies the next frame that has come, or as much of it as there is room for; JS_ERR_EMPTY: none
+ * has. Does not wait. */
+JS_API int32_t js_link_call_receive(js_link *link, void *out, uint32_t room, uint32_t *out_bytes);
+
 #endif

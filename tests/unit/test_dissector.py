@@ -1,0 +1,265 @@
+"""The dissector for Wireshark and tshark says what the codec in Python says, field by field."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jetstream._core.native import check, ffi, lib
+from jetstream.cli.info import dissector_path
+from jetstream.transport.captures import frame_bytes, read_capture
+from jetstream.transport.frames import (
+    Ack,
+    Flag,
+    FrameError,
+    Note,
+    Put,
+    Refusal,
+    Send,
+    decode_frame,
+)
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors/frames.json").read_text())
+FRAMES = [bytes.fromhex(vector["hex"]) for vector in VECTORS]
+TSHARK = shutil.which("tshark")
+needs_tshark = pytest.mark.skipif(TSHARK is None, reason="tshark is not installed here")
+
+FIELDS = (
+    *("version", "channel", "opcode", "flags", "flags.som", "flags.eom", "flags.more"),
+    *("flags.ackreq", "flags.retx", "header_words", "dcid", "epoch", "psn", "ack", "credit"),
+    *("length", "fragment", "imm", "offset", "total_bytes", "sack.low", "sack.high", "trigger"),
+    *("delay", "delay_ns", "consumed.collective", "consumed.message", "padding_bytes", "key"),
+    *("mtu", "payload", "note", "crc.status"),
+)
+EXPERTS = ("malformed", "reserved_bit", "crc.bad", "retransmission", "reset", "repeats")
+
+
+def fields_of(data: bytes) -> dict[str, int | str]:
+    """Returns what the dissector should show of a sound frame; what it has not is absent."""
+    frame = decode_frame(data)
+    flags = getattr(frame, "flags", Flag(0))
+    shown: dict[str, int | str] = {
+        "version": 1,
+        "channel": getattr(frame, "channel", 0),
+        "opcode": int(frame.opcode),
+        "flags": int(flags),
+        "header_words": data[3],
+        "crc.status": 1,
+    }
+    shown |= {f"flags.{flag.name.lower()}": int(flag in flags) for flag in Flag if flag.name}
+    names = ["dcid", "epoch", "psn", "ack", "credit"]
+    if isinstance(frame, Send | Put):
+        names += ["fragment", "imm"]
+        shown |= {"length": len(frame.payload), "payload": frame.payload.hex()}
+    if isinstance(frame, Put):
+        names += ["offset", "total_bytes"]
+    if isinstance(frame, Ack):
+        names += ["trigger"]
+        shown |= {"sack.low": frame.sack % 2**64, "sack.high": frame.sack >> 64}
+        shown |= {"delay": frame.delay_units, "delay_ns": 64 * frame.delay_units}
+        shown |= {"consumed.collective": frame.consumed[0], "consumed.message": frame.consumed[1]}
+    if isinstance(frame, Note):
+        names += ["key", "mtu", "padding_bytes"]
+        shown |= {"length": len(frame.note), "note": frame.note.hex()}
+    shown |= {name: getattr(frame, name) for name in names}
+    return {name: value for name, value in shown.items() if value != ""}
+
+
+def refusal_of(data: bytes) -> Refusal | None:
+    try:
+        decode_frame(data)
+    except FrameError as error:
+        return error.reason
+    return None
+
+
+def tshark(path: Path, *arguments: str) -> list[dict[str, int | str]]:
+    """Returns the fields of every packet, as far as there are any."""
+    assert TSHARK is not None
+    names = [*FIELDS, *EXPERTS]
+    columns = [word for name in names for word in ("-e", f"jetstream.{name}")]
+    script = ("-X", f"lua_script:{dissector_path()}")
+    command = [TSHARK, "-n", *script, "-r", str(path), "-T", "fields", "-E", "separator=|"]
+    done = subprocess.run(
+        [*command, *columns, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Lua" not in done.stderr, done.stderr
+    rows = []
+    for line in done.stdout.splitlines():
+        texts = dict(zip(names, line.split("|"), strict=True))
+        rows.append({name: number(name, text) for name, text in texts.items() if text})
+    return rows
+
+
+def number(name: str, text: str) -> int | str:
+    if name in ("payload", "note"):
+        return text.replace(":", "")
+    if text in ("True", "False"):
+        return int(text == "True")
+    return int(text, 0) if text[0].isdigit() else text
+
+
+def block(kind: int, body: bytes) -> bytes:
+    body += bytes(-len(body) % 4)
+    return struct.pack("<II", kind, len(body) + 12) + body + struct.pack("<I", len(body) + 12)
+
+
+def capture_file(path: Path, packets: list[bytes], link_type: int) -> None:
+    """Writes packets with their headers, with time stamps of 1, 2, ... microseconds."""
+    data = block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
+    data += block(1, struct.pack("<HHI", link_type, 0, 0))
+    for index, packet in enumerate(packets):
+        data += block(6, struct.pack("<5I", 0, 0, index + 1, len(packet), len(packet)) + packet)
+    path.write_bytes(data)
+
+
+@contextmanager
+def traced_links(folder: Path) -> Iterator[tuple[Any, Any, Any]]:
+    """Yields a link that writes a trace, one that does not, and the first one's address."""
+    links = []
+    addresses = ffi.new("js_link_address[2]")
+    for index, trace in enumerate((str(folder / "trace.pcapng").encode(), b"")):
+        keep = ffi.new("char[]", trace)
+        config = ffi.new("js_link_config *", {"kind": lib.JS_LINK_UDP, "trace": keep})
+        out = ffi.new("js_link **")
+        check(lib.js_link_open(config, out))
+        links.append(out[0])
+        lib.js_link_get_address(out[0], addresses + index)
+    peer = ffi.new("uint32_t *")
+    for index in (0, 1):
+        check(lib.js_link_call_add_peer(links[index], addresses + 1 - index, peer))
+        assert peer[0] == 0
+    try:
+        yield links[0], links[1], addresses
+    finally:
+        for link in links:
+            lib.js_link_close(link)
+
+
+def exchange(source: Any, target: Any, frame: bytes) -> None:
+    """Sends a frame over the loopback, and waits for it."""
+    check(lib.js_link_call_send(source, 0, frame, len(frame)))
+    out = ffi.new("uint8_t[]", 2048)
+    size = ffi.new("uint32_t *")
+    for _ in range(1_000_000):
+        if lib.js_link_call_receive(target, out, 2048, size) == lib.JS_OK:
+            break
+    assert bytes(ffi.buffer(out, size[0])) == frame
+
+
+def traced(folder: Path) -> tuple[Path, int]:
+    """Exchanges all vectors in both directions; returns the trace, and the port of its writer."""
+    with traced_links(folder) as (first, second, addresses):
+        for frame in filter(None, FRAMES):
+            exchange(first, second, frame)
+            exchange(second, first, frame)
+        return folder / "trace.pcapng", addresses[0].port
+
+
+def test_trace_holds_the_frames(tmp_path: Path) -> None:
+    path, _ = traced(tmp_path)
+    packets = list(read_capture(path))
+    sent = [frame for frame in FRAMES if frame for _ in range(2)]
+    assert [frame_bytes(packet) for packet in packets] == sent
+    ways = [packet.direction.name for packet in packets]
+    assert ways == ["OUTBOUND", "INBOUND"] * (len(sent) // 2)
+    times = [packet.time_ns for packet in packets]
+    assert times == sorted(times)
+    assert packets[0].link_type == 101
+
+
+def test_other_captures(tmp_path: Path) -> None:
+    """Ethernet, the other byte order, a file that ends in the middle, and what is none."""
+    path = tmp_path / "some.pcapng"
+    ether = bytes(12) + b"\x88\xb5"
+    capture_file(path, [ether + FRAMES[0], bytes(12) + b"\x08\x06" + bytes(28)], 1)
+    first, second = read_capture(path)
+    assert (frame_bytes(first), first.time_ns) == (FRAMES[0], 1000)
+    assert frame_bytes(second) is None
+    data = path.read_bytes()
+    path.write_bytes(data[:-5])
+    assert len(list(read_capture(path))) == 1
+    section = struct.pack(">IIIHHqI", 0x0A0D0D0A, 28, 0x1A2B3C4D, 1, 0, -1, 28)
+    interface = struct.pack(">IIHHIHHBxxxHHI", 1, 32, 1, 0, 0, 9, 1, 9, 0, 0, 32)
+    packet = struct.pack(">8I", 6, 32 + 16, 0, 1, 2, 16, 16, 0x01020304) + bytes(12)
+    path.write_bytes(section + interface + packet + struct.pack(">I", 48))
+    (big,) = read_capture(path)
+    assert (big.time_ns, len(big.data), big.data[:4]) == (2**32 + 2, 16, b"\1\2\3\4")
+    path.write_bytes(b"\xd4\xc3\xb2\xa1" + bytes(20))
+    with pytest.raises(ConnectionError, match="no pcapng file"):
+        list(read_capture(path))
+
+
+def expect(row: dict[str, int | str], data: bytes) -> None:
+    """What tshark shows of a frame is what the codec says, refusals included."""
+    refusal = refusal_of(data)
+    shown = {name: value for name, value in row.items() if name not in EXPERTS}
+    if refusal is None:
+        assert shown == fields_of(data)
+        assert not {"malformed", "reserved_bit", "crc.bad"} & set(row)
+        is_repeat = "repeats" in row or bool(data[2] & 0x10 and data[1] < 0x80)
+        assert ("retransmission" in row) == is_repeat
+        assert ("reset" in row) == (data[1] == 0x8C)
+    elif refusal is Refusal.RESERVED:
+        assert "reserved_bit" in row
+    elif refusal is Refusal.CRC:
+        assert "crc.bad" in row
+        assert shown["crc.status"] == 0
+    else:
+        assert "malformed" in row
+        assert not shown
+
+
+@needs_tshark
+def test_of_a_trace(tmp_path: Path) -> None:
+    """UDP: found by the look of the frames, and by the port, which shows what is no frame, too."""
+    path, port = traced(tmp_path)
+    packets = [frame_bytes(packet) or b"" for packet in read_capture(path)]
+    rows = tshark(path, "-o", f"jetstream.udp_port:{port}")
+    assert len(rows) == len(packets)
+    for row, data in zip(rows, packets, strict=True):
+        expect(row, data)
+    structural = {Refusal.SHORT, Refusal.FOREIGN, Refusal.OPCODE, Refusal.HEADER}
+    for row, data in zip(tshark(path), packets, strict=True):
+        assert bool(row) == (refusal_of(data) not in structural)
+
+
+@needs_tshark
+def test_on_ethernet(tmp_path: Path) -> None:
+    """The EtherType tells; padding is no part of the frame; repeats name the first packet."""
+    path = tmp_path / "ethernet.pcapng"
+    packets = [bytes(12) + b"\x88\xb5" + frame for frame in FRAMES if len(frame) > 1]
+    packets += [packets[1] + bytes(20)]
+    capture_file(path, packets, 1)
+    rows = tshark(path)
+    assert len(rows) == len(packets)
+    for row, packet in zip(rows, packets, strict=True):
+        expect(row, packet[14:])
+    assert rows[-1]["repeats"] == 1
+    assert "repeats" not in rows[0]
+
+
+def test_path_is_printed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jetstream", "info", "--dissector"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == f"{dissector_path()}\n"
+    assert dissector_path().read_text().startswith("--")
