@@ -1,10 +1,9 @@
 /* Raw Ethernet frames of our own EtherType through a packet socket.
  *
  * Received frames lie in a ring that the kernel shares with us (TPACKET_V2), so looking for one is
- * a load and no system call. A filter in the kernel lets only frames for this endpoint through (dcid
- * and epoch of js_wire.h), so any number of endpoints share an interface. Frames leave past the
- * queueing discipline, one by send, several by one sendmmsg: at 64 bytes both were faster than a
- * ring for sending, which wants a system call just as well.
+ * a load and no system call. A filter in the kernel lets only frames for this endpoint through
+ * (dcid and epoch of js_wire.h), so any number of endpoints share an interface. Frames leave past
+ * the queueing discipline, one by send, several by one sendmmsg.
  *
  * Needs CAP_NET_RAW in the network namespace, which anyone has in a user namespace of his own. */
 #include "js_atomic.h"

@@ -259,15 +259,35 @@ static void test_errors(void)
     JS_TEST_CHECK(js_test_net_run("ip link set js0 up"));
 }
 
+static void expect_choice(const char *peer, uint32_t kind, const char *why)
+{
+    js_link_choice choice;
+    JS_TEST_EQ_I64(js_link_choose("10.9.0.1", peer, &choice), JS_OK);
+    JS_TEST_EQ_U64(choice.kind, kind);
+    JS_TEST_EQ_STR(choice.interface, "js0");
+    JS_TEST_EQ_STR(choice.why, why);
+}
+
+static void test_choice(void)
+{
+    ENTER(1500);
+    JS_TEST_CHECK(js_test_net_run("ip addr replace 10.9.0.1/24 dev js0"));
+    expect_choice("10.9.0.2", JS_LINK_PACKET, "packet: 10.9.0.2 is on the segment of js0");
+    expect_choice("10.9.1.2", JS_LINK_UDP,
+                  "udp: 10.9.1.2 is beyond a router, seen from 10.9.0.1 on js0");
+}
+
 /* Last: it gives up what it may do. */
 static void test_no_permission(void)
 {
     ENTER(1500);
     JS_TEST_CHECK(unshare(CLONE_NEWUSER) == 0); /* no rights over the network of the outer one */
     expect_error(&packet0, JS_ERR_SYSTEM, "js0 need CAP_NET_RAW");
+    expect_choice("10.9.0.2", JS_LINK_UDP,
+                  "udp: raw frames on js0 are not permitted: Operation not permitted");
 }
 
 JS_TEST_MAIN(JS_TEST(test_one_frame_each_way), JS_TEST(test_bursts), JS_TEST(test_jumbo_frames),
              JS_TEST(test_ring_full), JS_TEST(test_foreign_frames),
              JS_TEST(test_many_on_an_interface), JS_TEST(test_interface_down), JS_TEST(test_errors),
-             JS_TEST(test_no_permission))
+             JS_TEST(test_choice), JS_TEST(test_no_permission))

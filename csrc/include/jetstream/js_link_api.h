@@ -55,6 +55,13 @@ typedef struct js_link_stats {
 
 typedef struct js_link js_link;
 
+/* What js_link_choose finds. */
+typedef struct js_link_choice {
+    uint32_t kind;
+    char interface[16]; /* that the own address belongs to */
+    char why[236];      /* a sentence, as "udp: 10.0.0.2 is beyond a router, ..." */
+} js_link_choice;
+
 /* Opens an endpoint and draws its dcid, epoch and key. Returns JS_OK; JS_ERR_INVALID: the
  * configuration makes no sense; JS_ERR_UNSUPPORTED: this kernel or interface cannot;
  * JS_ERR_SYSTEM: a system call failed. The text of js_last_error names interface, address and
@@ -69,6 +76,11 @@ JS_API const char *js_link_kind_name(uint32_t kind); /* "udp"; NULL: there is no
 /* The MTU of an interface, without the link-layer header, in bytes; or JS_ERR_INVALID, if there is
  * no such interface, or JS_ERR_SYSTEM. */
 JS_API int32_t js_link_interface_mtu(const char *interface);
+/* The best kind of link between the own IP address and a peer's, as far as this host can tell, and
+ * why: packet if both are on one Ethernet segment and this process may send raw frames, else udp.
+ * (Never xdp: it takes a queue of the interface away from others, which wants to be asked for.)
+ * Returns JS_OK; JS_ERR_INVALID: no addresses, or own_ip is none of this host. */
+JS_API int32_t js_link_choose(const char *own_ip, const char *peer_ip, js_link_choice *out);
 
 /* A link that is not given to a communicator can be used by hand, one frame a call: for tools and
  * tests. `peer` is what js_link_call_add_peer has told. JS_ERR_FULL: no room at the moment. */
