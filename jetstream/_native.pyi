@@ -659,6 +659,13 @@ class _Lib:
         a3: int,  # uint32_t
         /,
     ) -> int: ...  # int32_t
+    def js_link_choose(
+        self,
+        a0: FFI.CData | bytes,  # char *
+        a1: FFI.CData | bytes,  # char *
+        a2: FFI.CData,  # struct js_link_choice *
+        /,
+    ) -> int: ...  # int32_t
     def js_link_close(
         self,
         a0: FFI.CData,  # struct js_link *
