@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jetstream.testing.harness import RankPool, run_ranks
+    from jetstream.testing.network import NoNetworkError
     from jetstream.testing.outcomes import Outcome, RankError, RankTimeoutError
 
-__all__ = ["Outcome", "RankError", "RankPool", "RankTimeoutError", "run_ranks"]
+__all__ = ["NoNetworkError", "Outcome", "RankError", "RankPool", "RankTimeoutError", "run_ranks"]
 
 _HOMES = {
+    "NoNetworkError": "jetstream.testing.network",
     "Outcome": "jetstream.testing.outcomes",
     "RankError": "jetstream.testing.outcomes",
     "RankPool": "jetstream.testing.harness",

@@ -14,15 +14,15 @@ from multiprocessing import connection
 from types import TracebackType
 from typing import Any
 
-from jetstream.errors import ArgumentError, UnsupportedError
+from jetstream.errors import ArgumentError
 from jetstream.testing.loading import MAIN_ALIAS
+from jetstream.testing.network import Hosts, Network
 from jetstream.testing.outcomes import Outcome, raise_failures
 from jetstream.testing.process import RankProcess
 from jetstream.testing.worker import Job
 
 __all__ = ["RankPool", "run_ranks"]
 
-_LINKS_LATER = ("udp", "packet", "xdp")
 #: Once a rank has failed, how long the others have to notice by themselves.
 _FAILURE_GRACE_S = 5.0
 _END_GRACE_S = 5.0
@@ -35,9 +35,9 @@ def run_ranks(
     n: int,
     *args: Any,
     timeout_s: float = 60.0,
-    link: str = "shm",
     env: Mapping[str, str] | None = None,
     bind: bool = False,
+    **hosts: Any,
 ) -> list[Any]:
     """Runs ``fn(comm, *args)`` on each of ``n`` ranks and returns their results, by rank.
 
@@ -46,11 +46,18 @@ def run_ranks(
     on top of this process's; ``bind``: each rank on one core. When it returns or raises, all of
     its processes are gone.
 
+    ``link``: "shm", or "udp", "packet", "xdp" between several ``hosts``: their number (rank r is
+    then on host r * hosts // n; default: n) or the host of each rank. With "udp" the hosts are
+    virtual; otherwise, with ``kernel_drop`` or ``namespaces=True``, each is a network namespace on
+    a bridge with ``mtu`` (1500), which loses the share ``kernel_drop`` of the frames. ``faults``:
+    JETSTREAM_LINK_FAULT.
+
     Raises RankError when a rank fails, RankTimeoutError (with all stacks) after ``timeout_s``,
-    ArgumentError for what cannot be sent to a process, UnsupportedError for other links than shm.
+    ArgumentError for what makes no sense or cannot be sent to a process, NoNetworkError where
+    namespaces are not permitted.
     """
     __tracebackhide__ = True
-    with RankPool(n, timeout_s=timeout_s, link=link, env=env, bind=bind, fresh=True) as pool:
+    with RankPool(n, timeout_s=timeout_s, env=env, bind=bind, fresh=True, **hosts) as pool:
         return pool.run(fn, *args)
 
 
@@ -67,15 +74,16 @@ class RankPool:
         n: int,
         *,
         timeout_s: float = 60.0,
-        link: str = "shm",
         env: Mapping[str, str] | None = None,
         bind: bool = False,
         fresh: bool = False,
+        **hosts: Any,
     ) -> None:
-        _check_link(link)
         if not isinstance(n, int) or not 1 <= n <= 256:
             raise ArgumentError(f"n is {n!r}: a number of ranks from 1 to 256 is needed")
         self.size = n
+        self._hosts = Hosts.make(n, **hosts)
+        self._network: Network | None = None
         self.timeout_s = timeout_s
         self._env = dict(env or {})
         self._bind = bind
@@ -137,7 +145,7 @@ class RankPool:
             self._spawn()
         address = None
         if self._needs_communicator or self._fresh:
-            address = f"ipc://@jetstream-test-{secrets.token_hex(8)}"
+            address = self._hosts.new_address()
         self._needs_communicator = False
         budget_s = self.timeout_s if timeout_s is None else timeout_s
         self._started_s = time.monotonic()
@@ -162,20 +170,32 @@ class RankPool:
             process.stop()
         for process in processes:
             process.end(timeout_s=deadline_s - time.monotonic())
+        if self._network is not None:
+            self._network.close()
+            self._network = None
 
     # --- internals --------------------------------------------------------------------------
 
     def _spawn(self) -> None:
         base = {**os.environ, **self._environment()}
         cpus = sorted(os.sched_getaffinity(0))
+        self._network = self._hosts.build()
         try:
             for rank in range(self.size):
-                env = {**base, "JETSTREAM_RANK": str(rank), "JETSTREAM_LOCAL_RANK": str(rank)}
+                env = {**base, **self._environment_of(rank)}
                 cpu = cpus[rank % len(cpus)] if self._bind else None
-                self._processes.append(RankProcess(rank, env=env, cpu=cpu))
+                inside = self._network.fds(self._hosts.index[rank]) if self._network else ()
+                process = RankProcess(rank, env=env, cpu=cpu, namespaces=inside)
+                self._processes.append(process)
         except BaseException:
             self.close(timeout_s=0.0)
             raise
+
+    def _environment_of(self, rank: int) -> dict[str, str]:
+        index = self._hosts.index
+        local_rank = index[:rank].count(index[rank])
+        place = {"JETSTREAM_RANK": str(rank), "JETSTREAM_LOCAL_RANK": str(local_rank)}
+        return {**self._hosts.environment(rank), **self._env, **place}
 
     def _environment(self) -> dict[str, str]:
         defaults = {
@@ -223,15 +243,6 @@ class RankPool:
         ran_s = time.monotonic() - self._started_s
         for process in late:
             outcomes[process.rank] = process.give_up(ran_s, next(self._order))
-
-
-def _check_link(link: str) -> None:
-    if link in _LINKS_LATER:
-        raise UnsupportedError(
-            f"link {link!r}: this version joins ranks by shared memory only, link='shm'"
-        )
-    if link != "shm":
-        raise ArgumentError(f"link {link!r} is not one of shm, {', '.join(_LINKS_LATER)}")
 
 
 def _find_module(fn: Callable[..., Any]) -> tuple[str, str | None]:

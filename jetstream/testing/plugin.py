@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +24,7 @@ _RANKS_MAX = 16
 
 
 class Pools:
-    """The ranks of a test session, by size and environment.
+    """The ranks of a test session, by size, environment and hosts.
 
     Keeps at most ``ranks_max`` processes; the pool that was not used for longest goes first.
     """
@@ -32,16 +32,19 @@ class Pools:
     def __init__(self, timeout_s: float, *, ranks_max: int = _RANKS_MAX) -> None:
         self.timeout_s = timeout_s
         self._ranks_max = ranks_max
-        self._pools: dict[tuple[int, frozenset[tuple[str, str]]], RankPool] = {}
+        self._pools: dict[Hashable, RankPool] = {}
 
-    def __call__(self, n: int, *, env: dict[str, str] | None = None) -> RankPool:
-        """A pool of ``n`` ranks that gives each function a new communicator."""
+    def __call__(self, n: int, *, env: dict[str, str] | None = None, **hosts: Any) -> RankPool:
+        """A pool of ``n`` ranks that gives each function a new communicator.
+
+        ``hosts``: ``hosts``, ``link``, ``faults`` and what else run_ranks has for several hosts.
+        """
         from jetstream.testing.harness import RankPool
 
-        key = (n, frozenset((env or {}).items()))
+        key = (n, frozenset((env or {}).items()), repr(sorted(hosts.items())))
         pool = self._pools.pop(key, None)
         if pool is None:
-            pool = RankPool(n, timeout_s=self.timeout_s, env=env, fresh=True)
+            pool = RankPool(n, timeout_s=self.timeout_s, env=env, fresh=True, **hosts)
         self._pools[key] = pool  # the last place: used last
         while len(self._pools) > 1 and self._count() > self._ranks_max:
             self._pools.pop(next(iter(self._pools))).close()
@@ -87,8 +90,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker."""
     config.addinivalue_line(
         "markers",
-        "ranks(n, timeout_s=None, env=None): run the body of the test on n ranks, "
-        "each with its communicator as `comm`",
+        "ranks(n, timeout_s=None, env=None, hosts=..., link=..., faults=..., kernel_drop=..., "
+        "namespaces=..., mtu=...): run the body of the test on n ranks, each with its "
+        "communicator as `comm`; where network namespaces are not permitted it is skipped",
     )
     config.stash[_pools_key] = Pools(config.getoption("--ranks-timeout"))
 
@@ -119,12 +123,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     marker = pyfuncitem.get_closest_marker("ranks")
     if marker is None:
         return None
-    n, timeout_s, env = _read_marker(*marker.args, **marker.kwargs)
+    n, timeout_s, env, hosts = _read_marker(*marker.args, **marker.kwargs)
     names = pyfuncitem._fixtureinfo.argnames
     values = {name: pyfuncitem.funcargs[name] for name in names if name != "comm"}
     _check_values(values)
-    pool = pyfuncitem.config.stash[_pools_key](n, env=env)
-    pool.start(
+    pool = pyfuncitem.config.stash[_pools_key](n, env=env, **hosts)
+    _start(
+        pool,
         _run_body,
         pyfuncitem.function.__module__,
         pyfuncitem.function.__qualname__,
@@ -149,9 +154,20 @@ def _check_values(values: dict[str, Any]) -> None:
 
 
 def _read_marker(
-    n: int, *, timeout_s: float | None = None, env: dict[str, str] | None = None
-) -> tuple[int, float | None, dict[str, str] | None]:
-    return n, timeout_s, env
+    n: int, *, timeout_s: float | None = None, env: dict[str, str] | None = None, **hosts: Any
+) -> tuple[int, float | None, dict[str, str] | None, dict[str, Any]]:
+    return n, timeout_s, env, hosts
+
+
+def _start(pool: RankPool, *arguments: Any, **options: Any) -> None:
+    """Starts a test on its ranks, or skips it where there can be no network for it."""
+    __tracebackhide__ = True
+    from jetstream.testing.network import NoNetworkError
+
+    try:
+        pool.start(*arguments, **options)
+    except NoNetworkError as error:
+        pytest.skip(str(error))
 
 
 def _run_body(comm: Any, module: str, qualname: str, values: dict[str, Any], wants: bool) -> None:

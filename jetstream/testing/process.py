@@ -21,8 +21,8 @@ __all__ = ["RankProcess"]
 
 # The search path comes with the command line: what the parent can import, the rank can.
 _BOOT = (
-    "import sys; sys.path[:] = sys.argv[5:]; from jetstream.testing.worker import main; "
-    "main(*map(int, sys.argv[1:5]))"
+    "import sys; numbers, *sys.path[:] = sys.argv[1:]; from jetstream.testing.worker import main; "
+    "main(*map(int, numbers.split(',')))"
 )
 _DUMP_PATIENCE_S = 2.0
 
@@ -30,20 +30,28 @@ _DUMP_PATIENCE_S = 2.0
 class RankProcess:
     """A rank's process, from its start to its end. ``fds`` are to be polled for `take`."""
 
-    def __init__(self, rank: int, *, env: Mapping[str, str], cpu: int | None) -> None:
+    def __init__(
+        self,
+        rank: int,
+        *,
+        env: Mapping[str, str],
+        cpu: int | None,
+        namespaces: tuple[int, ...] = (),
+    ) -> None:
+        """``namespaces``: descriptors of those that the rank enters."""
         self.rank = rank
         ours, theirs = socket.socketpair()
         with theirs:
             self._connection = Connection(ours.detach())
             self._dump_fd = os.memfd_create(f"jetstream-stacks-{rank}", os.MFD_CLOEXEC)
             fds = (theirs.fileno(), self._dump_fd)
-            numbers = map(str, (rank, *fds, os.getpid()))
+            numbers = ",".join(map(str, (rank, *fds, os.getpid(), *namespaces)))
             # A session of its own: what the rank starts is killed with it, and Ctrl-C comes to
             # the parent alone, which knows what to do.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, *numbers, *sys.path],
+                [sys.executable, "-c", _BOOT, numbers, *sys.path],
                 stdin=subprocess.DEVNULL,
-                pass_fds=fds,
+                pass_fds=(*fds, *namespaces),
                 env=env,
                 start_new_session=True,
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jetstream.testing.loading import load_module
+from jetstream.testing.namespaces import enter
 
 if TYPE_CHECKING:
     from jetstream.communicator import Communicator
@@ -54,8 +55,12 @@ class Report:
     error: bytes = b""
 
 
-def main(rank: int, job_fd: int, dump_fd: int, parent_pid: int) -> None:
-    """Serves until the parent closes the connection ``job_fd``; stacks go to ``dump_fd``."""
+def main(rank: int, job_fd: int, dump_fd: int, parent_pid: int, *namespace_fds: int) -> None:
+    """Serves until the parent closes the connection ``job_fd``; stacks go to ``dump_fd``.
+
+    ``namespace_fds``: what to enter first.
+    """
+    enter(namespace_fds)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)  # it died before the kernel knew about our wish

@@ -22,7 +22,6 @@ from jetstream.errors import (
     ArgumentError,
     CommunicatorAbortedError,
     PeerDiedError,
-    UnsupportedError,
 )
 from jetstream.testing import Outcome, RankError, RankPool, RankTimeoutError, run_ranks
 from jetstream.testing.outcomes import raise_failures
@@ -213,14 +212,6 @@ def test_what_cannot_be_sent() -> None:
 def test_number_of_ranks(n: Any) -> None:
     with pytest.raises(ArgumentError, match="from 1 to 256"):
         run_ranks(shift, n, Point(1))
-
-
-def test_links() -> None:
-    for link in ("udp", "packet", "xdp"):
-        with pytest.raises(UnsupportedError, match=f"link '{link}'.*shared memory only"):
-            run_ranks(shift, 2, link=link)
-    with pytest.raises(ArgumentError, match="not one of shm"):
-        RankPool(2, link="carrier pigeon")
 
 
 def test_pools_by_size_and_environment(no_leaks: Any) -> None:

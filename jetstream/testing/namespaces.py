@@ -1,0 +1,140 @@
+"""Makes network namespaces joined by a bridge and hands over their descriptors; a program.
+
+    python -I -S namespaces.py FD JSON
+
+It answers on the Unix socket FD, once: b"ok" and the descriptors (that of the bridge's namespace,
+then those of the hosts), or b"error: ..." with the reason. The namespaces have no names: they live
+as long as a descriptor or process of theirs, and the interfaces live with them. So nothing has to
+be cleaned up, whoever is killed.
+
+    {"hosts": 3, "mtu": 1500, "drop": 0.01, "is_user": false}
+
+drop: share of the frames (but ARP and TCP) that the bridge loses; is_user: inside a user namespace,
+whose descriptor then comes first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CLONE_NEWNET", "CLONE_NEWUSER", "INTERFACE", "address_of", "enter"]
+
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+#: The interface of every host.
+INTERFACE = "eth0"
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def address_of(host: int) -> str:
+    """IP address of a host, by number from 0."""
+    return f"10.77.{(host + 1) // 256}.{(host + 1) % 256}"
+
+
+def enter(fds: tuple[int, ...]) -> None:
+    """Moves this process into the namespaces of a host, and closes their descriptors.
+
+    Raises OSError. Only a process with a single thread can enter a user namespace.
+    """
+    for fd in fds:
+        _call("setns", fd, 0)
+        os.close(fd)
+
+
+def _call(name: str, *arguments: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def _own(kind: str) -> int:
+    return os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _run(program: str, *arguments: str, text: str, fds: tuple[int, ...] = ()) -> None:
+    """Gives `text` to a program's standard input; raises OSError with what it has to say."""
+    found = shutil.which(program, path=os.environ.get("PATH", "") + ":" + _SBIN)
+    if found is None:
+        raise OSError(f"there is no program {program}")
+    done = subprocess.run(
+        [found, *arguments], input=text, text=True, capture_output=True, check=False, pass_fds=fds
+    )
+    if done.returncode != 0:
+        raise OSError(f"{program}: {done.stderr.strip()}")
+
+
+def _build(spec: dict[str, Any]) -> list[int]:
+    fds = [_enter_user_namespace()] if spec["is_user"] else []
+    _call("unshare", CLONE_NEWNET)
+    bridge = _own("net")
+    hosts = []
+    for _ in range(spec["hosts"]):
+        _call("unshare", CLONE_NEWNET)
+        hosts.append(_own("net"))
+    _call("setns", bridge, CLONE_NEWNET)
+    mtu = spec["mtu"]
+    lines = [f"link add bridge0 mtu {mtu} type bridge mcast_snooping 0", "link set bridge0 up"]
+    for host, fd in enumerate(hosts):
+        lines += [
+            f"link add port{host} mtu {mtu} type veth peer name {INTERFACE} mtu {mtu} "
+            f"netns /proc/self/fd/{fd}",
+            f"link set port{host} master bridge0 up",
+        ]
+    _run("ip", "-batch", "-", text="\n".join(lines), fds=tuple(hosts))
+    if spec["drop"]:
+        _run("nft", "-f", "-", text=_rules(spec["drop"]))
+    for host, fd in enumerate(hosts):
+        _call("setns", fd, CLONE_NEWNET)
+        lines = [
+            "link set lo up",
+            f"addr add {address_of(host)}/16 dev {INTERFACE}",
+            f"link set {INTERFACE} up",
+        ]
+        _run("ip", "-batch", "-", text="\n".join(lines))
+    return [*fds, bridge, *hosts]
+
+
+def _enter_user_namespace() -> int:
+    user, group = os.geteuid(), os.getegid()
+    _call("unshare", CLONE_NEWUSER)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    return _own("user")
+
+
+def _rules(drop: float) -> str:
+    million = 1000000
+    return f"""
+        table bridge jetstream {{
+            chain forward {{
+                type filter hook forward priority 0; policy accept;
+                ether type arp accept
+                ip protocol tcp accept
+                numgen random mod {million} < {round(drop * million)} counter drop
+            }}
+        }}
+    """
+
+
+def _main(fd: int, spec: dict[str, Any]) -> None:
+    with socket.socket(fileno=fd) as answers:
+        try:
+            fds = _build(spec)
+        except OSError as error:
+            answers.send(f"error: {error.strerror or error}".encode())
+        else:
+            socket.send_fds(answers, [b"ok"], fds)
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), json.loads(sys.argv[2]))
