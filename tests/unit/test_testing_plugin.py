@@ -154,5 +154,7 @@ def test_pools_are_for_other_tests(pytester: pytest.Pytester, no_leaks: Any) -> 
 
 
 def test_the_marker_and_the_option_are_documented(pytester: pytest.Pytester) -> None:
-    assert "ranks(n, timeout_s=None, env=None, hosts=" in pytester.runpytest("--markers").stdout.str()
+    assert (
+        "ranks(n, timeout_s=None, env=None, hosts=" in pytester.runpytest("--markers").stdout.str()
+    )
     assert "--ranks-timeout" in pytester.runpytest("--help").stdout.str()
