@@ -3,11 +3,14 @@
  *
  *     fuzz_x [--count N] [--seed N] [--write FOLDER]
  *
- * --write keeps the inputs as files, for libFuzzer to begin with. */
+ * --write keeps the inputs as files, for libFuzzer to begin with. What it has found worth keeping
+ * (-merge=1 picks it out) is in tests/fuzz/corpus and runs in the loop, too: js_fuzz_corpus. */
 #ifndef JS_FUZZ_H
 #define JS_FUZZ_H
 
 #include "js_test.h"
+
+#include <dirent.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -81,6 +84,31 @@ static inline js_fuzz_arguments js_fuzz_parse(int argc, char **argv, uint64_t co
         }
     }
     return out;
+}
+
+/* Runs the target on what is kept for it; returns how many inputs that were. */
+static inline uint64_t js_fuzz_corpus(const char *target)
+{
+    static uint8_t input[1u << 16];
+    char path[4096];
+    uint64_t count = 0;
+    snprintf(path, sizeof(path), "%s/%s", JS_FUZZ_CORPUS, target);
+    DIR *folder = opendir(path);
+    JS_TEST_REQUIRE(folder != NULL);
+    for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
+        if (entry->d_name[0] == '.') {
+            continue;
+        }
+        snprintf(path, sizeof(path), "%s/%s/%s", JS_FUZZ_CORPUS, target, entry->d_name);
+        FILE *file = fopen(path, "rb");
+        JS_TEST_REQUIRE(file != NULL);
+        size_t size = fread(input, 1, sizeof(input), file);
+        fclose(file);
+        LLVMFuzzerTestOneInput(input, size);
+        count++;
+    }
+    closedir(folder);
+    return count;
 }
 
 /* Runs the target on one input of the loop. */
