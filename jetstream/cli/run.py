@@ -1,4 +1,4 @@
-"""``jetstream run``: starts the ranks of a job on this host and sees them through to their end."""
+"""``jetstream run``: starts ranks of a job on this host and sees them through to their end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jetstream.cli.supervisor import Supervisor, report
-from jetstream.config import RANKS_MAX
+from jetstream.config import RANKS_MAX, load_config
+from jetstream.errors import ConfigurationError
 
 __all__ = ["add_parser"]
 
@@ -25,6 +26,11 @@ is run as it is. Output is labelled with the rank it comes from, line by line.
 If a rank fails, the others get some seconds to end by themselves, then they are ended. The exit
 status is that of the rank that failed first (128 + number for a signal). INT, TERM and HUP are
 passed on to the ranks; a second Ctrl-C kills them.
+
+For a job on several hosts, start it once on each of them, with --nnodes, a --node-rank from 0, the
+same --rendezvous HOST:PORT (of the host with --node-rank 0) and the same secret: 32 to 128 hex
+digits in JETSTREAM_JOB_SECRET or in a file. If a rank fails, those on the other hosts notice by
+themselves: their operations fail. To try out several hosts on this one, --hosts is enough.
 """
 
 _EPILOG = """\
@@ -32,6 +38,8 @@ examples:
   jetstream run -n 4 train.py --steps 10
   jetstream run -n 2 --bind core -m my.app
   jetstream run -n 2 -- ./program --option
+  jetstream run -n 4 --hosts 2 train.py
+  jetstream run -n 4 --nnodes 2 --node-rank 1 --rendezvous node0:29400 --secret-file s train.py
 """
 
 
@@ -47,7 +55,12 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "-n", "--ranks", type=_rank_count, required=True, metavar="N", help="number of ranks"
+        "-n",
+        "--ranks",
+        type=_rank_count,
+        required=True,
+        metavar="N",
+        help="number of ranks; with --nnodes: on this host",
     )
     parser.add_argument("-m", "--module", action="store_true", help="run a Python module")
     parser.add_argument(
@@ -68,6 +81,23 @@ def add_parser(subparsers: Any) -> None:
         default=5.0,
         metavar="S",
         help="seconds the other ranks get once one has failed (5)",
+    )
+    hosts = parser.add_argument_group("several hosts")
+    hosts.add_argument(
+        "--hosts",
+        type=_rank_count,
+        metavar="H",
+        help="act as if the ranks were on H hosts: rank r of n on host r * H // n",
+    )
+    hosts.add_argument(
+        "--nnodes", type=_rank_count, metavar="M", help="number of hosts, N ranks on each"
+    )
+    hosts.add_argument("--node-rank", type=int, metavar="I", help="number of this host, from 0")
+    hosts.add_argument(
+        "--rendezvous", metavar="HOST:PORT", help="a port of the host with --node-rank 0"
+    )
+    hosts.add_argument(
+        "--secret-file", metavar="FILE", help="file with the secret (JETSTREAM_JOB_SECRET)"
     )
     parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.set_defaults(func=lambda arguments: _run(parser, arguments))
@@ -99,8 +129,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if status:
         return status
     cpus = _cpus(arguments.ranks) if arguments.bind == "core" else []
-    environments = _environments(arguments.ranks)
-    if arguments.ranks == 1 and arguments.timeout is None:
+    is_spread = arguments.nnodes is not None
+    job = _spread_job(parser, arguments) if is_spread else _local_job(parser, arguments)
+    first_rank = arguments.ranks * (arguments.node_rank or 0)
+    environments = _environments(job, arguments.ranks, arguments.hosts or 1, first_rank)
+    if int(job["JETSTREAM_WORLD_SIZE"]) == 1 and arguments.timeout is None:
         # Nobody to label or to end: the program takes this process over, terminal and all.
         if cpus:
             os.sched_setaffinity(0, cpus[:1])
@@ -109,9 +142,10 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         command,
         environments,
         cpus=cpus,
-        is_labelled=arguments.ranks > 1 and not arguments.no_label,
+        is_labelled=int(job["JETSTREAM_WORLD_SIZE"]) > 1 and not arguments.no_label,
         timeout_s=arguments.timeout,
         grace_s=arguments.grace,
+        first_rank=first_rank,
     )
     return supervisor.run()
 
@@ -135,18 +169,68 @@ def _command(program: list[str], *, is_module: bool) -> tuple[list[str], int]:
     return [], _NOT_FOUND
 
 
-def _environments(ranks: int) -> list[dict[str, str]]:
-    """Returns the environment of each rank: a meeting point and a secret of their own."""
-    job = {
-        "JETSTREAM_WORLD_SIZE": str(ranks),
+def _local_job(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, str]:
+    """Returns what all ranks of a job on this host have: a meeting point and a secret."""
+    for name in ("node_rank", "rendezvous", "secret_file"):
+        if getattr(arguments, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} goes with --nnodes")
+    if (arguments.hosts or 1) > arguments.ranks:
+        parser.error(f"{arguments.hosts} hosts are too many for {arguments.ranks} ranks")
+    return {
+        "JETSTREAM_WORLD_SIZE": str(arguments.ranks),
         "JETSTREAM_RENDEZVOUS": f"ipc://@jetstream-{os.geteuid()}-run-{secrets.token_hex(8)}",
         "JETSTREAM_JOB_SECRET": secrets.token_hex(32),
     }
-    if ranks > 1:
+
+
+def _spread_job(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, str]:
+    """The same for a job on several hosts, which are told where they meet, and the secret."""
+    nodes, node_rank = arguments.nnodes, arguments.node_rank
+    if arguments.hosts is not None:
+        parser.error("--hosts acts as if there were several hosts, --nnodes is for real ones")
+    if node_rank is None or not 0 <= node_rank < nodes:
+        parser.error(f"--node-rank is needed: a number from 0 to {nodes - 1}")
+    if nodes * arguments.ranks > RANKS_MAX:
+        parser.error(f"{nodes * arguments.ranks} ranks: at most {RANKS_MAX}")
+    if not arguments.rendezvous:
+        parser.error("--rendezvous HOST:PORT is needed")
+    secret = os.environ.get("JETSTREAM_JOB_SECRET", "")
+    if arguments.secret_file:
+        try:
+            secret = Path(arguments.secret_file).read_text(encoding="ascii", errors="replace")
+        except OSError as error:
+            parser.error(f"{arguments.secret_file}: {error.strerror}")
+    if not secret.strip():
+        parser.error("a secret is needed: JETSTREAM_JOB_SECRET or --secret-file")
+    job = {
+        "JETSTREAM_WORLD_SIZE": str(nodes * arguments.ranks),
+        "JETSTREAM_RENDEZVOUS": f"tcp://{arguments.rendezvous.removeprefix('tcp://')}",
+        "JETSTREAM_JOB_SECRET": secret.strip(),
+    }
+    try:
+        # What is wrong is said here once, not by each of the ranks.
+        load_config(job | {"JETSTREAM_RANK": "0"})
+    except ConfigurationError as error:
+        parser.error(str(error))
+    return job
+
+
+def _environments(
+    job: dict[str, str], ranks: int, hosts: int, first_rank: int
+) -> list[dict[str, str]]:
+    """Returns the environment of each rank of this host, which acts as several `hosts`."""
+    if int(job["JETSTREAM_WORLD_SIZE"]) > 1:
         # Through a pipe, Python would hold output back until it has some KiB.
-        job["PYTHONUNBUFFERED"] = "1"
+        job = {**job, "PYTHONUNBUFFERED": "1"}
+    index = [rank * hosts // ranks for rank in range(ranks)]
     return [
-        os.environ | job | {"JETSTREAM_RANK": str(rank), "JETSTREAM_LOCAL_RANK": str(rank)}
+        os.environ
+        | job
+        | {
+            "JETSTREAM_RANK": str(first_rank + rank),
+            "JETSTREAM_LOCAL_RANK": str(index[:rank].count(index[rank])),
+        }
+        | ({"JETSTREAM_HOST": f"host{index[rank]}"} if hosts > 1 else {})
         for rank in range(ranks)
     ]
 

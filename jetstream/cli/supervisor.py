@@ -97,14 +97,19 @@ class Supervisor:
         is_labelled: bool,
         timeout_s: float | None,
         grace_s: float,
+        first_rank: int = 0,
     ) -> None:
-        """Ranks are numbered as `environments`; `cpus`, unless empty, holds the CPU of each."""
+        """Ranks are numbered as `environments`, from `first_rank`.
+
+        `cpus`, unless empty, holds the CPU of each.
+        """
         self._command = command
         self._environments = environments
         self._cpus = cpus
         self._is_labelled = is_labelled
         self._timeout_s = timeout_s
         self._grace_s = grace_s
+        self._first_rank = first_rank
         self._status: int | None = None
         self._ranks: dict[int, _Rank] = {}
         self._leftovers: dict[int, float] = {}
@@ -135,8 +140,8 @@ class Supervisor:
             start_new_session=True,
         )
         try:
-            for rank in range(len(self._environments)):
-                self._start_rank(rank)
+            for index in range(len(self._environments)):
+                self._start_rank(index)
         except OSError as error:
             report(f"cannot start {self._command[0]}: {error.strerror}")
             self._status = 126
@@ -144,18 +149,19 @@ class Supervisor:
         if self._timeout_s is not None:
             self._agenda.append((time.monotonic() + self._timeout_s, self._time_out))
 
-    def _start_rank(self, rank: int) -> None:
+    def _start_rank(self, index: int) -> None:
+        rank = self._first_rank + index
         pipe = subprocess.PIPE if self._is_labelled else None
         # A terminal cannot be read from another session than its own.
         is_reader = rank == 0 and sys.stdin is not None and not sys.stdin.isatty()
         process = subprocess.Popen(
             self._command,
-            env=self._environments[rank],
+            env=self._environments[index],
             stdin=None if is_reader else subprocess.DEVNULL,
             stdout=pipe,
             stderr=pipe,
             start_new_session=True,
-            preexec_fn=_prepare(self._cpus[rank : rank + 1]),
+            preexec_fn=_prepare(self._cpus[index : index + 1]),
         )
         entry = _Rank(rank, process, os.pidfd_open(process.pid))
         self._ranks[rank] = entry
