@@ -1,8 +1,8 @@
 """Captures that a link has written (``csrc/link/js_link_trace.c``), read without other programs.
 
 pcapng as in draft-ietf-opsawg-pcapng, of which only what is needed: section, interface and packet
-blocks, either byte order, time stamps of any resolution. Captures of tcpdump and tshark are read
-as well.
+blocks, either byte order, time stamps of any resolution. Captures of tshark are that as well, those
+of tcpdump the older pcap (draft-ietf-opsawg-pcap), which is read, too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _SECTION = 0x0A0D0D0A
 _INTERFACE = 1
 _PACKET = 6
 _MAGIC = 0x1A2B3C4D
+#: pcap: magic number, by the ns of a unit of its time stamps.
+_PCAP = {0xA1B2C3D4: 1000, 0xA1B23C4D: 1}
 _OPTION_RESOLUTION = 9
 _OPTION_FLAGS = 2
 _LINK_ETHERNET = 1
@@ -52,14 +54,39 @@ class Packet:
 
 
 def read_capture(path: str | Path) -> Iterator[Packet]:
-    """Yields the packets of a pcapng file in their order.
+    """Yields the packets of a pcapng or pcap file in their order.
 
-    An incomplete block at the end, which a process that was killed may leave, ends the capture.
-    Raises ProtocolError if the file is no pcapng file, OSError if it cannot be read.
+    What is incomplete at the end, as a process that was killed may leave it, ends the capture.
+    Raises ProtocolError if the file is neither, OSError if it cannot be read.
     """
     data = Path(path).read_bytes()
+    for order in "<>":
+        unit_ns = _PCAP.get(struct.unpack(order + "I", data[:4])[0]) if len(data) >= 24 else None
+        if unit_ns is not None:
+            yield from _read_pcap(order, unit_ns, data)
+            return
     if data[:4] != struct.pack("<I", _SECTION):
-        raise ProtocolError(f"{path} is no pcapng file")
+        raise ProtocolError(f"{path} is no pcapng file, and no pcap file")
+    yield from _read_pcapng(path, data)
+
+
+def _read_pcap(order: str, unit_ns: int, data: bytes) -> Iterator[Packet]:
+    (link_type,) = struct.unpack_from(order + "I", data, 20)
+    at = 24
+    while len(data) - at >= 16:
+        seconds, units, size, _ = struct.unpack_from(order + "4I", data, at)
+        at += 16 + size
+        if at > len(data):
+            return
+        yield Packet(
+            time_ns=seconds * 10**9 + units * unit_ns,
+            link_type=link_type & 0xFFFF,
+            direction=Direction.UNKNOWN,
+            data=data[at - size : at],
+        )
+
+
+def _read_pcapng(path: str | Path, data: bytes) -> Iterator[Packet]:
     order = "<"
     interfaces: list[tuple[int, int]] = []
     at = 0

@@ -128,22 +128,22 @@ def capture_file(path: Path, packets: list[bytes], link_type: int) -> None:
 
 
 @contextmanager
-def traced_links(folder: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """Yields a link that writes a trace, one that does not, and the first one's address."""
-    links = []
+def linked(kind: int, interfaces: tuple[str, str], trace: str = "") -> Iterator[tuple[Any, ...]]:
+    """Yields two links that know each other and their addresses; the first writes the trace."""
+    links: list[Any] = []
     addresses = ffi.new("js_link_address[2]")
-    for index, trace in enumerate((str(folder / "trace.pcapng").encode(), b"")):
-        keep = ffi.new("char[]", trace)
-        config = ffi.new("js_link_config *", {"kind": lib.JS_LINK_UDP, "trace": keep})
-        out = ffi.new("js_link **")
-        check(lib.js_link_open(config, out))
-        links.append(out[0])
-        lib.js_link_get_address(out[0], addresses + index)
     peer = ffi.new("uint32_t *")
-    for index in (0, 1):
-        check(lib.js_link_call_add_peer(links[index], addresses + 1 - index, peer))
-        assert peer[0] == 0
     try:
+        for index, interface in enumerate(interfaces):
+            keep = ffi.new("char[]", trace.encode() if index == 0 else b"")
+            settings = {"kind": kind, "interface": interface.encode(), "trace": keep}
+            out = ffi.new("js_link **")
+            check(lib.js_link_open(ffi.new("js_link_config *", settings), out))
+            links.append(out[0])
+            lib.js_link_get_address(out[0], addresses + index)
+        for index in (0, 1):
+            check(lib.js_link_call_add_peer(links[index], addresses + 1 - index, peer))
+            assert peer[0] == 0
         yield links[0], links[1], addresses
     finally:
         for link in links:
@@ -163,11 +163,12 @@ def exchange(source: Any, target: Any, frame: bytes) -> None:
 
 def traced(folder: Path) -> tuple[Path, int]:
     """Exchanges all vectors in both directions; returns the trace, and the port of its writer."""
-    with traced_links(folder) as (first, second, addresses):
+    path = folder / "trace.pcapng"
+    with linked(lib.JS_LINK_UDP, ("", ""), str(path)) as (first, second, addresses):
         for frame in filter(None, FRAMES):
             exchange(first, second, frame)
             exchange(second, first, frame)
-        return folder / "trace.pcapng", addresses[0].port
+        return path, addresses[0].port
 
 
 def test_trace_holds_the_frames(tmp_path: Path) -> None:
@@ -199,7 +200,13 @@ def test_other_captures(tmp_path: Path) -> None:
     path.write_bytes(section + interface + packet + struct.pack(">I", 48))
     (big,) = read_capture(path)
     assert (big.time_ns, len(big.data), big.data[:4]) == (2**32 + 2, 16, b"\1\2\3\4")
-    path.write_bytes(b"\xd4\xc3\xb2\xa1" + bytes(20))
+    old = struct.pack("<IHHqII", 0xA1B23C4D, 2, 4, 0, 65535, 1)
+    old += struct.pack("<4I", 5, 7, 14 + len(FRAMES[0]), 14 + len(FRAMES[0])) + ether + FRAMES[0]
+    path.write_bytes(old + struct.pack("<4I", 5, 8, 10, 10) + bytes(9))
+    (packet_of_pcap,) = read_capture(path)
+    assert frame_bytes(packet_of_pcap) == FRAMES[0]
+    assert packet_of_pcap.time_ns == 5_000_000_007
+    path.write_bytes(b"\x01\x02\x03\x04" + bytes(20))
     with pytest.raises(ConnectionError, match="no pcapng file"):
         list(read_capture(path))
 
@@ -251,6 +258,57 @@ def test_on_ethernet(tmp_path: Path) -> None:
         expect(row, packet[14:])
     assert rows[-1]["repeats"] == 1
     assert "repeats" not in rows[0]
+
+
+#: Two hosts' ends of a cable in a network namespace of its own; dumpcap listens on the one, frames
+#: go from the other to it. Exit status 77: not permitted here; the text says what.
+ON_A_CABLE = """
+import subprocess, sys, time
+from test_dissector import FRAMES, check, lib, linked
+def run(*words):
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        print(" ".join(words), "->", done.stderr.strip())
+        sys.exit(77)
+run("ip", "link", "add", "name", "left", "type", "veth", "peer", "name", "right")
+for name in ("left", "right"):
+    run("ip", "link", "set", name, "up")
+command = ("dumpcap", "-q", "-P", "-i", "right", "-w", sys.argv[1])
+listener = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+if "Capturing" not in listener.stderr.readline() + listener.stderr.readline():
+    listener.terminate()
+    print("dumpcap:", listener.communicate()[1].strip())
+    sys.exit(77)
+with linked(lib.JS_LINK_PACKET, ("left", "right")) as (first, _, _):
+    for frame in FRAMES:
+        if len(frame) >= 20:
+            check(lib.js_link_call_send(first, 0, frame, len(frame)))
+time.sleep(1)
+listener.terminate()
+listener.communicate(timeout=10)
+"""
+
+
+@needs_tshark
+def test_on_a_cable(tmp_path: Path) -> None:
+    """What the kernel itself captures is what was sent, and the dissector understands it."""
+    path = tmp_path / "cable.pcap"
+    words = ["unshare", "-Urn", sys.executable, "-c", ON_A_CABLE, str(path)]
+    done = subprocess.run(
+        words, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"network namespaces or capturing: {done.stdout}{done.stderr}".strip())
+    assert done.returncode == 0, done.stderr
+    packets = list(read_capture(path))
+    rows = tshark(path)
+    assert len(rows) == len(packets)
+    pairs = [(row, frame_bytes(packet)) for row, packet in zip(rows, packets, strict=True)]
+    ours = [(row, data) for row, data in pairs if data is not None]
+    sent = [frame for frame in FRAMES if len(frame) >= 20]
+    assert [data[: len(frame)] for (_, data), frame in zip(ours, sent, strict=True)] == sent
+    for row, data in ours:
+        expect(row, data)
 
 
 def test_path_is_printed() -> None:
