@@ -167,6 +167,22 @@ class _Lib:
     JS_SIGNAL_ADD: Final = 1
     JS_SIGNAL_NONE: Final = 0
     JS_SIGNAL_SET: Final = 2
+    JS_SIM_ACCEPTED: Final = 8
+    JS_SIM_CONSUMED: Final = 7
+    JS_SIM_CREDIT: Final = 5
+    JS_SIM_LOST: Final = 12
+    JS_SIM_MESSAGES_MAX: Final = 65536
+    JS_SIM_OK: Final = 0
+    JS_SIM_ORDER: Final = 1
+    JS_SIM_PAYLOAD: Final = 2
+    JS_SIM_PLACE: Final = 3
+    JS_SIM_REFUSED: Final = 10
+    JS_SIM_SACK: Final = 6
+    JS_SIM_SPIN: Final = 11
+    JS_SIM_STUCK: Final = 13
+    JS_SIM_TOUCHED: Final = 9
+    JS_SIM_UNCLOSED: Final = 14
+    JS_SIM_WINDOW: Final = 4
     JS_SQ_GRAPH: Final = 4
     JS_SQ_INLINE: Final = 2
     JS_SQ_INLINE_PUT_BYTES: Final = 8
@@ -800,6 +816,23 @@ class _Lib:
         a0: FFI.CData,  # struct js_seg *
         /,
     ) -> int: ...  # uint32_t
+    def js_sim_draw(
+        self,
+        a0: int,  # uint64_t
+        a1: FFI.CData,  # struct js_sim_config *
+        /,
+    ) -> None: ...  # void
+    def js_sim_run(
+        self,
+        a0: FFI.CData,  # struct js_sim_config *
+        a1: FFI.CData,  # struct js_sim_result *
+        /,
+    ) -> int: ...  # int32_t
+    def js_sim_verdict_name(
+        self,
+        a0: int,  # int32_t
+        /,
+    ) -> FFI.CData: ...  # char *
     def js_status_class(
         self,
         a0: int,  # int32_t

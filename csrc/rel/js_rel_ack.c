@@ -51,7 +51,7 @@ static void ack_note_progress(js_rel *rel, uint64_t now_ns)
 {
     rel->base_ns = now_ns;
     rel->backoff = 0;
-    rel->is_probed = false;
+    rel->probe_tries = 0;
 }
 
 static bool ack_has_evidence(const js_rel *rel)
@@ -168,16 +168,17 @@ static void ack_take_time(js_rel *rel, uint64_t now_ns, const js_wire_frame *fra
     }
     const js_rel_sent *sent = js_rel_sent_of(rel, frame->trigger);
     bool is_of_repeat = (frame->flags & JS_WIRE_FLAG_RETX) != 0;
+    bool is_known = !is_of_repeat || sent->repeats == 1;
+    uint64_t sent_ns = is_of_repeat ? sent->sent_ns : sent->first_ns;
+    uint64_t waited_ns = (uint64_t)frame->delay << 6;
+    uint64_t age_ns = now_ns - sent_ns;
+    if (is_known && frame->delay != UINT16_MAX && sent_ns >= rel->sample_from_ns &&
+        age_ns > waited_ns) {
+        js_rel_sample(rel, age_ns - waited_ns);
+    }
     if (sent->repeats != 0 && !is_of_repeat) {
         ack_note_spurious(rel);
         rel->repeated &= ~js_rel_bit(index);
-        return;
-    }
-    uint64_t waited_ns = (uint64_t)frame->delay << 6;
-    uint64_t age_ns = now_ns - sent->sent_ns;
-    if (frame->delay != UINT16_MAX && sent->repeats <= 1 && is_of_repeat == (sent->repeats == 1) &&
-        sent->sent_ns >= rel->sample_from_ns && age_ns > waited_ns) {
-        js_rel_sample(rel, age_ns - waited_ns);
     }
 }
 

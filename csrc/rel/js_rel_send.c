@@ -193,6 +193,7 @@ static uint32_t send_new(js_rel *rel, uint64_t now_ns, uint8_t *out)
     uint32_t psn = rel->nxt;
     js_rel_sent *sent = js_rel_sent_of(rel, psn);
     bool ends = send_cut(rel, sent) && rel->chunk_first == rel->chunk_end;
+    sent->first_ns = now_ns;
     sent->sent_ns = now_ns;
     if (psn == rel->una) {
         rel->await_ns = now_ns;
@@ -228,7 +229,7 @@ static void send_note_stall(js_rel *rel, uint64_t now_ns)
     } else {
         rel->stats.credit_stalls++;
     }
-    rel->timer_ns = 0;
+    rel->timer_ns = js_min_u64(rel->timer_ns, now_ns + rel->pto_ns);
 }
 
 uint32_t js_rel_tx(js_rel *rel, uint64_t now_ns, uint8_t *out)

@@ -49,7 +49,8 @@ enum {
 /* A frame in flight: what it takes to repeat it. */
 typedef struct js_rel_sent {
     const uint8_t *payload;
-    uint64_t sent_ns; /* the last time */
+    uint64_t first_ns; /* when it was sent first, */
+    uint64_t sent_ns;  /* and last */
     uint32_t offset;
     uint32_t total_bytes;
     uint32_t imm;
@@ -140,7 +141,8 @@ struct js_rel {
     uint32_t shake_tries;
     uint32_t ask_tries;
     uint32_t idle_tries;
-    uint32_t distance; /* adapted JS_REL_DISTANCE_FRAMES */
+    uint32_t probe_tries; /* since something moved */
+    uint32_t distance;    /* adapted JS_REL_DISTANCE_FRAMES */
     uint32_t reorder_steps;
     uint32_t reorder_keep;
     bool is_probed; /* the tail has been; the next step is to repeat */

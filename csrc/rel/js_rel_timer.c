@@ -122,21 +122,27 @@ static uint64_t timer_flight(js_rel *rel, uint64_t now_ns)
     if (rel->lost != 0 || js_rel_can_send(rel)) {
         return now_ns + rel->pto_ns; /* something goes at once */
     }
-    uint64_t wait_ns = rel->is_probed ? timer_rto(rel, rel->backoff) : rel->pto_ns;
+    /* Probes cost little and hurt nobody: several may go before the time-out, which has to be long
+     * enough for the slowest peer. */
+    uint64_t wait_ns = rel->pto_ns << js_min_u64(rel->probe_tries, JS_REL_SHIFT_MAX);
+    bool is_timeout = rel->backoff != 0 || (rel->probe_tries != 0 && wait_ns >= rel->rto_ns);
+    if (is_timeout) {
+        wait_ns = timer_rto(rel, rel->backoff);
+    }
     if (now_ns < rel->base_ns + wait_ns) {
         return rel->base_ns + wait_ns;
     }
     rel->base_ns = now_ns;
-    if (!rel->is_probed || rel->una == rel->nxt) {
-        rel->backoff += rel->is_probed ? 1 : 0;
-        rel->is_probed = true;
-        rel->due |= JS_REL_DUE_PROBE;
-    } else {
+    rel->probe_tries++;
+    rel->due |= JS_REL_DUE_PROBE;
+    if (is_timeout) {
         rel->backoff++;
-        rel->stats.timeouts++;
-        rel->lost |= 1; /* the others follow when its acknowledgement shows that they are */
+        if (rel->una != rel->nxt) {
+            rel->stats.timeouts++;
+            rel->lost |= 1; /* the others follow when an answer shows that they are */
+        }
     }
-    return now_ns + timer_rto(rel, rel->backoff);
+    return JS_REL_NEVER; /* asked again when the probe has gone */
 }
 
 void js_rel_run_timers(js_rel *rel, uint64_t now_ns)

@@ -13,7 +13,7 @@ from jetstream.errors import JetstreamError
 __all__ = ["main"]
 
 #: Each is a module of this folder with ``add_parser(subparsers)``, which sets ``func``.
-COMMANDS = ("run", "bench", "tune", "info")
+COMMANDS = ("run", "bench", "tune", "sim", "info")
 
 _EXAMPLES = """\
 examples:
@@ -21,6 +21,7 @@ examples:
   jetstream run -n 2 --bind core -m my.app   two ranks of a module, one CPU each
   jetstream bench all_reduce -n 2            latency and its tail
   jetstream tune -n 2                        measures what is chosen by call and size
+  jetstream sim                              the wire by loss and stall, simulated
   jetstream info                             what works here, and why something does not
 
 'jetstream COMMAND --help' says more.

@@ -17,6 +17,7 @@ C_LAW: dict[str, set[str]] = {
     "stat": {"base", "shm"},
     "rel": {"base", "wire"},
     "link": {"base", "shm", "wire"},
+    "sim": {"base", "wire", "rel", "link", "stat"},
     "plan": {"base", "reduce"},
     "engine": {"base", "shm", "wire", "reduce", "stat", "rel", "link", "plan"},
     "ffi": {"base"},

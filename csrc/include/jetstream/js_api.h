@@ -13,6 +13,7 @@
 #include <jetstream/js_device.h>
 #include <jetstream/js_link_api.h>
 #include <jetstream/js_plan.h>
+#include <jetstream/js_sim_api.h>
 #include <jetstream/js_wire_api.h>
 
 /* cdef: begin */
