@@ -81,7 +81,7 @@ class Coordinator(Machine):
         self._sizes = (buffer_bytes, heap_bytes)
         self._timeout_s = timeout_s
         self._arrived: dict[int, Member] = {0: me.member}
-        self._links: dict[int, tuple[str, ...]] = {0: me.links}
+        self._choices = {0: (me.link_choice, me.link_reason)}
         self._peers: dict[int, bytes] = {}
         self._placement: Placement | None = None
         self._offers: dict[int, Offer] = {}
@@ -107,7 +107,7 @@ class Coordinator(Machine):
             self.advance(Rejected(error), peer)
             return
         self._arrived[member.rank] = member
-        self._links[member.rank] = hello.links
+        self._choices[member.rank] = (hello.link_choice, hello.link_reason)
         self._peers[member.rank] = peer
         if are_neighbours(self._me.member, member):
             self.do(Watch(member))
@@ -128,7 +128,7 @@ class Coordinator(Machine):
         buffer_bytes, heap_bytes = self._sizes
         self.assembly = Assemble(
             members=members,
-            link=choose_kind(self._me.link, self._links.values(), self._placement),
+            link=choose_kind([self._choices[one.rank] for one in members], self._placement),
             buffer_bytes=buffer_bytes,
             heap_bytes=heap_bytes,
         )

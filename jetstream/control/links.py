@@ -11,15 +11,15 @@ import ipaddress
 import logging
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jetstream.config import Config
 from jetstream.control.placement import Placement
-from jetstream.errors import ConfigurationError
-from jetstream.places import split_tcp
+from jetstream.errors import ConfigurationError, JetstreamError
+from jetstream.places import is_loopback, split_tcp
 
-__all__ = ["LinkSettings", "choose_kind", "link_settings", "openable_links"]
+__all__ = ["LinkEnd", "choose_kind", "link_end", "own_choice"]
 
 _log = logging.getLogger("jetstream.control")
 
@@ -31,71 +31,74 @@ _LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinkSettings:
-    """What a rank opens its link with.
+class LinkEnd:
+    """Where this rank's end of the link is.
 
     ``kind`` is "udp", "packet" or "xdp". ``interface`` is "" for udp unless it was named;
-    ``address``, an IP address, is "" for the others. ``mtu_bytes`` 0: the most there is. ``fault``
-    and ``trace`` (a path) are "" where there is to be none.
+    ``address``, an IP address, is "" for the others.
     """
 
     kind: str
     interface: str = ""
     address: str = ""
-    mtu_bytes: int = 0
-    fault: str = ""
-    trace: str = ""
 
 
-def openable_links(config: Config) -> tuple[str, ...]:
-    """The kinds among which JETSTREAM_LINK=auto may choose, as far as this rank is concerned.
+def own_choice(config: Config) -> tuple[str, str]:
+    """The kind that would suit this rank if the others are on other hosts, and why.
 
-    Raw frames only where an interface was named: whether a switch passes them cannot be known.
+    With JETSTREAM_LINK=auto: raw frames only where this host can tell that they would arrive.
     """
-    if not config.interface:
-        return ("udp",)
+    if config.link != "auto":
+        return config.link, f"{config.link}: it is asked for"
+    if is_loopback(config.rendezvous):
+        return "udp", "udp: the ranks meet inside one host"
     try:
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
-    except OSError:
-        return ("udp",)
-    return ("udp", "packet")
+        own = _address_of(config.interface) if config.interface else _own_address(config)
+        return _choose(own, _address_of_rank_0(config) or own)
+    except JetstreamError as error:
+        return "udp", f"udp: {error}"
 
 
-def choose_kind(asked: str, links: Collection[tuple[str, ...]], placement: Placement) -> str:
-    """Returns the kind of link for all ranks; ``links`` are the openable ones of each rank."""
+def choose_kind(choices: Sequence[tuple[str, str]], placement: Placement) -> str:
+    """Returns the kind of link for all ranks, whose own choices these are; "" on one host."""
     if not placement.is_spread:
         return ""
-    if asked != "auto":
-        return asked
-    if placement.is_one_network:
-        kind, reason = "udp", "all hosts are in one network namespace of one machine"
-    elif all("packet" in kinds for kinds in links):
-        kind, reason = "packet", "every rank has JETSTREAM_INTERFACE and may send raw frames"
-    else:
-        kind, reason = "udp", "not every rank has JETSTREAM_INTERFACE and may send raw frames"
-    _log.info("link %s: %s", kind, reason)
+    # One that cannot do more than udp decides for all.
+    kind, reason = next((choice for choice in choices if choice[0] == "udp"), choices[0])
+    _log.info("link %s", reason)
     return kind
 
 
-def link_settings(config: Config, kind: str, placement: Placement) -> LinkSettings:
+def link_end(config: Config, kind: str, placement: Placement) -> LinkEnd:
     """Returns what this rank opens its link with.
 
     Raises ConfigurationError where interface or address are not set and cannot be found out.
     """
-    address, interface = config.link_address, config.interface
     if kind == "udp":
-        address = address or _udp_address(config, placement)
-    else:
-        interface = interface or _interface_with(_own_address(config))
-        address = ""
-    return LinkSettings(
-        kind=kind,
-        interface=interface,
-        address=address,
-        mtu_bytes=config.link_mtu,
-        fault=config.link_fault,
-        trace=config.link_trace.replace("{rank}", str(config.rank)),
-    )
+        address = config.link_address or _udp_address(config, placement)
+        return LinkEnd(kind=kind, interface=config.interface, address=address)
+    interface = config.interface or _interface_with(_own_address(config))
+    return LinkEnd(kind=kind, interface=interface)
+
+
+def _choose(own: str, peer: str) -> tuple[str, str]:
+    # Imported here: only jobs over several hosts need it.
+    from jetstream._core.native import check, ffi, lib
+
+    choice = ffi.new("js_link_choice *")
+    check(lib.js_link_choose(own.encode(), peer.encode(), choice))
+    kind = "packet" if choice.kind == lib.JS_LINK_PACKET else "udp"
+    return kind, bytes(ffi.string(choice.why)).decode()
+
+
+def _address_of_rank_0(config: Config) -> str:
+    """As far as a name leads there; "" at rank 0 itself, whose name often leads to nowhere else."""
+    host, port = split_tcp(config.rendezvous)
+    with contextlib.suppress(OSError):
+        found = str(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][4][0])
+        if not ipaddress.ip_address(found).is_loopback:
+            return found
+    return ""
 
 
 def _udp_address(config: Config, placement: Placement) -> str:

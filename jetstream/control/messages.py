@@ -89,10 +89,6 @@ def _is_name(value: Any) -> bool:
     return type(value) is str and 0 < len(value) <= 100
 
 
-def _is_kind(value: Any) -> bool:
-    return type(value) is str and 0 < len(value) <= 16
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One rank as all others need to know it; part of Hello and Welcome."""
@@ -128,9 +124,10 @@ class Hello:
     build: str = _text(128)
     #: Forced algorithms (JETSTREAM_ALGO) in canonical form.
     algorithms: str = _text(1024)
-    #: Kind of link asked for (JETSTREAM_LINK), and those that this rank could open by itself.
+    #: Kind of link asked for (JETSTREAM_LINK); what would suit this rank, and why.
     link: str = _text(16)
-    links: tuple[str, ...] = _tuple_of(_is_kind, 0, 8)
+    link_choice: str = _text(16)
+    link_reason: str = _text(1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 from jetstream.config import Config
-from jetstream.control.links import openable_links
+from jetstream.control.links import own_choice
 from jetstream.control.messages import Hello, Member
 from jetstream.errors import RendezvousError
 
@@ -28,13 +28,15 @@ def describe_self(config: Config, *, build: str) -> Hello:
         net_namespace=Path("/proc/self/ns/net").stat().st_ino,
         cpus=bitmap_from_cpus(os.sched_getaffinity(0)),
     )
+    link_choice, link_reason = own_choice(config)
     return Hello(
         member=member,
         world_size=config.world_size,
         build=build,
         algorithms=";".join(":".join(pair) for pair in config.algorithms),
         link=config.link,
-        links=openable_links(config),
+        link_choice=link_choice,
+        link_reason=link_reason[:1024],
     )
 
 

@@ -19,7 +19,7 @@ from jetstream.control.agreement import describe_member
 from jetstream.control.coordinator import Coordinator
 from jetstream.control.fdpass import FdServer, fetch_fd
 from jetstream.control.joiner import Joiner
-from jetstream.control.links import LinkSettings, link_settings
+from jetstream.control.links import LinkEnd, link_end
 from jetstream.control.machine import (
     Attach,
     Attached,
@@ -43,7 +43,7 @@ __all__ = ["Membership", "OpenLink", "SegmentFactory", "SegmentHandle", "Select"
 #: on the machine of rank 0.
 Select = Callable[[tuple[frozenset[int], ...]], str]
 #: Opens the link of this rank and returns the address at which the other hosts reach it.
-OpenLink = Callable[[LinkSettings], bytes]
+OpenLink = Callable[[LinkEnd], bytes]
 
 _log = logging.getLogger("jetstream.control")
 
@@ -383,7 +383,7 @@ class _Session:
             return b""
         if self._open_link is None:
             raise UnsupportedError(f"the ranks are on several hosts: {', '.join(placement.names)}")
-        return self._open_link(link_settings(self._config, kind, placement))
+        return self._open_link(link_end(self._config, kind, placement))
 
     def _attach(self, effect: Attach) -> None:
         assert self._placement is not None

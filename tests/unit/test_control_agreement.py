@@ -48,7 +48,8 @@ def hello_of(rank: int, world: int, *, pid: int = 0, **changes: object) -> Hello
         build="build-1",
         algorithms="",
         link="auto",
-        links=("udp",),
+        link_choice="udp",
+        link_reason="",
     )
     return dataclasses.replace(hello, **changes)  # type: ignore[arg-type]
 

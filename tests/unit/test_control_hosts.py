@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import pytest
 
 from jetstream.config import Config
 from jetstream.control.coordinator import Coordinator
 from jetstream.control.joiner import Joiner
-from jetstream.control.links import LinkSettings, choose_kind, link_settings
+from jetstream.control.links import LinkEnd, choose_kind, link_end, own_choice
 from jetstream.control.machine import (
     Attach,
     Attached,
@@ -62,7 +63,8 @@ def hello_of(rank: int, hosts: str = HOSTS) -> Hello:
         build="build-1",
         algorithms="",
         link="auto",
-        links=("udp",),
+        link_choice="udp",
+        link_reason="",
     )
 
 
@@ -288,49 +290,57 @@ def test_a_link_that_cannot_be_opened_fails_all() -> None:
 
 SPREAD = place([member_of(0, "a"), member_of(1, "b")])
 VIRTUAL = place([member_of(0, "a"), member_of(1, "b", boot_id="boot of a")])
-BOTH, UDP = ("udp", "packet"), ("udp",)
+RAW, UDP = ("packet", "packet: ..."), ("udp", "udp: beyond a router")
 
 
-def test_choice_of_the_link() -> None:
-    assert choose_kind("auto", [BOTH, BOTH], place([member_of(0, "a")])) == ""
-    assert choose_kind("auto", [BOTH, BOTH], SPREAD) == "packet"
-    assert choose_kind("auto", [BOTH, UDP], SPREAD) == "udp"
-    assert choose_kind("auto", [BOTH, BOTH], VIRTUAL) == "udp"
-    assert choose_kind("xdp", [UDP, UDP], VIRTUAL) == "xdp"
+def test_choice_of_the_link(caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_kind([RAW, RAW], place([member_of(0, "a")] * 2)) == ""
+    assert choose_kind([RAW, RAW], SPREAD) == "packet"
+    assert choose_kind([("xdp", "asked for")] * 2, SPREAD) == "xdp"
+    with caplog.at_level(logging.INFO, "jetstream.control"):
+        assert choose_kind([RAW, UDP], SPREAD) == "udp"
+    assert caplog.messages == ["link udp: beyond a router"]
 
 
-def test_settings_of_virtual_hosts() -> None:
-    config = Config(rank=3, world_size=4, rendezvous="ipc://@x", link_trace="/t/{rank}.pcapng")
-    assert link_settings(config, "udp", VIRTUAL) == LinkSettings(
-        kind="udp", address="127.0.0.1", trace="/t/3.pcapng"
+def test_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = "tcp://203.0.113.9:7000"
+    assert own_choice(Config(link="packet", rendezvous=far)) == (
+        "packet",
+        "packet: it is asked for",
     )
+    assert own_choice(Config(rendezvous="ipc://@x"))[0] == "udp"
+    monkeypatch.setattr("jetstream.control.links._own_address", lambda config: "127.0.0.1")
+    assert own_choice(Config(rendezvous=far)) == (
+        "udp",
+        "udp: 127.0.0.1 is on the loopback interface",
+    )
+    kind, reason = own_choice(Config(rendezvous=far, interface="nosuch0"))
+    assert kind == "udp"
+    assert "not an IP address" in reason
 
 
-def test_settings_that_are_set() -> None:
-    config = Config(
-        rendezvous="tcp://10.1.2.3:7000",
-        interface="eth9",
-        link_address="10.1.2.4",
-        link_mtu=9000,
-        link_fault="drop=0.1",
+def test_end_of_virtual_hosts() -> None:
+    config = Config(rank=3, world_size=4, rendezvous="ipc://@x")
+    assert link_end(config, "udp", VIRTUAL) == LinkEnd(kind="udp", address="127.0.0.1")
+
+
+def test_end_that_is_told() -> None:
+    config = Config(rendezvous="tcp://10.1.2.3:7000", interface="eth9", link_address="10.1.2.4")
+    assert link_end(config, "udp", SPREAD) == LinkEnd(
+        kind="udp", interface="eth9", address="10.1.2.4"
     )
-    assert link_settings(config, "udp", SPREAD) == LinkSettings(
-        kind="udp", interface="eth9", address="10.1.2.4", mtu_bytes=9000, fault="drop=0.1"
-    )
-    assert link_settings(config, "packet", SPREAD) == LinkSettings(
-        kind="packet", interface="eth9", mtu_bytes=9000, fault="drop=0.1"
-    )
+    assert link_end(config, "packet", SPREAD) == LinkEnd(kind="packet", interface="eth9")
 
 
 def test_interface_without_address() -> None:
     config = Config(rendezvous="tcp://10.1.2.3:7000", interface="nosuch0")
     with pytest.raises(ConfigurationError, match=r"'nosuch0'.*JETSTREAM_LINK_ADDRESS"):
-        link_settings(config, "udp", SPREAD)
+        link_end(config, "udp", SPREAD)
 
 
 def test_address_of_the_loopback_interface() -> None:
     config = Config(rendezvous="tcp://10.1.2.3:7000", interface="lo")
-    assert link_settings(config, "udp", SPREAD).address == "127.0.0.1"
+    assert link_end(config, "udp", SPREAD).address == "127.0.0.1"
 
 
 def test_no_interface_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,14 +348,14 @@ def test_no_interface_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jetstream.control.links._own_address", lambda config: "10.9.9.9")
     config = Config(rendezvous="tcp://10.1.2.3:7000")
     with pytest.raises(ConfigurationError, match=r"10\.9\.9\.9.*JETSTREAM_INTERFACE"):
-        link_settings(config, "packet", SPREAD)
+        link_end(config, "packet", SPREAD)
 
 
 def test_address_that_cannot_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(rendezvous="tcp://127.0.0.1:7000")
     monkeypatch.setattr("jetstream.control.links._ANYWHERE", "127.0.0.1")
     with pytest.raises(ConfigurationError, match="set JETSTREAM_LINK_ADDRESS"):
-        link_settings(config, "udp", SPREAD)
+        link_end(config, "udp", SPREAD)
 
 
 def test_joiner_that_has_failed_takes_nothing_more() -> None:

@@ -68,7 +68,8 @@ ANY_MESSAGE: st.SearchStrategy[Message] = st.one_of(
         build=text(128),
         algorithms=text(1024),
         link=text(16),
-        links=st.lists(NAMES, max_size=8).map(tuple),
+        link_choice=text(16),
+        link_reason=text(1024),
     ),
     st.builds(
         Assemble,
@@ -274,7 +275,13 @@ def test_other_version() -> None:
 def test_other_secret_names_the_sender() -> None:
     member = dataclasses.replace(largest_member(3), pid=4711)
     hello = Hello(
-        member=member, world_size=4, build="b", algorithms="", link="auto", links=("udp",)
+        member=member,
+        world_size=4,
+        build="b",
+        algorithms="",
+        link="auto",
+        link_choice="udp",
+        link_reason="",
     )
     with pytest.raises(RendezvousError, match=r"rank 3 \(pid 4711\).*JETSTREAM_JOB_SECRET"):
         open_sealed(seal(hello, secret=b"other"), secret=SECRET)

@@ -48,7 +48,8 @@ def hello_of(rank: int, world: int, host: str) -> Hello:
         build="build-1",
         algorithms="",
         link="auto",
-        links=("udp",),
+        link_choice="udp",
+        link_reason="",
     )
 
 
