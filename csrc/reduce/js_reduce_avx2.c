@@ -151,6 +151,23 @@ static inline vec bf16_narrow(struct vec_pair value)
     return _mm256_blend_epi16(even, bf16_round(value.high), 0xaa);
 }
 
+static inline struct vec_pair bf16_spread(vec raw)
+{
+    vec low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(raw));
+    vec high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(raw, 1));
+
+    return (struct vec_pair){ _mm256_slli_epi32(low, 16), _mm256_slli_epi32(high, 16) };
+}
+
+static inline vec bf16_pack(struct vec_pair value)
+{
+    vec low = _mm256_srli_epi32(bf16_round(value.low), 16);
+    vec high = _mm256_srli_epi32(bf16_round(value.high), 16);
+
+    /* Packing works on each half of the registers by itself. */
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+}
+
 static inline struct vec_pair i32_widen(vec raw)
 {
     return (struct vec_pair){ VEC_OF_PD(_mm256_cvtepi32_pd(_mm256_castsi256_si128(raw))),

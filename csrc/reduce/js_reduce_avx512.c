@@ -150,6 +150,25 @@ static inline vec bf16_narrow(struct vec_pair value)
     return _mm512_mask_mov_epi16(even, 0xaaaaaaaaU, bf16_round(value.high));
 }
 
+static inline struct vec_pair bf16_spread(vec raw)
+{
+    vec low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(raw));
+    vec high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(raw, 1));
+
+    return (struct vec_pair){ _mm512_slli_epi32(low, 16), _mm512_slli_epi32(high, 16) };
+}
+
+/* All lanes; as in f16_narrow. */
+static inline vec bf16_pack(struct vec_pair value)
+{
+    vec low = _mm512_srli_epi32(bf16_round(value.low), 16);
+    vec high = _mm512_srli_epi32(bf16_round(value.high), 16);
+    __m256i packed_low = _mm512_maskz_cvtepi32_epi16(0xffff, low);
+    __m256i packed_high = _mm512_maskz_cvtepi32_epi16(0xffff, high);
+
+    return _mm512_inserti64x4(_mm512_castsi256_si512(packed_low), packed_high, 1);
+}
+
 static inline struct vec_pair i32_widen(vec raw)
 {
     return (struct vec_pair){ VEC_OF_PD(_mm512_cvtepi32_pd(_mm512_castsi512_si256(raw))),

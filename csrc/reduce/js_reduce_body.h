@@ -2,7 +2,8 @@
  *
  * js_reduce_avx2.c and js_reduce_avx512.c define one vector register and what differs between
  * the instruction sets, then include this file, which adds what does not differ: the loops, and
- * arithmetic and kernels of floating-point elements; it includes those of integers.
+ * arithmetic and kernels of floating-point elements; it includes those of integers, and those of
+ * partial folds.
  *
  * Expected from the includer:
  *   vec                      type of a register; VEC_BYTES its size
@@ -497,10 +498,11 @@ REDUCE_KERNEL_PARTS(c128_kernel_avg, 2, f64_kernel_avg)
 REDUCE_KERNEL_SMALL(c128_kernel_prod, 16, same_widen, c128_prod, f64_finish)
 
 #include "js_reduce_body_int.h"
+#include "js_reduce_body_partial.h"
 
 /* The initialiser of the includer's struct js_reduce_table. */
-#define REDUCE_TABLE                                                                               \
-    {                                                                                              \
+#define REDUCE_TABLE                                                                                 \
+    {                                                                                                \
         .kernels = {                                                                               \
             [JS_DTYPE_FLOAT64] = JS_REDUCE_FLOAT_ROW(f64),                                         \
             [JS_DTYPE_FLOAT32] = JS_REDUCE_FLOAT_ROW(f32),                                         \
@@ -518,6 +520,14 @@ REDUCE_KERNEL_SMALL(c128_kernel_prod, 16, same_widen, c128_prod, f64_finish)
             [JS_DTYPE_COMPLEX64] = JS_REDUCE_COMPLEX_ROW(c64),                                     \
             [JS_DTYPE_COMPLEX128] = JS_REDUCE_COMPLEX_ROW(c128),                                   \
         },                                                                                         \
+        .partial = {                                                                               \
+            [JS_DTYPE_FLOAT16] = JS_REDUCE_PARTIAL_ROW(f16),                                       \
+            [JS_DTYPE_BFLOAT16] = JS_REDUCE_PARTIAL_ROW(bf16),                                     \
+        },                                                                                         \
+        .final = {                                                                                 \
+            [JS_DTYPE_FLOAT16] = JS_REDUCE_FINAL_ROW(f16),                                         \
+            [JS_DTYPE_BFLOAT16] = JS_REDUCE_FINAL_ROW(bf16),                                       \
+        }, \
     }
 
 #endif
