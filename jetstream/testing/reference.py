@@ -1,6 +1,7 @@
 """What a reduction must give, to the bit, in plain NumPy: the reference to test against.
 
-The order is that of the ranks. Floats of 16 and 8 bits accumulate in float32 and are rounded once,
+The order is that of the ranks; over hosts each host's ranks are folded first, then what comes of
+that, by host, in the order of their lowest ranks. Floats of 16 and 8 bits accumulate in float32 and are rounded once,
 the others in their own type; complex numbers are folded by parts. Integers wrap; their average is
 exact and truncated towards zero. A NaN in any contribution gives the canonical NaN; of two zeros,
 -0 is the smaller one. ``docs/types.md`` has it all.
@@ -39,15 +40,24 @@ _BOOL: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def fold(arrays: Sequence[Array], op: str, *, scales: Sequence[Any] | None = None) -> Array:
+def fold(
+    arrays: Sequence[Array],
+    op: str,
+    *,
+    scales: Sequence[Any] | None = None,
+    hosts: Sequence[int] = (),
+) -> Array:
     """Folds equally shaped arrays of one dtype, ``arrays[r]`` being that of rank r.
 
     ``op``: sum, prod, min, max, avg, band, bor, bxor, premul_sum; for the last one ``scales[r]`` is
-    the factor of rank r. Returns a new array of the same shape and dtype.
+    the factor of rank r. ``hosts[r]``: the host of rank r, by any number; none: all share one.
+    Returns a new array of the same shape and dtype.
     """
     dtype = arrays[0].dtype
     if op == "premul_sum" and scales is not None:
         arrays = [premultiply(a, scale) for a, scale in zip(arrays, scales, strict=True)]
+    if len(set(hosts)) > 1 and dtype.kind not in "iub" and op not in ("min", "max"):
+        return _fold_hosts(arrays, op, hosts)
     with np.errstate(all="ignore"):
         if dtype.kind in "iub":
             return _fold_integers(arrays, op)
@@ -61,6 +71,24 @@ def fold(arrays: Sequence[Array], op: str, *, scales: Sequence[Any] | None = Non
             result = result / wide.type(len(arrays))
         result = np.asarray(result).astype(dtype)
     return np.where(np.isnan(result), np.abs(np.array(np.nan, dtype)), result)
+
+
+def _fold_hosts(arrays: Sequence[Array], op: str, hosts: Sequence[int]) -> Array:
+    """Partial folds stay in float32 where that is the type to accumulate in."""
+    dtype = arrays[0].dtype
+    wide = np.dtype(np.float32) if dtype.itemsize <= 2 else dtype
+    step = "prod" if op == "prod" else "sum"
+    groups = [
+        [array.astype(wide) for array, other in zip(arrays, hosts, strict=True) if other == host]
+        for host in dict.fromkeys(hosts)
+    ]
+    result = fold([fold(group, step) for group in groups], step)
+    with np.errstate(all="ignore"):
+        if op == "avg":
+            parts = result.view(result.real.dtype)  # a complex number is divided by parts
+            result = (parts / parts.dtype.type(len(arrays))).view(wide)
+        result = result.astype(dtype)
+    return fold([result], "sum")
 
 
 def premultiply(array: Array, scale: Any) -> Array:

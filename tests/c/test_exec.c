@@ -395,9 +395,80 @@ static void test_no_buffers(void)
     exec_close();
 }
 
+/* As if each rank had a host to itself: a partial fold of the own array, exchanged, folded again. */
+static void build_partial(js_test_plan *plan, uint32_t rank, const js_call *call)
+{
+    uint64_t bytes = js_test_call_bytes(call);
+    js_test_plan_begin(plan, rank, call);
+    plan->header.input_bytes = plan->header.output_bytes = bytes;
+    plan->header.scratch_bytes = 2 * bytes + 64;
+    js_plan_op partial = { .opcode = JS_OP_REDUCE, .target_buffer = JS_PLAN_SCRATCH };
+    partial.flags = JS_PLAN_PARTIAL_TARGET;
+    partial.target_offset = 64;
+    partial.bytes = bytes;
+    js_test_plan_op(plan, &partial);
+    js_test_plan_local(plan, JS_PLAN_INPUT, 0);
+    js_plan_op send = { .opcode = JS_OP_SEND, .place = JS_PLACE_PEER, .bytes = bytes, .lane = 1 };
+    send.flags = JS_PLAN_PARTIAL_SOURCES;
+    send.after_count = 1;
+    send.peer = (uint16_t)(1 - rank);
+    js_test_plan_op(plan, &send);
+    js_test_plan_local(plan, JS_PLAN_SCRATCH, 64);
+    js_plan_op final = { .opcode = JS_OP_REDUCE, .target_buffer = JS_PLAN_OUTPUT, .lane = 2 };
+    final.flags = JS_PLAN_PARTIAL_SOURCES;
+    final.after_count = 1;
+    final.bytes = bytes;
+    js_test_plan_op(plan, &final);
+    for (uint32_t i = 0; i < 2; i++) {
+        if (i == rank) {
+            js_test_plan_local(plan, JS_PLAN_SCRATCH, 64);
+        } else {
+            js_test_plan_from(plan, JS_PLACE_PEER, i);
+        }
+    }
+    js_test_plan_pack(plan);
+}
+
+/* Partial folds of bfloat16 take twice the bytes, in memory and in frames; the second fold
+ * divides. */
+static void test_partial_folds(void)
+{
+    static const uint32_t counts[] = { 0, 1, 32, 33, 8000 };
+    static const uint16_t values[2] = { 0x3f80, 0x3c00 }; /* 1, 2^-7 */
+    js_call call = exec_call(2, 0, 64);
+    call.dtype = JS_DTYPE_BFLOAT16;
+    call.redop = JS_REDOP_AVG;
+    exec_open(2, 0);
+    for (uint32_t c = 0; c < JS_ARRAY_LEN(counts); c++) {
+        call.count = counts[c];
+        call.chunk_bytes = c % 2 == 0 ? 64 : 32768;
+        exec_load(build_partial, &call);
+        for (uint32_t i = 0; i < 2; i++) {
+            uint16_t *input = (uint16_t *)(void *)w.input[i];
+            for (uint32_t k = 0; k < counts[c]; k++) {
+                input[k] = values[i];
+            }
+            memset(w.output[i], 0xee, BYTES_MAX);
+            exec_start(i, false, c + 1);
+        }
+        exec_run(2);
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint16_t *output = (const uint16_t *)(const void *)w.output[i];
+            JS_TEST_EQ_I64(w.outcomes[i], JS_EXEC_DONE);
+            JS_TEST_EQ_U64(w.execs[i].bytes_done, w.plans[i]->total_bytes);
+            for (uint32_t k = 0; k < counts[c]; k++) {
+                JS_TEST_EQ_U64(output[k], 0x3f01); /* (1 + 2^-7) / 2 */
+            }
+            JS_TEST_EQ_U64(output[counts[c]], 0xeeee);
+        }
+    }
+    exec_close();
+}
+
 JS_TEST_MAIN(JS_TEST(test_one_shot), JS_TEST(test_two_shot), JS_TEST(test_lend),
              JS_TEST(test_lend_by_reference), JS_TEST(test_lend_between_others),
              JS_TEST(test_all_gather_and_broadcast), JS_TEST(test_progress_is_chunk_by_chunk),
              JS_TEST(test_missing), JS_TEST(test_missing_reader), JS_TEST(test_foreign_frames),
              JS_TEST(test_splits_that_differ), JS_TEST(test_forged_frames),
-             JS_TEST(test_back_to_back), JS_TEST(test_avg_divides_once), JS_TEST(test_no_buffers))
+             JS_TEST(test_back_to_back), JS_TEST(test_avg_divides_once), JS_TEST(test_no_buffers),
+             JS_TEST(test_partial_folds))

@@ -220,7 +220,7 @@ static void test_targets_and_sources(void)
 
 static void test_lending(void)
 {
-    REFUSED(ops[0].flags = 8);
+    REFUSED(ops[0].flags = 32);
     REFUSED(ops[0].flags = JS_PLAN_REFER_IN_PLACE); /* in place and not apart */
     REFUSED(ops[0].flags = JS_PLAN_REFER | JS_PLAN_LEND);
     REFUSED(ops[1].flags = JS_PLAN_REFER); /* no SEND */
@@ -253,6 +253,41 @@ static void test_lending(void)
         }
         JS_TEST_EQ_I64(check_packed(&plan), JS_ERR_PLAN);
     }
+}
+
+/* Partial folds: where they may lie, who may make and take them, and how large they are. */
+static void test_partial_folds(void)
+{
+    const uint32_t makes = JS_PLAN_PARTIAL_TARGET, takes = JS_PLAN_PARTIAL_SOURCES;
+    REFUSED(ops[1].flags = makes); /* in OUTPUT */
+    REFUSED(ops[1].flags = takes); /* of INPUT */
+    REFUSED(ops[0].flags = takes); /* to all */
+    REFUSED(ops[3].flags = makes); /* a SEND */
+    REFUSED(ops[2].flags = makes); /* a copy */
+    REFUSED(ops[4].flags = takes);
+    REFUSED(ops[3].flags = takes | JS_PLAN_LEND);
+    REFUSED(ops[3].flags = takes | JS_PLAN_REFER);
+    REFUSED(ops[1].target_buffer = JS_PLAN_SCRATCH; ops[1].flags = makes | takes;
+            sources[1].buffer = JS_PLAN_SCRATCH);
+    REFUSED(ops[1].target_buffer = JS_PLAN_SCRATCH; ops[1].flags = makes; ops[1].target_offset = 4;
+            ops[1].bytes = 4);
+    REFUSED(ops[3].flags = takes; sources[4].offset = 4; ops[3].bytes = 4);
+    REFUSED(ops[3].flags = takes; head->call.dtype = JS_DTYPE_BFLOAT16); /* twice as large */
+    REFUSED(ops[3].flags = takes; head->call.dtype = JS_DTYPE_INT32;
+            head->call.redop = JS_REDOP_AVG);
+    REFUSED(ops[3].flags = takes; ops[3].bytes = 1u << 16; head->scratch_bytes = 1u << 18;
+            head->call.dtype = JS_DTYPE_FLOAT8_E5M2; head->call.chunk_bytes = 1u << 16);
+    REFUSED(ops[1].target_buffer = JS_PLAN_SCRATCH; ops[1].flags = makes; ops[1].target_offset = 64;
+            ops[1].bytes = 128; head->call.dtype = JS_DTYPE_BFLOAT16;
+            sources[1].buffer = JS_PLAN_SCRATCH; head->scratch_bytes = 1024); /* over its source */
+    check_build(&plan, 0);
+    ops[1].target_buffer = JS_PLAN_SCRATCH;
+    ops[1].flags = makes;
+    ops[3].flags = takes;
+    JS_TEST_EQ_I64(check_packed(&plan), JS_OK);
+    head->call.dtype = JS_DTYPE_BFLOAT16;
+    head->scratch_bytes = 2 * BYTES;
+    JS_TEST_EQ_I64(check_packed(&plan), JS_OK);
 }
 
 /* In place is fine; shifted is not: neither memcpy nor a kernel allows it. */
@@ -382,5 +417,5 @@ static void test_fingerprint(void)
 JS_TEST_MAIN(JS_TEST(test_sound_plan_passes), JS_TEST(test_algorithms_pass),
              JS_TEST(test_header_fields), JS_TEST(test_sizes_that_wrap),
              JS_TEST(test_operation_fields), JS_TEST(test_targets_and_sources),
-             JS_TEST(test_lending), JS_TEST(test_overlap), JS_TEST(test_alignment),
+             JS_TEST(test_lending), JS_TEST(test_partial_folds), JS_TEST(test_overlap), JS_TEST(test_alignment),
              JS_TEST(test_any_byte_changed), JS_TEST(test_fingerprint))
