@@ -1,10 +1,10 @@
 """What a reduction must give, to the bit, in plain NumPy: the reference to test against.
 
 The order is that of the ranks; over hosts each host's ranks are folded first, then what comes of
-that, by host, in the order of their lowest ranks. Floats of 16 and 8 bits accumulate in float32 and are rounded once,
-the others in their own type; complex numbers are folded by parts. Integers wrap; their average is
-exact and truncated towards zero. A NaN in any contribution gives the canonical NaN; of two zeros,
--0 is the smaller one. ``docs/types.md`` has it all.
+that, by host, in the order of their lowest ranks. Floats of 16 and 8 bits accumulate in float32 and
+are rounded once, the others in their own type; complex numbers are folded by parts. Integers wrap;
+their average is exact and truncated towards zero. A NaN in any contribution gives the canonical
+NaN; of two zeros, -0 is the smaller one. ``docs/types.md`` has it all.
 """
 
 from __future__ import annotations
