@@ -417,5 +417,5 @@ static void test_fingerprint(void)
 JS_TEST_MAIN(JS_TEST(test_sound_plan_passes), JS_TEST(test_algorithms_pass),
              JS_TEST(test_header_fields), JS_TEST(test_sizes_that_wrap),
              JS_TEST(test_operation_fields), JS_TEST(test_targets_and_sources),
-             JS_TEST(test_lending), JS_TEST(test_partial_folds), JS_TEST(test_overlap), JS_TEST(test_alignment),
-             JS_TEST(test_any_byte_changed), JS_TEST(test_fingerprint))
+             JS_TEST(test_lending), JS_TEST(test_partial_folds), JS_TEST(test_overlap),
+             JS_TEST(test_alignment), JS_TEST(test_any_byte_changed), JS_TEST(test_fingerprint))
