@@ -57,7 +57,7 @@ def read_capture(path: str | Path) -> Iterator[Packet]:
     """Yields the packets of a pcapng or pcap file in their order.
 
     What is incomplete at the end, as a process that was killed may leave it, ends the capture.
-    Raises ProtocolError if the file is neither, OSError if it cannot be read.
+    Raises ProtocolError if the file is neither or damaged, OSError if it cannot be read.
     """
     data = Path(path).read_bytes()
     for order in "<>":
@@ -67,7 +67,10 @@ def read_capture(path: str | Path) -> Iterator[Packet]:
             return
     if data[:4] != struct.pack("<I", _SECTION):
         raise ProtocolError(f"{path} is no pcapng file, and no pcap file")
-    yield from _read_pcapng(path, data)
+    try:
+        yield from _read_pcapng(path, data)
+    except (struct.error, IndexError) as error:
+        raise ProtocolError(f"{path} holds a damaged block: {error}") from error
 
 
 def _read_pcap(order: str, unit_ns: int, data: bytes) -> Iterator[Packet]:
@@ -170,6 +173,8 @@ def _packet(order: str, body: bytes, interfaces: list[tuple[int, int]]) -> Packe
     number, high, low, size, _ = struct.unpack_from(order + "5I", body)
     if number >= len(interfaces):
         raise ProtocolError(f"a packet of interface {number}, which the capture does not describe")
+    if size > len(body) - 20:
+        raise ProtocolError(f"a packet of {size} bytes in a block of {len(body) + 12}")
     link_type, units_per_second = interfaces[number]
     flags = _options(order, body[20 + size + -size % 4 :]).get(_OPTION_FLAGS, bytes(4))
     directions = {1: Direction.INBOUND, 2: Direction.OUTBOUND}

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jetstream._core.native import check, ffi, lib
 from jetstream.cli.info import dissector_path
+from jetstream.errors import ArgumentError, ProtocolError
 from jetstream.transport.captures import frame_bytes, read_capture
 from jetstream.transport.frames import (
     Ack,
@@ -35,7 +38,17 @@ needs_tshark = pytest.mark.skipif(TSHARK is None, reason="tshark is not installe
 
 FIELDS = (
     *("version", "channel", "opcode", "flags", "flags.som", "flags.eom", "flags.more"),
-    *("flags.ackreq", "flags.retx", "header_words", "dcid", "epoch", "psn", "ack", "credit"),
+    *(
+        "flags.ackreq",
+        "flags.retx",
+        "header_words",
+        "dcid",
+        "sender",
+        "epoch",
+        "psn",
+        "ack",
+        "credit",
+    ),
     *("length", "fragment", "imm", "offset", "total_bytes", "sack.low", "sack.high", "trigger"),
     *("delay", "delay_ns", "consumed.collective", "consumed.message", "padding_bytes", "key"),
     *("mtu", "payload", "note", "crc.status"),
@@ -53,6 +66,7 @@ def fields_of(data: bytes) -> dict[str, int | str]:
         "opcode": int(frame.opcode),
         "flags": int(flags),
         "header_words": data[3],
+        "sender": frame.dcid % 256,
         "crc.status": 1,
     }
     shown |= {f"flags.{flag.name.lower()}": int(flag in flags) for flag in Flag if flag.name}
@@ -209,6 +223,32 @@ def test_other_captures(tmp_path: Path) -> None:
     path.write_bytes(b"\x01\x02\x03\x04" + bytes(20))
     with pytest.raises(ConnectionError, match="no pcapng file"):
         list(read_capture(path))
+
+
+@given(st.data())
+def test_any_file_is_read_or_refused(tmp_path_factory: Any, data: st.DataObject) -> None:
+    """A capture with some bytes changed, and noise."""
+    path = tmp_path_factory.getbasetemp() / "damaged.pcapng"
+    capture_file(path, [bytes(12) + b"\x88\xb5" + frame for frame in FRAMES[:3]], 1)
+    whole = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(4, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
+    try:
+        for packet in read_capture(path):
+            frame_bytes(packet)
+    except ProtocolError:
+        pass
+
+
+def test_links_by_hand() -> None:
+    """Frames that do not fit are refused; nothing to receive is no error."""
+    with linked(lib.JS_LINK_UDP, ("", "")) as (first, _, addresses):
+        size = ffi.new("uint32_t *")
+        assert lib.js_link_call_receive(first, ffi.NULL, 0, size) == lib.JS_ERR_EMPTY
+        for wrong in (0, addresses[0].mtu_bytes + 1):
+            with pytest.raises(ArgumentError, match=f"a frame of {wrong} bytes"):
+                check(lib.js_link_call_send(first, 0, bytes(wrong), wrong))
 
 
 def expect(row: dict[str, int | str], data: bytes) -> None:
