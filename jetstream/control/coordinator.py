@@ -39,12 +39,14 @@ from jetstream.control.machine import (
     Prepared,
     Rejected,
     Send,
+    Silent,
     Table,
     Unreadable,
     Watch,
     each,
 )
 from jetstream.control.messages import (
+    Alive,
     Assemble,
     Failed,
     Go,
@@ -57,10 +59,12 @@ from jetstream.control.messages import (
 from jetstream.control.placement import Placement, are_neighbours, place
 from jetstream.errors import JetstreamError, ProtocolError, RendezvousError
 
-__all__ = ["REFUSE_GRACE_S", "Coordinator"]
+__all__ = ["REFUSE_GRACE_S", "SILENCE_S", "Coordinator"]
 
 #: How long rank 0 stays after a failure, to tell those who arrive late.
 REFUSE_GRACE_S = 2.0
+#: Silence after which a rank of another host is lost (JETSTREAM_LINK_TIMEOUT).
+SILENCE_S = 10.0
 
 
 class Coordinator(Machine):
@@ -72,14 +76,21 @@ class Coordinator(Machine):
         *,
         now_s: float,
         timeout_s: float,
+        silence_s: float = SILENCE_S,
         buffer_bytes: int = 0,
         heap_bytes: int = 0,
     ) -> None:
-        """The sizes, 0 for the default, are those of the segments of all hosts."""
+        """The sizes, 0 for the default, are those of the segments of all hosts.
+
+        A rank of another host that is silent for `silence_s` is lost.
+        """
         super().__init__(CoordinatorState.COLLECTING, deadline_s=now_s + timeout_s)
         self._me = me
         self._sizes = (buffer_bytes, heap_bytes)
         self._timeout_s = timeout_s
+        self._silence_s = silence_s
+        #: When each rank of another host was last heard of.
+        self._heard_s: dict[int, float] = {}
         self._arrived: dict[int, Member] = {0: me.member}
         self._choices = {0: (me.link_choice, me.link_reason)}
         self._peers: dict[int, bytes] = {}
@@ -94,6 +105,27 @@ class Coordinator(Machine):
         """The ranks that have arrived, in order."""
         return tuple(self._arrived[rank] for rank in sorted(self._arrived))
 
+    @property
+    def next_s(self) -> float:
+        """When to call `tick` next."""
+        if self.state not in self._LIVE or not self._heard_s:
+            return self.deadline_s
+        return min(self.deadline_s, min(self._heard_s.values()) + self._silence_s)
+
+    def tick(self, *, now_s: float) -> None:
+        """Lets time pass, and misses those who are silent."""
+        super().tick(now_s=now_s)
+        silent = [rank for rank, at_s in self._heard_s.items() if now_s >= at_s + self._silence_s]
+        if silent and self.state in self._LIVE:
+            self.step(Silent(silent[0]), now_s=now_s)
+
+    def step(self, event: object, *, now_s: float, peer: bytes = b"") -> None:
+        """Takes an event; whoever sent it is alive."""
+        for rank in self._heard_s:
+            if self._peers[rank] == peer:
+                self._heard_s[rank] = now_s
+        super().step(event, now_s=now_s, peer=peer)
+
     # --- collecting -----------------------------------------------------------------------
 
     def _admit(self, hello: Hello, peer: bytes) -> None:
@@ -101,6 +133,7 @@ class Coordinator(Machine):
         known = self._arrived.get(member.rank)
         if known == member and member.rank in self._peers:
             self._peers[member.rank] = peer
+            self._answer(Alive(rank=member.rank), peer)
             return
         error = objection_to(self._me, hello, known)
         if error is not None:
@@ -111,8 +144,15 @@ class Coordinator(Machine):
         self._peers[member.rank] = peer
         if are_neighbours(self._me.member, member):
             self.do(Watch(member))
+        else:
+            self._heard_s[member.rank] = self.now_s
+            self._answer(Alive(rank=member.rank), peer)
         if len(self._arrived) == self._me.world_size:
             self.advance(AllArrived())
+
+    def _answer(self, alive: Alive, peer: bytes) -> None:
+        if alive.rank in self._heard_s and self._peers[alive.rank] == peer:
+            self.do(Send(peer, Alive(rank=0)))
 
     def _readmit(self, hello: Hello, peer: bytes) -> None:
         if self._peers.get(hello.member.rank) != peer:
@@ -197,6 +237,11 @@ class Coordinator(Machine):
         who = self._who(self._arrived[lost.rank])
         self._tell_all(RendezvousError(f"{who} died during the rendezvous; {self._roster()}"))
 
+    def _miss(self, silent: Silent, peer: bytes) -> None:
+        who = self._who(self._arrived[silent.rank])
+        text = f"{who} has been silent for {self._silence_s:g} s: it has died or is out of reach"
+        self._tell_all(RendezvousError(f"{text}; {self._roster()}"))
+
     def _own_failure(self, failure: LocalFailure, peer: bytes) -> None:
         text = f"{describe_member(self._me.member)} failed: {failure.error}"
         self._tell_all(error_from(type(failure.error).__name__, text))
@@ -270,7 +315,9 @@ class Coordinator(Machine):
                 Rejected: (_refuse, _S.REFUSING),
                 Unreadable: (_refuse, _S.REFUSING),
                 Failed: (_pass_on, _S.REFUSING),
+                Alive: (_answer, None),
                 Lost: (_mourn, _S.REFUSING),
+                Silent: (_miss, _S.REFUSING),
                 LocalFailure: (_own_failure, _S.REFUSING),
                 Expired: (_time_out, _S.REFUSING),
             },
@@ -282,11 +329,12 @@ class Coordinator(Machine):
         **each(
             (_S.REFUSING,),
             dict.fromkeys(
-                (Rejected, Failed, Lost, LocalFailure, Offer, Ready), (Machine.ignore, None)
+                (Rejected, Alive, Failed, Lost, LocalFailure, Offer, Ready),
+                (Machine.ignore, None),
             ),
         ),
         **each(
             (_S.JOINED, _S.FAILED),
-            dict.fromkeys((Rejected, Unreadable, Failed, Hello), (Machine.ignore, None)),
+            dict.fromkeys((Rejected, Unreadable, Alive, Failed, Hello), (Machine.ignore, None)),
         ),
     }

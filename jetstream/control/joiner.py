@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from jetstream.control.agreement import error_from, refusal_of
+from jetstream.control.coordinator import SILENCE_S
 from jetstream.control.machine import (
     Attach,
     Attached,
@@ -17,15 +18,26 @@ from jetstream.control.machine import (
     Prepared,
     Rejected,
     Send,
+    Silent,
     Table,
     Unreadable,
     each,
 )
-from jetstream.control.messages import Assemble, Failed, Go, Hello, Offer, Ready, Refuse, Welcome
+from jetstream.control.messages import (
+    Alive,
+    Assemble,
+    Failed,
+    Go,
+    Hello,
+    Offer,
+    Ready,
+    Refuse,
+    Welcome,
+)
 from jetstream.control.placement import place
 from jetstream.errors import ProtocolError, RendezvousError
 
-__all__ = ["HELLO_INTERVAL_S", "LEAVE_GRACE_S", "ORPHAN_GRACE_S", "Joiner"]
+__all__ = ["ALIVE_INTERVAL_S", "HELLO_INTERVAL_S", "LEAVE_GRACE_S", "ORPHAN_GRACE_S", "Joiner"]
 
 #: How long a joiner that gives up waits for rank 0 to say who else is missing.
 LEAVE_GRACE_S = 1.0
@@ -33,32 +45,62 @@ LEAVE_GRACE_S = 1.0
 ORPHAN_GRACE_S = 0.5
 #: A Hello may be lost with the previous rendezvous at the same address; so it is repeated.
 HELLO_INTERVAL_S = 0.2
+#: How often it calls a rank 0 of another host that has answered.
+ALIVE_INTERVAL_S = 1.0
 
 
 class Joiner(Machine):
     """Any rank but 0 (and a second rank 0, which learns here that it is one)."""
 
-    def __init__(self, me: Hello, *, address: str, now_s: float, timeout_s: float) -> None:
+    def __init__(
+        self,
+        me: Hello,
+        *,
+        address: str,
+        now_s: float,
+        timeout_s: float,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        """If rank 0, on another host, is silent for `silence_s`, it is lost."""
         super().__init__(JoinerState.CALLING, deadline_s=now_s + timeout_s)
         self._me = me
         self._address = address
         self._endpoint = b""
         self._timeout_s = timeout_s
+        self._silence_s = silence_s
         self._hello_s = now_s
+        #: Rank 0 is on another host and has answered.
+        self._is_remote = False
+        #: Since when what was said to it then has no answer.
+        self._unanswered_s: float | None = None
 
     @property
     def next_s(self) -> float:
-        """When to call `tick` next: also to say hello again."""
-        if self.state is JoinerState.CALLING:
-            return min(self._hello_s, self.deadline_s)
-        return self.deadline_s
+        """When to call `tick` next: also to say hello again, or that this rank is alive."""
+        times = [self.deadline_s]
+        if self.state is JoinerState.CALLING or (self._is_remote and self.state in self._LIVE):
+            times.append(self._hello_s)
+            if self._is_remote and self._unanswered_s is not None:
+                times.append(self._unanswered_s + self._silence_s)
+        return min(times)
 
     def tick(self, *, now_s: float) -> None:
-        """Lets time pass, and says hello as long as nobody answers."""
+        """Lets time pass; says hello until rank 0 answers, and then, to a remote one, "alive"."""
         super().tick(now_s=now_s)
-        if self.state is JoinerState.CALLING and now_s >= self._hello_s:
-            self._hello_s = now_s + HELLO_INTERVAL_S
-            self.do(Send(b"", self._me))
+        is_calling = self.state is JoinerState.CALLING
+        if not is_calling and not (self._is_remote and self.state in self._LIVE):
+            return
+        since_s = self._unanswered_s
+        if self._is_remote and since_s is not None and now_s >= since_s + self._silence_s:
+            self.step(Silent(0), now_s=now_s)
+        elif now_s >= self._hello_s:
+            self._hello_s = now_s + (ALIVE_INTERVAL_S if self._is_remote else HELLO_INTERVAL_S)
+            self._unanswered_s = now_s if since_s is None else since_s
+            self.do(Send(b"", self._me if is_calling else Alive(rank=self._me.member.rank)))
+
+    def _hear(self, alive: Alive, peer: bytes) -> None:
+        self._is_remote = True
+        self._unanswered_s = None
 
     # --- the good way ---------------------------------------------------------------------
 
@@ -115,6 +157,10 @@ class Joiner(Machine):
         rank = self._me.member.rank
         self.do(Send(b"", Failed(rank=rank, error=refusal.error, text=refusal.text)))
 
+    def _miss(self, silent: Silent, peer: bytes) -> None:
+        text = f"rank 0 has been silent for {self._silence_s:g} s: it has died or is out of reach"
+        self._fail(Rejected(RendezvousError(text)), peer)
+
     def _orphan(self, lost: Lost, peer: bytes) -> None:
         # Its last word, Go or Refuse, may still be on the way.
         self.deadline_s = self.now_s + ORPHAN_GRACE_S
@@ -138,6 +184,7 @@ class Joiner(Machine):
         )
 
     _S = JoinerState
+    _LIVE = (_S.CALLING, _S.PREPARING, _S.OFFERING, _S.ATTACHING, _S.READY)
     TABLE: ClassVar[Table] = {
         (_S.CALLING, Assemble): (_prepare, _S.PREPARING),
         (_S.PREPARING, Prepared): (_offer, _S.OFFERING),
@@ -145,8 +192,10 @@ class Joiner(Machine):
         (_S.ATTACHING, Attached): (_ready, _S.READY),
         (_S.READY, Go): (Machine.ignore, _S.JOINED),
         **each(
-            (_S.CALLING, _S.PREPARING, _S.OFFERING, _S.ATTACHING, _S.READY),
+            _LIVE,
             {
+                Alive: (_hear, None),
+                Silent: (_miss, _S.FAILED),
                 Refuse: (_refused, _S.FAILED),
                 Rejected: (_fail, _S.FAILED),
                 Unreadable: (_fail, _S.FAILED),
@@ -161,7 +210,8 @@ class Joiner(Machine):
         **each(
             (_S.ORPHANED,),
             dict.fromkeys(
-                (Assemble, Welcome, Rejected, Unreadable, LocalFailure), (Machine.ignore, None)
+                (Alive, Assemble, Welcome, Rejected, Unreadable, LocalFailure),
+                (Machine.ignore, None),
             ),
         ),
         (_S.LEAVING, Refuse): (_refused, _S.FAILED),
@@ -171,12 +221,12 @@ class Joiner(Machine):
         **each(
             (_S.LEAVING,),
             dict.fromkeys(
-                (Assemble, Welcome, Go, Rejected, Unreadable, Prepared, Attached),
+                (Alive, Assemble, Welcome, Go, Rejected, Unreadable, Prepared, Attached),
                 (Machine.ignore, None),
             ),
         ),
         **each(
             (_S.JOINED, _S.FAILED),
-            dict.fromkeys((Refuse, Rejected, Unreadable), (Machine.ignore, None)),
+            dict.fromkeys((Alive, Refuse, Rejected, Unreadable), (Machine.ignore, None)),
         ),
     }

@@ -31,6 +31,7 @@ __all__ = [
     "Prepared",
     "Rejected",
     "Send",
+    "Silent",
     "Table",
     "Unreadable",
     "Watch",
@@ -70,6 +71,13 @@ class Unreadable:
 @dataclass(frozen=True, slots=True)
 class Lost:
     """The process of that rank ended."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A rank of another host has not been heard of for long; internal."""
 
     rank: int
 

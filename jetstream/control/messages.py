@@ -23,6 +23,7 @@ __all__ = [
     "LIMIT_BYTES",
     "MESSAGES",
     "VERSION",
+    "Alive",
     "Assemble",
     "Claim",
     "Failed",
@@ -179,6 +180,13 @@ class Go:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """Between rank 0 and a rank of another host, both ways: it has not died. Rank 0 answers."""
+
+    rank: int = _integer(0, RANKS_MAX - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
     """Rank 0 to all: there will be no communicator, and why."""
 
@@ -214,7 +222,7 @@ class ForeignBytesError(ProtocolError):
     """Bytes of something that does not speak this protocol: a port scan, a wrong address."""
 
 
-Message = Hello | Assemble | Offer | Welcome | Ready | Go | Refuse | Failed | Claim | Grant
+Message = Hello | Assemble | Offer | Welcome | Ready | Alive | Go | Refuse | Failed | Claim | Grant
 
 #: Every message by the name it has on the wire.
 MESSAGES: dict[str, type[Message]] = {
@@ -223,6 +231,7 @@ MESSAGES: dict[str, type[Message]] = {
     "offer": Offer,
     "welcome": Welcome,
     "ready": Ready,
+    "alive": Alive,
     "go": Go,
     "refuse": Refuse,
     "failed": Failed,

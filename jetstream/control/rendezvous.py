@@ -235,11 +235,18 @@ class _Session:
                 me,
                 now_s=now_s,
                 timeout_s=timeout_s,
+                silence_s=config.link_timeout_s,
                 buffer_bytes=config.buffer_bytes,
                 heap_bytes=config.heap_bytes,
             )
         else:
-            self._machine = Joiner(me, address=config.rendezvous, now_s=now_s, timeout_s=timeout_s)
+            self._machine = Joiner(
+                me,
+                address=config.rendezvous,
+                now_s=now_s,
+                timeout_s=timeout_s,
+                silence_s=config.link_timeout_s,
+            )
 
     def run(self) -> Membership:
         """Drives the machine to its end."""

@@ -64,6 +64,9 @@ def fds():
 def open_link(settings):
     if PLAN.get("link") == "fail":
         raise ConfigurationError(f"no interface {settings.interface}")
+    if PLAN.get("link") == "hang":
+        say({"hangs": True})
+        time.sleep(120)
     return f"{settings.kind} {settings.address} {os.getpid()}".encode()
 
 before = set(fds())
@@ -272,6 +275,30 @@ def test_killed_on_another_host(job: Job) -> None:
     processes[2].kill()
     texts = {text for _, text in errors_of(processes[:2])}
     assert all(f"rank 2 (pid {processes[2].pid}) died" in text for text in texts)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_silent_on_another_host(job: Job, rank: int) -> None:
+    """Nobody else can see the process: it is missed long before the time is up."""
+    env = {"JETSTREAM_LINK_TIMEOUT": "1.5"}
+    processes = [
+        job.start(
+            one,
+            2,
+            timeout_s=PATIENCE_S,
+            env=env | {"JETSTREAM_HOST": "ab"[one]},
+            link="hang" if one == rank else "",
+        )
+        for one in range(2)
+    ]
+    while "hangs" not in line_of(processes[rank]):
+        pass
+    started_s = time.monotonic()
+    ((error, text),) = errors_of([processes[1 - rank]])
+    assert time.monotonic() - started_s < PATIENCE_S / 2
+    assert error == "RendezvousError"
+    assert f"rank {rank}" in text
+    assert "silent for 1.5 s" in text
 
 
 def test_late_rank_0(job: Job) -> None:

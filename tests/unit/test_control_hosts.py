@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from jetstream.config import Config
-from jetstream.control.coordinator import Coordinator
-from jetstream.control.joiner import Joiner
+from jetstream.control.coordinator import SILENCE_S, Coordinator
+from jetstream.control.joiner import ALIVE_INTERVAL_S, Joiner
 from jetstream.control.links import LinkEnd, choose_kind, link_end, own_choice
 from jetstream.control.machine import (
     Attach,
@@ -24,6 +24,7 @@ from jetstream.control.machine import (
     Watch,
 )
 from jetstream.control.messages import (
+    Alive,
     Assemble,
     Go,
     Hello,
@@ -152,6 +153,7 @@ def test_hosts_of_one_name_can_be_told_apart() -> None:
 def test_rank_0_over_hosts() -> None:
     zero = coordinator()
     assert zero.take_effects() == [
+        Send(b"1", Alive(rank=0)),
         Watch(member_of(2, "a")),  # rank 1 is out of sight
         Send(b"1", assemble_of()),
         Send(b"2", assemble_of()),
@@ -284,6 +286,69 @@ def test_a_link_that_cannot_be_opened_fails_all() -> None:
     assert isinstance(zero.error, ConfigurationError)
     assert "rank 1 (pid 101 on b) failed: no interface eth7" in str(zero.error)
     assert {peer for peer, _ in sent(zero)} == {b"1", b"2"}
+
+
+# --- silence ------------------------------------------------------------------------------
+
+
+def test_silence_of_a_remote_rank_is_noticed() -> None:
+    zero = coordinator()
+    zero.take_effects()
+    zero.step(Alive(rank=1), now_s=4.0, peer=b"1")
+    assert sent(zero) == [(b"1", Alive(rank=0))]
+    assert zero.next_s == 4.0 + SILENCE_S
+    zero.tick(now_s=zero.next_s - 0.001)
+    assert zero.error is None
+    zero.tick(now_s=zero.next_s)
+    assert isinstance(zero.error, RendezvousError)
+    assert "rank 1 (pid 101 on b) has been silent for 10 s" in str(zero.error)
+    assert {peer for peer, _ in sent(zero)} == {b"1", b"2"}
+    # Rank 2, a neighbour that is watched, may be silent.
+    alone = Coordinator(hello_of(0), now_s=0.0, timeout_s=TIMEOUT_S)
+    alone.step(hello_of(2), now_s=0.0, peer=b"2")
+    assert alone.next_s == TIMEOUT_S
+
+
+def test_any_message_is_a_sign_of_life() -> None:
+    zero = coordinator()
+    zero.step(OFFERS[1], now_s=7.0, peer=b"1")
+    assert zero.next_s == 7.0 + SILENCE_S
+
+
+def test_alive_from_nobody_is_not_answered() -> None:
+    zero = coordinator()
+    zero.take_effects()
+    for rank, peer in ((1, b"2"), (2, b"2"), (7, b"7")):
+        zero.step(Alive(rank=rank), now_s=1.0, peer=peer)
+    assert not zero.take_effects()
+    assert zero.error is None
+
+
+def test_silence_of_a_remote_rank_0_is_noticed() -> None:
+    one = joiner(1)
+    one.tick(now_s=1.0)
+    one.step(Alive(rank=0), now_s=1.0)
+    one.step(assemble_of(), now_s=1.0)
+    one.step(Prepared(b"at 1", "b"), now_s=8.0)
+    one.take_effects()
+    # It has had nothing to answer yet: this rank was busy itself.
+    one.tick(now_s=20.0)
+    assert sent(one) == [(b"", Alive(rank=1))]
+    one.step(Alive(rank=0), now_s=20.1)
+    now_s = one.next_s
+    assert now_s == 20.0 + ALIVE_INTERVAL_S
+    while not one.is_final:
+        one.tick(now_s=now_s)
+        now_s = one.next_s
+    assert one.now_s == 20.0 + ALIVE_INTERVAL_S + SILENCE_S
+    assert "rank 0 has been silent for 10 s" in str(one.error)
+
+
+def test_a_rank_0_that_does_not_answer_is_a_neighbour() -> None:
+    two = joiner(2, assemble_of(), Prepared(b"at 2", ""))
+    two.tick(now_s=TIMEOUT_S - 1.0)
+    assert not two.take_effects()
+    assert two.next_s == TIMEOUT_S
 
 
 # --- which link ---------------------------------------------------------------------------

@@ -28,11 +28,13 @@ from jetstream.control.machine import (
     Prepared,
     Rejected,
     Send,
+    Silent,
     Unreadable,
     Watch,
 )
 from jetstream.control.messages import (
     TEXT_MAX,
+    Alive,
     Assemble,
     Claim,
     Failed,
@@ -124,7 +126,9 @@ EVENTS: dict[str, object] = {
     "prepared": Prepared(fd_socket="socket"),
     "attached": Attached(),
     "unreadable": Unreadable(ProtocolError("noise")),
+    "alive": Alive(rank=1),
     "lost": Lost(1),
+    "silent": Silent(1),
     "local": LocalFailure(RendezvousError("disk")),
     "expired": Expired(),
     "all_arrived": AllArrived(),

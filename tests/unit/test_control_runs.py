@@ -56,17 +56,18 @@ def hello_of(rank: int, world: int, host: str) -> Hello:
 class Job:
     """Coordinator and joiners over a network that keeps order per direction and nothing else."""
 
-    def __init__(self, hosts: list[str]) -> None:
+    def __init__(self, hosts: list[str], silence_s: float = 1e6) -> None:
         """``hosts[r]`` is the host of rank r."""
         world = self.world = len(hosts)
         self.hosts = hosts
         self.now_s = 0.0
         hellos = [hello_of(rank, world, host) for rank, host in enumerate(hosts)]
         self.machines: list[Coordinator | Joiner] = [
-            Coordinator(hellos[0], now_s=0.0, timeout_s=TIMEOUT_S)
+            Coordinator(hellos[0], now_s=0.0, timeout_s=TIMEOUT_S, silence_s=silence_s)
         ]
         self.machines += [
-            Joiner(hello, address=ADDRESS, now_s=0.0, timeout_s=TIMEOUT_S) for hello in hellos[1:]
+            Joiner(hello, address=ADDRESS, now_s=0.0, timeout_s=TIMEOUT_S, silence_s=silence_s)
+            for hello in hellos[1:]
         ]
         self.queues: dict[tuple[int, int], deque[Message]] = {}
         self.dead: set[int] = set()
@@ -171,3 +172,33 @@ def test_random_runs(hosts: list[str], random: Random, is_killing: bool, is_fail
         assert not joined
     if job.machines[0].state is CoordinatorState.JOINED and not is_failing:
         assert all(machine in joined for machine in alive)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from("abc"), min_size=3, max_size=5),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
+def test_deaths_out_of_sight_are_noticed_by_silence(
+    hosts: list[str], random: Random, is_killing: bool
+) -> None:
+    """One rank never comes, and another one, on a host of its own, may die while all wait."""
+    victim, absent = random.sample(range(len(hosts)), 2)
+    if absent == 0:
+        victim, absent = absent, victim
+    hosts[victim] = "v"
+    job = Job(hosts, silence_s=5.0)
+    job.dead.add(absent)
+    death_s = 1.0 + random.random()
+    while job.now_s < 9.0:
+        job.tick(0.2)
+        while job.open_queues():
+            job.deliver(*random.choice(job.open_queues()))
+        if is_killing and job.now_s >= death_s:
+            job.dead.add(victim)
+    for rank in set(range(len(hosts))) - job.dead:
+        error = job.machines[rank].error
+        assert (error is not None) == is_killing
+        assert error is None or f"rank {victim}" in str(error)
+        assert error is None or "silent for 5 s" in str(error)
