@@ -26,6 +26,7 @@ DTYPES = tuple(dtype.label for dtype in DType)
 #: Types that the ordinary run tries with every world and size; others it tries with some.
 COMMON = ("float64", "float32", "float16", "bfloat16", "int32", "int64", "uint8")
 WORLDS = range(1, 9)
+WORLDS_SHORT = (1, 2, 3, 5, 8)
 LARGE = (1 << 20) + 3
 #: Collectives with a large array that the ordinary run tries; --full-matrix tries all.
 LARGE_SAMPLE = (
@@ -150,20 +151,23 @@ def run_movements(comm: Communicator, dtype: str, counts: tuple[int, ...], full:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What the ordinary run tries of the large arrays, and what --full-matrix does."""
     full = bool(metafunc.config.getoption("--full-matrix"))
+    worlds: Sequence[int] = WORLDS if full else WORLDS_SHORT
+    if "each_world" in metafunc.fixturenames:
+        metafunc.parametrize("each_world", worlds)
     if "full" in metafunc.fixturenames:
         metafunc.parametrize("full", [full], ids=["full" if full else "short"])
     if "type_case" in metafunc.fixturenames:
         metafunc.parametrize(
             "type_case",
-            [(w, d) for w in WORLDS for d in DTYPES if full or d in COMMON or w in (2, 5)],
+            [(w, d) for w in worlds for d in DTYPES if full or d in COMMON or w in (2, 5)],
             ids=str,
         )
     if "large_case" in metafunc.fixturenames:
-        worlds: Sequence[int] = WORLDS if full else (2, 3)
+        few: Sequence[int] = WORLDS if full else (2, 3)
         every = [(dtype, op) for dtype in DTYPES for op in ops_of(dtype)]
         cases = every if full else LARGE_SAMPLE
         metafunc.parametrize(
-            "large_case", [(world, *case) for world in worlds for case in cases], ids=str
+            "large_case", [(world, *case) for world in few for case in cases], ids=str
         )
 
 
@@ -179,11 +183,10 @@ def test_reductions(rank_pools: Pools, type_case: tuple[int, str], full: bool) -
     pool.run(run_reductions, dtype, rest, (counts[2], 333), full, timeout_s=300)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_movements(rank_pools: Pools, world: int, full: bool) -> None:
-    pool = rank_pools(world)
+def test_movements(rank_pools: Pools, each_world: int, full: bool) -> None:
+    pool = rank_pools(each_world)
     for dtype in DTYPES:
-        counts = small_counts(dtype, full) if full or dtype in COMMON else (7 * world,)
+        counts = small_counts(dtype, full) if full or dtype in COMMON else (7 * each_world,)
         pool.run(run_movements, dtype, counts, full, timeout_s=300)
 
 

@@ -21,6 +21,7 @@ from jetstream.testing.plugin import Pools
 from jetstream.testing.reference import fold, same_bits
 
 WORLDS = range(1, 9)
+WORLDS_SHORT = (1, 2, 3, 5, 8)
 MOVED = ("float32", "bfloat16", "uint8", "int64")
 #: 16-bit floats and their double rounding, integers that wrap, an op that has no neutral element.
 REDUCED = (("bfloat16", "sum"), ("int32", "prod"), ("float32", "avg"), ("float16", "max"))
@@ -355,22 +356,24 @@ def run_ever_new_splits(comm: Communicator) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     full = bool(metafunc.config.getoption("--full-matrix"))
+    worlds: Sequence[int] = WORLDS if full else WORLDS_SHORT
+    if "each_world" in metafunc.fixturenames:
+        metafunc.parametrize("each_world", worlds)
     if "full" in metafunc.fixturenames:
         metafunc.parametrize("full", [full], ids=["full" if full else "short"])
     if "reduced" in metafunc.fixturenames:
         every = [(dtype.label, op) for dtype in DType for op in OPS if dtype <= DType.UINT8]
         cases = [
             (world, *case)
-            for world in WORLDS
+            for world in worlds
             for case in (every if full else REDUCED[: 4 if world <= 3 else 2])
         ]
         metafunc.parametrize("reduced", cases, ids=str)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_moves(rank_pools: Pools, world: int, full: bool) -> None:
-    for dtype in MOVED if full or world <= 3 else MOVED[:1]:
-        rank_pools(world).run(run_moves, dtype, counts_of(full), full, timeout_s=300)
+def test_moves(rank_pools: Pools, each_world: int, full: bool) -> None:
+    for dtype in MOVED if full or each_world <= 3 else MOVED[:1]:
+        rank_pools(each_world).run(run_moves, dtype, counts_of(full), full, timeout_s=300)
 
 
 def test_reductions(rank_pools: Pools, reduced: tuple[int, str, str], full: bool) -> None:
@@ -378,10 +381,9 @@ def test_reductions(rank_pools: Pools, reduced: tuple[int, str, str], full: bool
     rank_pools(world).run(run_reductions, dtype, op, counts_of(full), full, timeout_s=300)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_unequal(rank_pools: Pools, world: int, full: bool) -> None:
+def test_unequal(rank_pools: Pools, each_world: int, full: bool) -> None:
     for dtype in MOVED if full else MOVED[:1]:
-        rank_pools(world).run(run_unequal, dtype, 5 if full else 2, timeout_s=300)
+        rank_pools(each_world).run(run_unequal, dtype, 5 if full else 2, timeout_s=300)
 
 
 @pytest.mark.parametrize("world", [2, 3])
