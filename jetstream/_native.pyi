@@ -80,6 +80,7 @@ class _Lib:
     JS_ERR_SYSTEM: Final = -80
     JS_ERR_TIMEOUT: Final = -64
     JS_ERR_TRUNCATED: Final = -19
+    JS_ERR_UNREACHABLE: Final = -84
     JS_ERR_UNSUPPORTED: Final = -20
     JS_ERR_VERSION: Final = -83
     JS_GRAPH_NODES_MAX: Final = 65536
@@ -121,6 +122,7 @@ class _Lib:
     JS_PEER_ATTACHED: Final = 1
     JS_PEER_CLOSED: Final = 2
     JS_PEER_DEAD: Final = 3
+    JS_PEER_LOST: Final = 4
     JS_PLACE_ALL: Final = 1
     JS_PLACE_BUFFER: Final = 0
     JS_PLACE_LENT: Final = 3
@@ -314,6 +316,15 @@ class _Lib:
         a0: FFI.CData,  # struct js_comm *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_connect(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: FFI.CData,  # struct js_link *
+        a2: FFI.CData,  # struct js_link_address *
+        a3: int,  # uint64_t
+        a4: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_counters(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -367,6 +378,12 @@ class _Lib:
         a2: FFI.CData,  # uint64_t *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_link_stats(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: FFI.CData,  # struct js_link_stats *
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_load_plan(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -400,6 +417,14 @@ class _Lib:
         a0: FFI.CData,  # struct js_engine *
         a1: FFI.CData,  # struct js_group *
         a2: FFI.CData,  # struct js_comm * *
+        /,
+    ) -> int: ...  # int32_t
+    def js_comm_peer_counters(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint32_t
+        a2: FFI.CData,  # uint64_t *
+        a3: int,  # uint32_t
         /,
     ) -> int: ...  # int32_t
     def js_comm_progress(
@@ -618,6 +643,12 @@ class _Lib:
         a4: FFI.CData,  # struct js_engine * *
         /,
     ) -> int: ...  # int32_t
+    def js_engine_set_hosts(
+        self,
+        a0: FFI.CData,  # struct js_engine *
+        a1: FFI.CData,  # uint16_t *
+        /,
+    ) -> int: ...  # int32_t
     def js_engine_start_thread(
         self,
         a0: FFI.CData,  # struct js_engine *
@@ -720,6 +751,11 @@ class _Lib:
         a1: FFI.CData,  # struct js_link * *
         /,
     ) -> int: ...  # int32_t
+    def js_peer_counter_name(
+        self,
+        a0: int,  # uint32_t
+        /,
+    ) -> FFI.CData: ...  # char *
     def js_persistent_call(
         self,
         a0: FFI.CData,  # struct js_persistent *

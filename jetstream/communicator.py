@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +28,13 @@ from jetstream.shapes import check_rank
 from jetstream.symmetric import HeapUsage, heap_usage, new_array
 
 __all__ = ["Communicator"]
+
+
+def _names(name_of: Callable[[int], Any]) -> list[str]:
+    names: list[str] = []
+    while (name := name_of(len(names))) != ffi.NULL:
+        names.append(text_of(name).removeprefix("JS_COUNTER_").lower())
+    return names
 
 
 class Communicator(CollectiveCalls, MessageCalls):
@@ -58,6 +65,8 @@ class Communicator(CollectiveCalls, MessageCalls):
         self.size = size
         self.local_rank = local_rank
         self.hosts = hosts
+        #: Number of the host of each rank; hosts of one name may still be several.
+        self.host_index = endpoint.hosts
         self._endpoint = endpoint
         self._config = config
         self._launcher = Launcher(endpoint, rank, size, config)
@@ -208,13 +217,32 @@ class Communicator(CollectiveCalls, MessageCalls):
 
     def counters(self, rank: int | None = None) -> dict[str, int]:
         """Counters of a rank (default: this one) by name; ``docs/data-plane.md`` lists them."""
-        names: list[str] = []
-        while (name := lib.js_counter_name(len(names))) != ffi.NULL:
-            names.append(text_of(name).removeprefix("JS_COUNTER_").lower())
+        names = _names(lib.js_counter_name)
         values = ffi.new("uint64_t[]", len(names))
         chosen = self.rank if rank is None else check_rank(rank, self.size, "rank")
         check(lib.js_comm_counters(self._launcher.handle(), chosen, values, len(names)))
         return dict(zip(names, values, strict=True))
+
+    def peer_counters(self, rank: int) -> dict[str, int]:
+        """What the connection with a rank on another host has counted, by name.
+
+        Frames, bytes, repeats, duplicates, refused frames by reason, and round-trip times in ns;
+        ``docs/reliability.md`` lists them. Raises ArgumentError for a rank of this host.
+        """
+        names = _names(lib.js_peer_counter_name)
+        values = ffi.new("uint64_t[]", len(names))
+        chosen = check_rank(rank, self.size, "rank")
+        check(lib.js_comm_peer_counters(self._launcher.handle(), chosen, values, len(names)))
+        return dict(zip(names, values, strict=True))
+
+    def link_counters(self) -> dict[str, int]:
+        """What the link to other hosts has counted, by name; empty where there is none."""
+        if len(set(self.host_index)) == 1:
+            return {}
+        stats = ffi.new("js_link_stats *")
+        check(lib.js_comm_link_stats(self._launcher.handle(), stats))
+        fields = ffi.typeof("js_link_stats").fields
+        return {name: int(getattr(stats, name)) for name, _ in fields}
 
     def time_launches(
         self,

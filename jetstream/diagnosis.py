@@ -22,6 +22,7 @@ _STATES = {
     lib.JS_PEER_ABSENT: "never attached",
     lib.JS_PEER_CLOSED: "has closed",
     lib.JS_PEER_DEAD: "is dead",
+    lib.JS_PEER_LOST: "gives no sign of life",
 }
 _REMEDY = "The communicator cannot be used any more: close it and make a new one."
 
@@ -147,6 +148,11 @@ def _what_happened(fault: Any) -> str:
         return f"{_reporter(fault)} aborted the communicator{waiting}"
     if fault.culprit < 0:
         return f"{status_text(fault.status)}, as {_reporter(fault)} reports"
+    if fault.culprit_state == lib.JS_PEER_LOST:
+        return (
+            f"{_who(fault)}, on another host, gives no sign of life: it died, was stopped, or "
+            f"cannot be reached any more; it {_deeds(fault)}"
+        )
     if fault.status == lib.JS_ERR_PEER_DEAD:
         return f"{_who(fault)} died; it {_deeds(fault)}"
     if fault.status == lib.JS_ERR_PEER_CLOSED:

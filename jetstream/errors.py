@@ -29,6 +29,7 @@ __all__ = [
     "TimedOutError",
     "TruncatedError",
     "TuningError",
+    "UnreachableError",
     "UnsupportedError",
     "VersionMismatchError",
 ]
@@ -134,6 +135,10 @@ class RendezvousError(JetstreamError, ConnectionError):
     """The ranks could not find each other."""
 
 
+class UnreachableError(JetstreamError, ConnectionError):
+    """No path to a rank on another host; the text says which, over what, in which direction."""
+
+
 #: Exception class by name of the status; of class FLOW only a full queue of a queue pair raises.
 BY_STATUS: dict[str, type[JetstreamError]] = {
     "JS_ERR_FULL": QueueFullError,
@@ -158,4 +163,5 @@ BY_STATUS: dict[str, type[JetstreamError]] = {
     "JS_ERR_NO_MEMORY": OutOfMemoryError,
     "JS_ERR_SEGMENT": SegmentError,
     "JS_ERR_VERSION": VersionMismatchError,
+    "JS_ERR_UNREACHABLE": UnreachableError,
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jetstream._core.endpoint import Endpoint
+from jetstream._core.link import ADDRESS_BYTES, Link
 from jetstream._core.native import ffi, lib, raise_status, status_text
 from jetstream.errors import ArgumentError, JetstreamError, OutOfMemoryError
 
@@ -26,6 +27,7 @@ class _Progress:
     """How far this rank has got: its error, if it could not do its part."""
 
     endpoint: Endpoint | None = None
+    link: Link | None = None
     error: JetstreamError | None = None
 
     @property
@@ -56,18 +58,28 @@ def split(comm: Communicator, endpoint: Endpoint, color: int | None, key: int) -
         members.sort(key=lambda rank: (rows[rank][1], rank))
     group = _group(endpoint, comm.rank, members)
     progress = _Progress()
-    if members and members[0] == comm.rank:
+    # Each host has a segment of its own: its first member makes the memory that its members share.
+    near = [rank for rank in members if endpoint.hosts[rank] == endpoint.hosts[comm.rank]]
+    if near and near[0] == comm.rank:
         _offer(endpoint, group, progress)
-    offers = _exchange(comm, group.offset, group.id, progress.status)
+    address = b""
+    if len(set(endpoint.hosts)) > 1:
+        address = _open_link(endpoint, comm.rank, len(near) < len(members), progress)
+    words = np.frombuffer(address, dtype=np.int64).tolist()
+    offers = _exchange(comm, group.offset, group.id, progress.status, *words)
     try:
-        if members and offers[members[0]][2] == 0:
-            group.offset, group.id = offers[members[0]][:2]
+        if members and all(offers[rank][2] == 0 for rank in members):
+            group.offset, group.id = offers[near[0]][:2]
             _join(endpoint, group, progress)
+            if progress.link is not None and progress.endpoint is not None:
+                _connect(endpoint, progress, [offers[rank][3:] for rank in members])
         states = _exchange(comm, progress.status)
         failed = [rank for rank in members if states[rank][0] != 0]
         if failed:
             _refuse(failed[0], states[failed[0]][0], progress)
     except BaseException:
+        if progress.link is not None:
+            progress.link.close()
         if progress.endpoint is not None:
             progress.endpoint.close()
         raise
@@ -99,6 +111,28 @@ def _offer(endpoint: Endpoint, group: Any, progress: _Progress) -> None:
         except OutOfMemoryError:
             gc.collect()  # arrays and communicators in reference cycles
             endpoint.offer(group)
+    except JetstreamError as error:
+        progress.error = error
+
+
+def _open_link(endpoint: Endpoint, rank: int, is_needed: bool, progress: _Progress) -> bytes:
+    """Open the link of the new communicator; its address, zeros where there is none."""
+    settings = endpoint.engine.links
+    if is_needed and settings is not None:
+        try:
+            progress.link = settings.open(endpoint.members[rank])
+            return progress.link.address
+        except JetstreamError as error:
+            progress.error = error
+    return bytes(ADDRESS_BYTES)
+
+
+def _connect(endpoint: Endpoint, progress: _Progress, rows: list[list[int]]) -> None:
+    settings = endpoint.engine.links
+    assert progress.endpoint is not None and progress.link is not None and settings is not None
+    addresses = [np.array(row, dtype=np.int64).tobytes() for row in rows]
+    try:
+        progress.endpoint.connect(progress.link, addresses, settings)
     except JetstreamError as error:
         progress.error = error
 

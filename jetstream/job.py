@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from jetstream._core.endpoint import Endpoint
+from jetstream._core.link import Link, LinkSettings
 from jetstream._core.native import check, lib
 from jetstream._core.timeouts import timeout_to_ns
 from jetstream.communicator import Communicator
 from jetstream.config import PROGRESS, Config, configure_logging, load_config
+from jetstream.control import links
 from jetstream.control.rendezvous import Membership, join
 from jetstream.errors import ArgumentError, ConfigurationError, UnsupportedError
 from jetstream.plans import check_forced
@@ -38,8 +41,10 @@ def init(
     ``core`` (``JETSTREAM_PROGRESS_CORE``, default: any). It never runs Python, and sleeps while
     there is nothing to do. Ranks need not agree on it.
 
-    Raises ArgumentError, ConfigurationError, RendezvousError, VersionMismatchError,
-    SystemCallError.
+    Ranks of several hosts reach each other over a link (``JETSTREAM_LINK``; ``docs/links.md``).
+
+    Raises ArgumentError, ConfigurationError, RendezvousError, UnreachableError,
+    VersionMismatchError, SystemCallError.
     """
     config = load_config()
     configure_logging(config)
@@ -50,9 +55,10 @@ def init(
         check(lib.js_isa_force(_ISAS[config.isa]))
     lib.js_cores_force(_CORES[config.cores])
     check_forced(config)
-    membership = join(config, select=partial(select, config))
-    config = replace(config, selection=membership.selection)
-    communicator = _open(membership, config, thread_core)
+    with contextlib.closing(_Opener(config)) as opener:
+        membership = join(config, select=partial(select, config), open_link=opener.open)
+        config = replace(config, selection=membership.selection)
+        communicator = _open(membership, config, thread_core, opener)
     if timeout is not None:
         communicator.timeout = timeout
     return communicator
@@ -81,7 +87,38 @@ def _thread_core(config: Config, progress: str | None, core: int | None) -> int 
     return chosen
 
 
-def _open(membership: Membership, config: Config, thread_core: int | None) -> Communicator:
+class _Opener:
+    """Opens this rank's link, once the control plane knows that there are several hosts."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.settings: LinkSettings | None = None
+        self.link: Link | None = None
+
+    def open(self, choice: links.LinkSettings) -> bytes:
+        """The address of the link that the ranks have agreed on."""
+        self.settings = LinkSettings(
+            choice.kind,
+            interface=choice.interface,
+            ip=choice.address,
+            mtu_bytes=choice.mtu_bytes,
+            fault=choice.fault,
+            trace=choice.trace,
+            connect_s=self._config.init_timeout_s,
+            silence_s=self._config.link_timeout_s,
+        )
+        self.link = self.settings.open(self._config.rank)
+        return self.link.address
+
+    def close(self) -> None:
+        """Closes the link, unless a communicator has taken it."""
+        if self.link is not None:
+            self.link.close()
+
+
+def _open(
+    membership: Membership, config: Config, thread_core: int | None, opener: _Opener
+) -> Communicator:
     threads = 1 if thread_core is None else 2  # of each rank that want a core
     try:
         endpoint = Endpoint.world(
@@ -91,6 +128,7 @@ def _open(membership: Membership, config: Config, thread_core: int | None) -> Co
             oversubscribed=is_oversubscribed(membership.cpus_here, threads),
             spin_us=config.spin_us,
             thread_core=thread_core,
+            hosts=membership.host_index,
         )
     except BaseException:
         membership.close()
@@ -98,6 +136,12 @@ def _open(membership: Membership, config: Config, thread_core: int | None) -> Co
     for fd in membership.pidfds:
         if fd >= 0:  # the endpoint has its own duplicates
             os.close(fd)
+    if opener.link is not None and opener.settings is not None:
+        try:
+            endpoint.connect(opener.link, membership.endpoints, opener.settings)
+        except BaseException:
+            endpoint.close()
+            raise
     return Communicator(
         endpoint,
         membership.rank,

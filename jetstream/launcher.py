@@ -44,7 +44,9 @@ class Launcher(MessageLauncher):
         endpoint.on_handle.append(self._array_calls.set_handle)
         self.watch = self._array_calls.watch
         fail = partial(Launcher.fail, weakref.proxy(self))  # no cycle: it goes when it is dropped
-        self.plans = PlanCache(endpoint.handle, rank, size, config=config, fail=fail)
+        self.plans = PlanCache(
+            endpoint.handle, rank, size, config=config, fail=fail, hosts=endpoint.hosts
+        )
         self._found: dict[Any, int] = {}
 
     def _set_timeout(self, timeout_ns: int) -> None:

@@ -17,6 +17,9 @@ static void comm_destroy(js_comm *comm)
         js_graph_destroy(comm->graphs[i]);
     }
     js_message_fini(&comm->message);
+    if (comm->mirror != NULL) {
+        js_mirror_free(comm->mirror);
+    }
     js_link_shm_close(&comm->link);
     free(comm->members);
     free(comm->plans);
@@ -30,7 +33,16 @@ static void comm_destroy(js_comm *comm)
     }
 }
 
-static int32_t comm_allocate(js_comm *comm)
+static int32_t comm_open_streams(js_comm *comm)
+{
+    uint16_t hosts[JS_RANKS_MAX];
+    for (uint32_t i = 0; i < comm->world; i++) {
+        hosts[i] = comm->engine->hosts[comm->members[i]];
+    }
+    return js_link_shm_open(&comm->link, &comm->area, comm->rank, hosts);
+}
+
+static int32_t comm_allocate(js_comm *comm, const uint16_t *members)
 {
     uint32_t slots = comm->area.config.queue_slots;
     comm->slot_mask = 4 * slots - 1;
@@ -43,7 +55,10 @@ static int32_t comm_allocate(js_comm *comm)
     if (!comm->members || !comm->slots || !comm->launches || !comm->plans || !comm->graphs) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for a communicator");
     }
-    JS_TRY(js_link_shm_open(&comm->link, &comm->area, comm->rank));
+    for (uint32_t i = 0; i < comm->world; i++) {
+        comm->members[i] = members != NULL ? members[i] : (uint16_t)i;
+    }
+    JS_TRY(comm_open_streams(comm));
     js_message_sink sink = { js_duty_message_done, comm };
     return js_message_init(&comm->message, &comm->link, comm->rank, comm->world, slots, sink);
 }
@@ -67,13 +82,10 @@ static int32_t comm_open(js_engine *engine, const js_area *area, uint32_t rank,
     comm->records = js_area_records(&comm->area, comm->rank);
     comm->record_mask = area->config.record_slots - 1;
     comm->wr_next = 1;
-    int32_t result = comm_allocate(comm);
+    int32_t result = comm_allocate(comm, members);
     if (result != JS_OK) {
         comm_destroy(comm);
         return result;
-    }
-    for (uint32_t i = 0; i < comm->world; i++) {
-        comm->members[i] = members != NULL ? members[i] : (uint16_t)i;
     }
     js_area_prefault(&comm->area, comm->rank);
     js_thread_lock(engine);
@@ -164,6 +176,9 @@ int32_t js_comm_close(js_comm *comm)
         js_store_rel_u32(&board->closed, 1);
         js_account_settle(comm);
         js_wait_wake_all(comm);
+        if (comm->mirror != NULL) {
+            js_mirror_close(comm);
+        }
         if (comm->waiter.is_armed) {
             js_wait_reset(comm);
         }

@@ -9,6 +9,7 @@
  * js_account.c   records and counters, when there is time
  * js_wait.c      spin, yield, sleep; waking others
  * js_help.c      rounds for the other communicators of this process
+ * js_mirror.c    the ranks of other hosts; js_mirror_open.c, js_mirror_note.c
  * js_fault.c     what went wrong: mismatch, death, abort
  * js_group.c     the memory of communicators of some of the ranks
  * js_thread.c    a thread that makes rounds while nobody else does
@@ -21,6 +22,7 @@
 #include "js_graph.h"
 #include "js_link_shm.h"
 #include "js_message.h"
+#include "js_mirror.h"
 #include "js_queue.h"
 #include "js_thread.h"
 
@@ -129,6 +131,7 @@ struct js_comm {
     js_record *records;
     uint64_t record_mask;
     js_link_shm link;
+    js_mirror *mirror; /* NULL: no ranks on other hosts */
 
     js_exec exec;
     js_message message;
@@ -144,7 +147,8 @@ struct js_comm {
     uint64_t enter_ticks;
     uint64_t exit_ticks; /* of the previous collective */
     uint64_t wait_ticks;
-    uint64_t recorded; /* collective of the last complete record; R: any thread, rel/acq */
+    uint64_t foreign_ticks; /* when a frame of another host first did not fit; 0: none */
+    uint64_t recorded;      /* collective of the last complete record; R: any thread, rel/acq */
 
     js_exec_plan **plans; /* [JS_COMM_PLANS_MAX], by id */
     uint32_t plan_count;
@@ -192,7 +196,8 @@ JS_INLINE int32_t js_comm_leave(js_comm *comm, int32_t result)
         return result;
     }
     bool has_work = comm->exec.plan != NULL || comm->launch_head != comm->launch_tail ||
-                    comm->message.outstanding != 0 || comm->run.graph != NULL;
+                    comm->message.outstanding != 0 || comm->run.graph != NULL ||
+                    (comm->mirror != NULL && comm->mirror->has_backlog);
     if (JS_UNLIKELY(has_work != (js_load_rlx_u32(&comm->has_work) != 0))) {
         js_comm_note_work(comm, has_work);
     }

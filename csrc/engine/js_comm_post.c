@@ -72,6 +72,20 @@ static js_graph *post_graph(const js_comm *comm, uint32_t graph_id)
     return graph_id < JS_COMM_GRAPHS_MAX ? comm->graphs[graph_id] : NULL;
 }
 
+/* What has been published for other hosts has to be sent before this rank turns to something else:
+ * for their part they may be waiting for it. Repeats of what is lost can wait for the next tick. */
+static void post_send_out(js_comm *comm)
+{
+    while (comm->mirror->has_backlog && comm->failed == JS_OK) {
+        if (js_duty_round(comm) > 0) {
+            js_wait_reset(comm);
+        } else if (comm->failed == JS_OK) {
+            (void)js_wait_idle(comm);
+        }
+    }
+    js_wait_reset(comm);
+}
+
 /* Rounds until wr_id is done, the communicator fails, or patience or time runs out. */
 static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
 {
@@ -110,6 +124,9 @@ static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
         }
     }
     comm->wr_waited = 0;
+    if (comm->mirror != NULL && JS_UNLIKELY(comm->mirror->has_backlog)) {
+        post_send_out(comm);
+    }
     return JS_OK;
 }
 

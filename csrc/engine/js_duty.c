@@ -212,7 +212,8 @@ static js_exec_outcome duty_step(js_comm *comm, uint32_t *progress)
         }
         js_account_write(comm);
     }
-    comm->exec.may_linger = comm->engine->wait.oversubscribed == 0;
+    /* What comes from other hosts is not seen by looking at the streams alone. */
+    comm->exec.may_linger = comm->engine->wait.oversubscribed == 0 && comm->mirror == NULL;
     return duty_step_once(comm, progress);
 }
 
@@ -290,6 +291,9 @@ static int32_t duty_check(js_comm *comm, int32_t progress)
 int32_t js_duty_round(js_comm *comm)
 {
     int32_t progress = comm->queue != NULL ? js_queue_read(comm) : 0;
+    if (comm->mirror != NULL) {
+        progress += (int32_t)js_mirror_receive(comm);
+    }
     int32_t moved = duty_run_plan(comm);
     if (moved >= 0) {
         progress += moved;
@@ -297,6 +301,9 @@ int32_t js_duty_round(js_comm *comm)
             moved = duty_run_messages(comm);
             progress += moved >= 0 ? moved : 0;
         }
+    }
+    if (comm->mirror != NULL) {
+        js_mirror_send(comm);
     }
     return moved < 0 ? moved : duty_check(comm, progress);
 }

@@ -91,6 +91,19 @@ int32_t js_engine_new(js_seg *seg, uint32_t rank, const int32_t *pidfds,
     return JS_OK;
 }
 
+int32_t js_engine_set_hosts(js_engine *engine, const uint16_t *hosts)
+{
+    if (engine->comms != NULL || engine->is_world_taken) {
+        return JS_FAIL(JS_ERR_INVALID, "the hosts are told before a communicator is opened");
+    }
+    memcpy(engine->hosts, hosts, engine->world * sizeof(*hosts));
+    engine->is_spread = false;
+    for (uint32_t rank = 0; rank < engine->world; rank++) {
+        engine->is_spread |= !js_engine_is_local(engine, rank);
+    }
+    return JS_OK;
+}
+
 void js_engine_free(js_engine *engine)
 {
     if (engine == NULL) {

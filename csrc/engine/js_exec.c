@@ -411,23 +411,19 @@ static void exec_add_missing(js_exec_missing *out, uint32_t rank, uint32_t op_in
 }
 
 /* The reader that keeps a full stream from going on. */
-static uint32_t exec_slow_reader(const js_exec_op *op, uint32_t self)
+static uint32_t exec_slow_reader(const js_exec_plan *plan, const js_exec_op *op)
 {
-    if (!op->is_all) {
-        return op->peer;
-    }
-    uint32_t reader = js_stream_slowest(op->tx);
-    return reader < self ? reader : reader + 1;
+    return op->is_all ? plan->readers[js_stream_slowest(op->tx)] : op->peer;
 }
 
-void js_exec_find_missing(const js_exec *exec, uint32_t self, js_exec_missing *out)
+void js_exec_find_missing(const js_exec *exec, js_exec_missing *out)
 {
     const js_exec_plan *plan = exec->plan;
     *out = (js_exec_missing){ 0 };
     if (plan != NULL && exec->active_count == 0 && exec->referring_count != 0 &&
         exec->drained_count < plan->op_count) {
         const js_exec_op *op = &plan->ops[exec->drained_count];
-        exec_add_missing(out, exec_slow_reader(op, self), exec->drained_count);
+        exec_add_missing(out, exec_slow_reader(plan, op), exec->drained_count);
     }
     for (uint32_t i = 0; plan != NULL && i < exec->active_count; i++) {
         const js_exec_op *op = *plan->active[i]->cursor;
@@ -436,7 +432,7 @@ void js_exec_find_missing(const js_exec *exec, uint32_t self, js_exec_missing *o
             continue;
         }
         if (op->opcode == JS_OP_SEND) {
-            exec_add_missing(out, exec_slow_reader(op, self), index);
+            exec_add_missing(out, exec_slow_reader(plan, op), index);
         }
         for (uint32_t s = op->ready; s < op->source_count; s++) {
             const js_exec_source *source = &op->sources[s];

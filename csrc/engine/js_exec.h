@@ -77,6 +77,7 @@ typedef struct js_exec_plan {
     bool is_brief;        /* so short that reading a clock counts */
     uint64_t total_bytes; /* that all operations together move: progress is measured in it */
     uint8_t *scratch;
+    const uint16_t *readers; /* of the stream to all: their ranks */
     js_exec_op *ops;
     js_exec_source *sources;
     js_exec_lane *lanes;
@@ -142,7 +143,7 @@ typedef struct js_exec_missing {
     uint32_t op_index;
 } js_exec_missing;
 
-/* Which ranks the running plan of rank `self` waits for: their frames, or their reading of ours. */
-void js_exec_find_missing(const js_exec *exec, uint32_t self, js_exec_missing *out);
+/* Which ranks the running plan waits for: their frames, or their reading of ours. */
+void js_exec_find_missing(const js_exec *exec, js_exec_missing *out);
 
 #endif

@@ -135,6 +135,35 @@ static int32_t exec_allocate(js_exec_plan *plan, const js_plan_header *header)
     return JS_OK;
 }
 
+/* Between hosts there are no streams to all, nothing is lent, and a frame's length has 16 bits. */
+static int32_t exec_check_hosts(const js_link_shm *link, const js_plan_view *view,
+                                const js_plan_op *op, uint32_t self)
+{
+    bool sends = op->opcode == JS_OP_SEND && op->place == JS_PLACE_PEER;
+    bool is_remote = sends && op->peer != self && link->all_rx[op->peer].lines == NULL;
+    bool is_long = js_min_u64(op->bytes, view->header->call.chunk_bytes) > UINT16_MAX;
+    if (is_remote && ((op->flags & JS_PLAN_LEND) != 0 || is_long)) {
+        return JS_FAIL(JS_ERR_PLAN,
+                       "to rank %u, of another host, nothing can be lent, nor sent "
+                       "in chunks above %u bytes",
+                       op->peer, UINT16_MAX);
+    }
+    for (uint32_t i = 0; i < op->source_count; i++) {
+        const js_plan_source *source = &view->sources[op->source_first + i];
+        if (source->place == JS_PLACE_ALL && link->all_rx[source->peer].lines == NULL) {
+            return JS_FAIL(JS_ERR_PLAN, "the stream of rank %u to all does not leave its host",
+                           source->peer);
+        }
+        bool gives_back = op->opcode == JS_OP_REDUCE && (op->flags & JS_PLAN_LEND) != 0;
+        if (gives_back && source->place == JS_PLACE_PEER &&
+            link->all_rx[source->peer].lines == NULL) {
+            return JS_FAIL(JS_ERR_PLAN, "frames of rank %u, of another host, are not lent",
+                           source->peer);
+        }
+    }
+    return JS_OK;
+}
+
 int32_t js_exec_load(js_link_shm *link, const void *bytes, size_t size_bytes, uint32_t rank,
                      uint32_t world, js_exec_plan **out)
 {
@@ -158,6 +187,14 @@ int32_t js_exec_load(js_link_shm *link, const void *bytes, size_t size_bytes, ui
     plan->input_bytes = view.header->input_bytes;
     plan->output_bytes = view.header->output_bytes;
     plan->refer_bytes = view.header->refer_bytes;
+    plan->readers = link->readers;
+    for (uint32_t i = 0; i < plan->op_count && result == JS_OK; i++) {
+        result = exec_check_hosts(link, &view, &view.ops[i], rank);
+    }
+    if (result != JS_OK) {
+        js_exec_unload(plan);
+        return result;
+    }
     for (uint32_t i = 0; i < plan->op_count; i++) {
         exec_decode_op(link, &view, &view.ops[i], plan, &plan->ops[i]);
     }

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #define FAULT_READY_ROUNDS 100000u
+#define FAULT_ASK_NS 1000000000u /* a process that computes answers at its next tick */
 
 /* What two ranks called as their collective of one number. */
 typedef struct fault_pair {
@@ -192,7 +193,7 @@ void js_fault_describe(js_comm *comm, js_fault *out)
         fault_fill_peer(comm, out, peer);
     } else if (comm->exec.plan != NULL) {
         js_exec_missing missing;
-        js_exec_find_missing(&comm->exec, comm->rank, &missing);
+        js_exec_find_missing(&comm->exec, &missing);
         out->my_call = comm->exec.plan->call;
         out->op_index = missing.op_index;
         out->op_count = comm->exec.plan->op_count;
@@ -228,6 +229,9 @@ int32_t js_fault_raise(js_comm *comm, const js_fault *fault)
     comm->fault = *fault;
     comm->failed = fault_lasting_status(fault->status);
     js_duty_flush(comm, comm->failed);
+    if (comm->mirror != NULL) {
+        js_mirror_abort(comm);
+    }
     return comm->failed;
 }
 
@@ -251,6 +255,9 @@ int32_t js_fault_adopt(js_comm *comm)
                      comm->fault.status == JS_ERR_PEER_CLOSED;
     comm->failed = is_shared ? comm->fault.status : JS_ERR_ABORTED;
     js_duty_flush(comm, comm->failed);
+    if (comm->mirror != NULL) {
+        js_mirror_abort(comm);
+    }
     return comm->failed;
 }
 
@@ -328,9 +335,30 @@ static bool fault_finds_mismatch(const js_comm *comm, uint32_t peer, uint64_t de
     return false;
 }
 
+/* What a rank of another host has called is known here only once it has been asked. */
+static bool fault_must_ask(js_comm *comm, uint32_t peer)
+{
+    js_call call;
+    if (!js_mirror_is_remote(comm, peer) || fault_read_call(comm, peer, comm->sequence, &call)) {
+        return false;
+    }
+    uint64_t now = js_clock_ticks();
+    comm->foreign_ticks = comm->foreign_ticks != 0 ? comm->foreign_ticks : now;
+    uint64_t asked_ns = js_clock_span_ns(&comm->engine->clock, now - comm->foreign_ticks);
+    if (asked_ns > FAULT_ASK_NS) {
+        return false; /* it does not know any more, or does not answer */
+    }
+    js_mirror_ask(comm, js_clock_to_ns(&comm->engine->clock, now));
+    return true;
+}
+
 int32_t js_fault_foreign_frame(js_comm *comm, uint32_t peer)
 {
     fault_pair pair;
+    if (fault_must_ask(comm, peer)) {
+        comm->exec.foreign_peer = 0; /* it is still there at the next round */
+        return JS_OK;
+    }
     /* The peer wrote its board before its frames, so what it called is there to be read. It may
      * have been long ago: two roots that send to each other notice only when they next receive. */
     if (fault_finds_mismatch(comm, peer, comm->record_mask + 1, &pair)) {
@@ -348,12 +376,17 @@ int32_t js_fault_foreign_frame(js_comm *comm, uint32_t peer)
     return fault_raise_status(comm, JS_ERR_PROTOCOL, peer);
 }
 
+static bool fault_is_dead(uint32_t state)
+{
+    return state == JS_PEER_DEAD || state == JS_PEER_LOST;
+}
+
 /* What is wrong with an awaited peer: a status, or JS_OK. */
 static int32_t fault_judge_peer(const js_comm *comm, uint32_t peer, fault_pair *pair)
 {
     const js_seg_rank *rank = fault_rank(comm, peer);
     uint32_t state = js_load_acq_u32(&rank->state);
-    if (state == JS_PEER_DEAD) {
+    if (fault_is_dead(state)) {
         return JS_ERR_PEER_DEAD;
     }
     if (fault_finds_mismatch(comm, peer, 1, pair)) {
@@ -368,7 +401,7 @@ static uint32_t fault_find_dead(const js_comm *comm)
 {
     for (uint32_t i = 0; i < comm->world; i++) {
         const js_seg_rank *rank = fault_rank(comm, i);
-        if (js_load_acq_u32(&rank->state) == JS_PEER_DEAD) {
+        if (fault_is_dead(js_load_acq_u32(&rank->state))) {
             return i;
         }
     }
@@ -421,7 +454,7 @@ static int32_t fault_judge(js_comm *comm, uint32_t *peer, fault_pair *pair)
         return comm->message.outstanding != 0 ? fault_judge_messages(comm, peer, pair) : JS_OK;
     }
     js_exec_missing missing;
-    js_exec_find_missing(&comm->exec, comm->rank, &missing);
+    js_exec_find_missing(&comm->exec, &missing);
     for (uint32_t i = 0; i < comm->world && missing.count != 0; i++) {
         bool is_missing = i < 64 ? (missing.mask >> i & 1) != 0 : i == missing.first;
         if (is_missing) {

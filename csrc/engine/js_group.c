@@ -42,6 +42,16 @@ static int32_t group_check(const js_engine *engine, const js_group *group)
     return JS_OK;
 }
 
+/* The first member on this host: it makes the area that those of this host share. */
+static uint32_t group_maker(const js_engine *engine, const js_group *group)
+{
+    uint32_t i = 0;
+    while (!js_engine_is_local(engine, group->members[i])) {
+        i++;
+    }
+    return group->members[i];
+}
+
 int32_t js_group_create(js_engine *engine, js_group *group)
 {
     JS_TRY(group_check(engine, group));
@@ -84,14 +94,15 @@ int32_t js_group_find_area(const js_engine *engine, const js_group *group, js_ar
     js_seg_config config;
     js_area_group_config(&seg->world_area.config, group->size, &config);
     js_area_init(out, NULL, &config, 0);
-    uint64_t heap_offset = js_seg_heap_offset(seg, group->members[0]);
+    uint32_t maker = group_maker(engine, group);
+    uint64_t heap_offset = js_seg_heap_offset(seg, maker);
     uint64_t heap_bytes = seg->world_area.config.heap_bytes;
     uint64_t bytes = out->end_offset;
     if (group->offset % GROUP_PAGE_BYTES != 0 || group->offset < heap_offset ||
         bytes > heap_bytes || group->offset - heap_offset > heap_bytes - bytes) {
         return JS_FAIL(JS_ERR_SEGMENT,
                        "a communicator at offset %llu is not in the heap of rank %u",
-                       (unsigned long long)group->offset, group->members[0]);
+                       (unsigned long long)group->offset, maker);
     }
     js_area_init(out, seg->base, &config, group->offset);
     out->segment_bytes = seg->total_bytes;
@@ -111,8 +122,9 @@ static bool group_is_empty(const js_engine *engine, const js_group_area *made)
     for (uint32_t i = 0; i < made->area.config.world; i++) {
         const js_seg_rank *rank = js_seg_get_rank(engine->seg, made->members[i]);
         uint32_t state = js_load_acq_u32(&rank->state);
-        if (js_load_acq_u32(&js_area_board(&made->area, i)->gone) == 0 && state != JS_PEER_CLOSED &&
-            state != JS_PEER_DEAD) {
+        bool is_local = js_engine_is_local(engine, made->members[i]); /* others have their own */
+        if (is_local && js_load_acq_u32(&js_area_board(&made->area, i)->gone) == 0 &&
+            state != JS_PEER_CLOSED && state != JS_PEER_DEAD) {
             return false;
         }
     }

@@ -19,7 +19,11 @@
 
 uint32_t js_help_round(js_comm *comm)
 {
-    if (comm->failed != JS_OK) { /* a device may still post */
+    if (comm->failed != JS_OK) { /* a device may still post, and other hosts may ask */
+        if (comm->mirror != NULL) {
+            (void)js_mirror_receive(comm);
+            js_mirror_send(comm);
+        }
         return comm->queue != NULL ? js_queue_flush(comm, comm->failed) : 0;
     }
     if (js_load_rlx_u32(&comm->control->abort) != 0) {

@@ -354,8 +354,8 @@ static int32_t qp_open(js_comm *comm, const js_qp_config *config, js_queue **out
     comm->queue = *out;
     if (config->is_single != 0 && comm->engine->has_membarrier &&
         !js_thread_is_running(comm->engine)) {
-        js_add_seq_u32(&comm->wanted, 1); /* as js_comm_enter_slow: the caller is inside */
-        comm->is_biased = true;
+        js_add_seq_u32(&comm->wanted, 1);       /* as js_comm_enter_slow: the caller is inside */
+        comm->is_biased = comm->mirror == NULL; /* other hosts may ask at any time */
     }
     js_thread_unlock(comm->engine);
     return JS_OK;

@@ -242,6 +242,10 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
     if (entry->peer >= comm->world || (is_inline && entry->bytes > JS_SQ_INLINE_PUT_BYTES)) {
         return QUEUE_DONE;
     }
+    if (js_mirror_is_remote(comm, entry->peer)) {
+        *status = JS_ERR_UNSUPPORTED;
+        return QUEUE_DONE;
+    }
     if (!is_inline && !queue_may_use(queue, entry->source_addr, entry->bytes, JS_ACCESS_READ)) {
         *status = JS_ERR_ACCESS;
         return QUEUE_DONE;

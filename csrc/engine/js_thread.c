@@ -30,6 +30,8 @@
 #define THREAD_SLICE_NS 20000000u
 #define THREAD_SLICE_BLIND_NS 1000000u
 #define THREAD_DOORS_MAX 64u
+#define THREAD_TICK_NS 10000000u
+#define THREAD_SLICE_REMOTE_NS 1000000u /* no futex rings for what comes over a link */
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
 #endif
@@ -45,7 +47,7 @@ typedef struct thread_door {
 
 static bool thread_serves(const js_comm *comm)
 {
-    return js_load_rlx_u32(&comm->has_work) != 0 || comm->queue != NULL;
+    return js_load_rlx_u32(&comm->has_work) != 0 || comm->queue != NULL || comm->mirror != NULL;
 }
 
 /* A round for one; `checks`: of the peers too, where nothing moves. */
@@ -125,6 +127,7 @@ static void thread_lower_all(js_engine *engine)
 static void thread_sleep_at(const js_engine *engine, const thread_door *doors, uint32_t count)
 {
     uint64_t slice_ns = engine->has_membarrier ? THREAD_SLICE_NS : THREAD_SLICE_BLIND_NS;
+    slice_ns = engine->is_spread ? THREAD_SLICE_REMOTE_NS : slice_ns;
     uint64_t ns = js_clock_ns() + slice_ns;
     struct timespec until = { .tv_sec = (time_t)(ns / 1000000000u),
                               .tv_nsec = (long)(ns % 1000000000u) };
@@ -223,14 +226,47 @@ void js_thread_unlock(js_engine *engine)
     }
 }
 
+/* --- the ticker --------------------------------------------------------------------------- */
+
+static void *ticker_main(void *argument)
+{
+    js_engine *engine = argument;
+    struct timespec tick = { .tv_nsec = THREAD_TICK_NS };
+    while (js_load_acq_u32(&engine->thread_stops) == 0) {
+        (void)syscall(SYS_futex, &engine->thread_stops, FUTEX_WAIT, 0u, &tick, NULL, 0u);
+        thread_check_liveness(engine);
+        pthread_mutex_lock(&engine->lock);
+        for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
+            if (comm->mirror != NULL) {
+                (void)thread_round(comm, true);
+            }
+        }
+        pthread_mutex_unlock(&engine->lock);
+    }
+    return NULL;
+}
+
+/* --- starting and stopping ---------------------------------------------------------------- */
+
+/* Signals are the host's: none is handled in a thread of ours. Returns what pthread_create does. */
+static int thread_create(pthread_t *thread, const pthread_attr_t *attributes,
+                         void *(*function)(void *), js_engine *engine)
+{
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(thread, attributes, function, engine);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failed;
+}
+
 int32_t js_engine_start_thread(js_engine *engine, int32_t core)
 {
     if (engine->has_thread) {
         return JS_FAIL(JS_ERR_BUSY, "the engine thread is running");
     }
     pthread_attr_t attributes;
-    sigset_t all;
-    sigset_t before;
     cpu_set_t cores;
     (void)pthread_attr_init(&attributes);
     int failed = 0;
@@ -241,13 +277,10 @@ int32_t js_engine_start_thread(js_engine *engine, int32_t core)
         CPU_SET((size_t)core, &cores);
         failed = pthread_attr_setaffinity_np(&attributes, sizeof(cores), &cores);
     }
-    sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the host's */
     engine->has_thread = true;
     if (failed == 0) {
-        failed = pthread_create(&engine->thread, &attributes, thread_main, engine);
+        failed = thread_create(&engine->thread, &attributes, thread_main, engine);
     }
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     (void)pthread_attr_destroy(&attributes);
     if (failed != 0) {
         engine->has_thread = false;
@@ -257,13 +290,31 @@ int32_t js_engine_start_thread(js_engine *engine, int32_t core)
     return JS_OK;
 }
 
+int32_t js_thread_start_ticker(js_engine *engine)
+{
+    if (!engine->is_spread || engine->has_thread || engine->has_ticker) {
+        return JS_OK;
+    }
+    engine->has_ticker = true;
+    int failed = thread_create(&engine->ticker, NULL, ticker_main, engine);
+    if (failed != 0) {
+        engine->has_ticker = false;
+        return JS_FAIL(JS_ERR_SYSTEM, "starting a thread: %s", strerror(failed));
+    }
+    return JS_OK;
+}
+
 void js_thread_stop(js_engine *engine)
 {
-    if (!engine->has_thread) {
-        return;
-    }
     (void)js_swap_seq_u32(&engine->thread_stops, 1);
-    js_thread_wake(engine);
-    (void)pthread_join(engine->thread, NULL);
-    engine->has_thread = false;
+    if (engine->has_thread) {
+        js_thread_wake(engine);
+        (void)pthread_join(engine->thread, NULL);
+        engine->has_thread = false;
+    }
+    if (engine->has_ticker) {
+        (void)syscall(SYS_futex, &engine->thread_stops, FUTEX_WAKE, 1u, NULL, NULL, 0u);
+        (void)pthread_join(engine->ticker, NULL);
+        engine->has_ticker = false;
+    }
 }

@@ -183,7 +183,11 @@ static void wait_sleep(js_comm *comm, uint64_t slice_ns)
 {
     struct timespec slice = { .tv_nsec = (long)slice_ns };
     js_counter_add(comm->counters, JS_COUNTER_SLEEPS, 1);
-    (void)syscall(SYS_futex, &comm->board->doorbell, FUTEX_WAIT, 1u, &slice, NULL, 0u);
+    if (comm->mirror != NULL) {
+        js_mirror_sleep(comm, slice_ns);
+    } else {
+        (void)syscall(SYS_futex, &comm->board->doorbell, FUTEX_WAIT, 1u, &slice, NULL, 0u);
+    }
     wait_disarm(comm);
 }
 
@@ -224,6 +228,9 @@ int32_t js_wait_check(js_comm *comm, uint64_t now_ticks)
         return JS_OK;
     }
     w->checked_ticks = now_ticks;
+    if (comm->mirror != NULL) {
+        js_mirror_ask(comm, js_clock_to_ns(&engine->clock, now_ticks));
+    }
     uint64_t asked = js_load_rlx_u64(&engine->liveness_ticks);
     if (now_ticks - asked > wait_ticks(comm, WAIT_LIVENESS_NS)) {
         js_engine_check_liveness(engine);

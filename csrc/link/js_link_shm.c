@@ -25,6 +25,7 @@ void js_link_shm_close(js_link_shm *link)
     free(link->ends);
     free(link->distances);
     free(link->far_count);
+    free(link->readers);
     *link = (js_link_shm){ 0 };
 }
 
@@ -40,8 +41,10 @@ static int32_t link_allocate(js_link_shm *link, const js_area *area)
     link->ends = calloc(senders * area->config.stream_slots, sizeof(*link->ends));
     link->distances = calloc(world, sizeof(*link->distances));
     link->far_count = calloc(1, sizeof(*link->far_count));
+    link->readers = calloc(world, sizeof(*link->readers));
     if (!link->peer_tx || !link->message_tx || !link->all_rx || !link->peer_rx ||
-        !link->message_rx || !link->ends || !link->distances || !link->far_count) {
+        !link->message_rx || !link->ends || !link->distances || !link->far_count ||
+        !link->readers) {
         js_link_shm_close(link);
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for the streams of %zu ranks", world);
     }
@@ -57,13 +60,29 @@ static js_stream_layout link_layout(const js_area *area, const js_stream_layout 
     return result;
 }
 
+static bool link_is_local(const uint16_t *hosts, uint32_t a, uint32_t b)
+{
+    return hosts == NULL || hosts[a] == hosts[b];
+}
+
+/* Reader number of rank `reader` in the stream of `source` to all of its host. */
+static uint32_t link_reader(const uint16_t *hosts, uint32_t source, uint32_t reader)
+{
+    uint32_t number = 0;
+    for (uint32_t rank = 0; rank < reader; rank++) {
+        number += rank != source && link_is_local(hosts, rank, source);
+    }
+    return number;
+}
+
 /* Who writes to a peer asks how far it is; whoever reads from it finds out. */
-static void link_open_distances(js_link_shm *link, uint32_t world, uint32_t rank)
+static void link_open_distances(js_link_shm *link, uint32_t world, uint32_t rank,
+                                const uint16_t *hosts)
 {
     bool is_learned = js_distance_is_learned();
     link->all_tx.far_count = link->far_count;
     for (uint32_t peer = 0; peer < world; peer++) {
-        if (peer == rank) {
+        if (peer == rank || !link_is_local(hosts, rank, peer)) {
             continue;
         }
         js_distance *distance = &link->distances[peer];
@@ -78,10 +97,12 @@ static void link_open_distances(js_link_shm *link, uint32_t world, uint32_t rank
     }
 }
 
-int32_t js_link_shm_open(js_link_shm *link, const js_area *area, uint32_t rank)
+int32_t js_link_shm_open(js_link_shm *link, const js_area *area, uint32_t rank,
+                         const uint16_t *hosts)
 {
     *link = (js_link_shm){ 0 };
     JS_TRY(link_allocate(link, area));
+    uint32_t reader_count = 0;
     uint32_t slots = area->config.stream_slots;
     uint64_t *ends = link->ends;
     uint64_t collective = js_frame_route(JS_FRAME_CHANNEL_COLLECTIVE, (uint16_t)rank, 0);
@@ -100,12 +121,17 @@ int32_t js_link_shm_open(js_link_shm *link, const js_area *area, uint32_t rank)
         js_stream_open_rx(&link->peer_rx[peer], js_area_peer_stream(area, peer, rank), &one, 0);
         js_stream_open_rx(&link->message_rx[peer], js_area_message_stream(area, peer, rank), &mail,
                           0);
-        if (peer != rank) {
+        if (!link_is_local(hosts, rank, peer)) {
+            link->peer_tx[peer].segment_bytes = 0;
+            link->message_tx[peer].segment_bytes = 0;
+        } else if (peer != rank) {
             js_stream_open_rx(&link->all_rx[peer], js_area_all_stream(area, peer), &all,
-                              js_area_reader(peer, rank));
+                              link_reader(hosts, peer, rank));
+            link->readers[reader_count++] = (uint16_t)peer;
         }
     }
-    link_open_distances(link, area->config.world, rank);
+    link->all_tx.reader_count = reader_count;
+    link_open_distances(link, area->config.world, rank, hosts);
     return JS_OK;
 }
 

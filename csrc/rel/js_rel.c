@@ -152,6 +152,11 @@ js_rel_error js_rel_get_error(const js_rel *rel)
     return (js_rel_error)rel->error;
 }
 
+bool js_rel_has_backlog(const js_rel *rel)
+{
+    return rel->chunk_first != rel->chunk_end && rel->state != JS_REL_FAILED;
+}
+
 bool js_rel_is_quiet(const js_rel *rel)
 {
     return rel->una == rel->nxt && rel->chunk_first == rel->chunk_end;

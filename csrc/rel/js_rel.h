@@ -140,6 +140,10 @@ uint64_t js_rel_deadline(const js_rel *rel);
  * for it. */
 void js_rel_resume(js_rel *rel, uint64_t now_ns);
 
+/* Nobody has looked for a while: what has come meanwhile is late by that, and says nothing about
+ * round trips. Timers go on: whoever looks takes in what has come before they run. */
+void js_rel_note_absence(js_rel *rel, uint64_t now_ns);
+
 /* What this side's readers have consumed of a channel so far, chunks, free-running: told to the
  * peer with every ACK, and by an ACK of its own when it has grown by `urge` or more since. */
 void js_rel_set_consumed(js_rel *rel, uint32_t channel, uint32_t chunks, uint32_t urge);
@@ -155,6 +159,8 @@ void js_rel_ask(js_rel *rel);
 
 js_rel_state js_rel_get_state(const js_rel *rel);
 js_rel_error js_rel_get_error(const js_rel *rel);
+/* Is something posted that has not been sent once, and still may be? */
+bool js_rel_has_backlog(const js_rel *rel);
 /* Is everything that was posted acknowledged? */
 bool js_rel_is_quiet(const js_rel *rel);
 const js_rel_stats *js_rel_get_stats(const js_rel *rel);

@@ -188,3 +188,8 @@ void js_rel_resume(js_rel *rel, uint64_t now_ns)
         rel->timer_ns = now_ns;
     }
 }
+
+void js_rel_note_absence(js_rel *rel, uint64_t now_ns)
+{
+    rel->sample_from_ns = now_ns;
+}

@@ -214,8 +214,3 @@ void *js_area_message_stream(const js_area *area, uint32_t source, uint32_t targ
     uint64_t index = (uint64_t)source * area->config.world + target;
     return area->base + area->message_offset + index * js_stream_bytes(&area->message_layout);
 }
-
-uint32_t js_area_reader(uint32_t source, uint32_t reader)
-{
-    return reader < source ? reader : reader - 1;
-}

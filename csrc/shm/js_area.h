@@ -97,7 +97,5 @@ js_area_port *js_area_get_port(const js_area *area, uint32_t rank);
 void *js_area_all_stream(const js_area *area, uint32_t source);
 void *js_area_peer_stream(const js_area *area, uint32_t source, uint32_t target);
 void *js_area_message_stream(const js_area *area, uint32_t source, uint32_t target);
-/* Reader number of rank `reader` in the all-stream of `source`. */
-uint32_t js_area_reader(uint32_t source, uint32_t reader);
 
 #endif

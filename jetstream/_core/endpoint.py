@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jetstream._core.link import Link, LinkSettings
 from jetstream._core.native import check, ffi, lib
 from jetstream._core.segment import Segment
 from jetstream.errors import BusyError
@@ -43,6 +44,10 @@ class Engine:
         self.segment = segment
         #: Whether a thread of its own makes rounds.
         self.has_thread = False
+        #: Number of the host of each rank of the job.
+        self.hosts = (0,) * segment.world
+        #: What links to other hosts are opened with; None where there are none.
+        self.links: LinkSettings | None = None
         self._users = 0
         self._lock = threading.RLock()  # an endpoint may be collected anywhere
 
@@ -84,6 +89,8 @@ class Endpoint:
         self._lock = threading.RLock()
         #: Ranks in the job, by rank in this communicator.
         self.members = tuple(lib.js_comm_member(handle, rank) for rank in range(size))
+        #: Numbers of their hosts.
+        self.hosts = tuple(engine.hosts[member] for member in self.members)
         self.is_forked = False
         #: Called with the handle when it has changed.
         self.on_handle: list[Callable[[Any], None]] = []
@@ -100,17 +107,23 @@ class Endpoint:
         oversubscribed: bool = False,
         spin_us: int = 0,
         thread_core: int | None = None,
+        hosts: Sequence[int] = (),
     ) -> Endpoint:
         """Join the job of a segment and open the communicator of all its ranks.
 
         ``pidfds[i]`` watches rank i (-1: nothing does); the engine keeps duplicates.
         ``thread_core``: core of the engine thread, -1 for any, None for no such thread.
+        ``hosts[i]`` is the number of the host of rank i; none: all are on this one. With several
+        the next thing to do is ``connect``.
         """
         engine = Engine(
             segment, rank, pidfds=pidfds, oversubscribed=oversubscribed, spin_us=spin_us
         )
         out = ffi.new("js_comm **")
         try:
+            if hosts:
+                engine.hosts = tuple(hosts)
+                check(lib.js_engine_set_hosts(engine.handle, ffi.new("uint16_t[]", engine.hosts)))
             if thread_core is not None:
                 engine.start_thread(thread_core)
             check(lib.js_comm_open(engine.handle, out))
@@ -118,6 +131,18 @@ class Endpoint:
             lib.js_engine_free(engine.handle)
             raise
         return cls(engine, out[0], segment.world)
+
+    def connect(self, link: Link, addresses: Sequence[bytes], settings: LinkSettings) -> None:
+        """Connect with the ranks of other hosts, through ``link``, which belongs to the endpoint.
+
+        ``addresses[i]`` is that of rank i's link; all ranks call it. Raises UnreachableError when
+        a rank does not answer within ``settings.connect_s``. Afterwards a rank that is awaited and
+        gives no sign for ``settings.silence_s`` counts as dead.
+        """
+        self.engine.links = settings
+        native = ffi.from_buffer("js_link_address[]", b"".join(addresses))
+        limits = (int(1e9 * settings.connect_s), int(1e9 * settings.silence_s))
+        check(lib.js_comm_connect(self.handle, link.release(), native, *limits))
 
     def offer(self, group: Any) -> None:
         """Take memory for the communicator of a ``js_group *`` and fill in where it is.

@@ -46,7 +46,7 @@ static inline void exec_open(uint32_t world, uint32_t sequence_start)
     w.world = world;
     JS_TEST_REQUIRE(js_seg_create(&config, &w.seg) == JS_OK);
     for (uint32_t i = 0; i < world; i++) {
-        JS_TEST_REQUIRE(js_link_shm_open(&w.links[i], &w.seg->world_area, i) == JS_OK);
+        JS_TEST_REQUIRE(js_link_shm_open(&w.links[i], &w.seg->world_area, i, NULL) == JS_OK);
         js_link_shm_prefault(&w.seg->world_area, i);
     }
     exec_place(false, false);

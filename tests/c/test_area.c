@@ -1,6 +1,8 @@
 /* js_area: which configurations are taken, and that no two parts of the layout share a byte. */
 #include "js_area.h"
 #include "js_assert.h"
+#include "js_link_shm.h"
+#include "js_seg.h"
 #include "js_status.h"
 #include "js_test.h"
 
@@ -159,17 +161,34 @@ static void test_ranges(void)
     }
 }
 
+/* The readers of a stream to all are the other ranks of its host, each with a number of its own. */
 static void test_reader_numbers(void)
 {
+    static const uint16_t hosts[5] = { 0, 1, 0, 0, 1 };
+    js_seg_config config = { .world = 5, .heap_bytes = 2u << 20 };
+    js_seg *seg = NULL;
+    JS_TEST_REQUIRE(js_seg_create(&config, &seg) == JS_OK);
     for (uint32_t source = 0; source < 5; source++) {
+        const js_stream_reader *first = js_area_all_stream(&seg->world_area, source);
         uint32_t seen = 0;
         for (uint32_t reader = 0; reader < 5; reader++) {
-            if (reader != source) {
-                seen |= 1u << js_area_reader(source, reader);
+            js_link_shm link;
+            JS_TEST_REQUIRE(js_link_shm_open(&link, &seg->world_area, reader, hosts) == JS_OK);
+            bool is_local = hosts[reader] == hosts[source];
+            JS_TEST_CHECK(is_local || link.peer_tx[source].segment_bytes == 0);
+            if (is_local && reader != source) {
+                uint32_t number = (uint32_t)(link.all_rx[source].self - first);
+                JS_TEST_CHECK((seen >> number & 1) == 0);
+                seen |= 1u << number;
+                JS_TEST_EQ_U64(link.all_tx.reader_count, hosts[reader] == 0 ? 2 : 1);
+            } else {
+                JS_TEST_CHECK(link.all_rx[source].lines == NULL);
             }
+            js_link_shm_close(&link);
         }
-        JS_TEST_EQ_U64(seen, 0xf); /* 0 .. 3, each once */
+        JS_TEST_EQ_U64(seen, hosts[source] == 0 ? 3 : 1);
     }
+    js_seg_detach(seg);
 }
 
 JS_TEST_MAIN(JS_TEST(test_parts_are_disjoint), JS_TEST(test_defaults), JS_TEST(test_ranges),

@@ -174,13 +174,13 @@ static void test_missing(void)
     exec_open(3, 0);
     exec_load(js_test_plan_one_shot, &call);
     for (uint32_t i = 0; i < 3; i++) {
-        js_exec_find_missing(&w.execs[i], i, &missing); /* nothing launched */
+        js_exec_find_missing(&w.execs[i], &missing); /* nothing launched */
         JS_TEST_EQ_U64(missing.count, 0);
         exec_start(i, false, 1);
     }
     while (exec_step(1) != 0) {
     }
-    js_exec_find_missing(&w.execs[1], 1, &missing);
+    js_exec_find_missing(&w.execs[1], &missing);
     JS_TEST_EQ_U64(missing.mask, 5);
     JS_TEST_EQ_U64(missing.count, 2);
     JS_TEST_EQ_U64(missing.first, 0);
@@ -188,13 +188,13 @@ static void test_missing(void)
     while (exec_step(0) != 0 || exec_step(1) != 0) {
     }
     for (uint32_t i = 0; i < 2; i++) { /* rank 2 has not come */
-        js_exec_find_missing(&w.execs[i], i, &missing);
+        js_exec_find_missing(&w.execs[i], &missing);
         JS_TEST_EQ_U64(missing.mask, 4);
         JS_TEST_EQ_U64(missing.count, 1);
         JS_TEST_EQ_U64(missing.first, 2);
     }
     exec_run(1);
-    js_exec_find_missing(&w.execs[0], 0, &missing);
+    js_exec_find_missing(&w.execs[0], &missing);
     JS_TEST_EQ_U64(missing.count, 0);
     exec_close();
 }
@@ -212,13 +212,13 @@ static void test_missing_reader(void)
     }
     while (exec_step(1) + exec_step(0) != 0) {
     }
-    js_exec_find_missing(&w.execs[1], 1, &missing);
+    js_exec_find_missing(&w.execs[1], &missing);
     JS_TEST_EQ_U64(missing.count, 1);
     JS_TEST_EQ_U64(missing.first, 2);
     JS_TEST_EQ_U64(missing.op_index, 0);
     while (exec_step(1) + exec_step(2) != 0) {
     }
-    js_exec_find_missing(&w.execs[1], 1, &missing);
+    js_exec_find_missing(&w.execs[1], &missing);
     JS_TEST_EQ_U64(missing.count, 1);
     JS_TEST_EQ_U64(missing.first, 0);
     exec_close();

@@ -131,7 +131,7 @@ static void test_drain(void)
     JS_TEST_EQ_I64(w.outcomes[1], JS_EXEC_DONE);
     JS_TEST_EQ_I64(w.outcomes[0], JS_EXEC_RUNNING);
     JS_TEST_EQ_U64(w.execs[0].active_count, 0);
-    js_exec_find_missing(&w.execs[0], 0, &missing);
+    js_exec_find_missing(&w.execs[0], &missing);
     JS_TEST_EQ_U64(missing.count, 1);
     JS_TEST_EQ_U64(missing.first, 2);
     JS_TEST_EQ_U64(missing.op_index, 0);

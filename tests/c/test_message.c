@@ -36,7 +36,7 @@ static void message_open(void)
     JS_TEST_REQUIRE(js_seg_create(&config, &w.seg) == JS_OK);
     for (uint32_t i = 0; i < 2; i++) {
         message_side *side = &w.sides[i];
-        JS_TEST_REQUIRE(js_link_shm_open(&side->link, &w.seg->world_area, i) == JS_OK);
+        JS_TEST_REQUIRE(js_link_shm_open(&side->link, &w.seg->world_area, i, NULL) == JS_OK);
         js_message_sink sink = { message_note, side };
         JS_TEST_REQUIRE(js_message_init(&side->m, &side->link, i, 2, SLOTS, sink) == JS_OK);
     }

@@ -37,7 +37,7 @@ static void any_open(void)
     JS_TEST_REQUIRE(js_seg_create(&config, &w.seg) == JS_OK);
     for (uint32_t i = 0; i < RANKS; i++) {
         js_message_sink sink = { any_note, &w.m[i] };
-        JS_TEST_REQUIRE(js_link_shm_open(&w.links[i], &w.seg->world_area, i) == JS_OK);
+        JS_TEST_REQUIRE(js_link_shm_open(&w.links[i], &w.seg->world_area, i, NULL) == JS_OK);
         JS_TEST_REQUIRE(js_message_init(&w.m[i], &w.links[i], i, RANKS, SLOTS, sink) == JS_OK);
     }
 }

@@ -330,7 +330,7 @@ static void check_start(check_side *side, const js_seg *seg, uint32_t rank, cons
         header->scratch_bytes > BUFFER_BYTES_MAX) {
         return; /* sound, but no test should take so much memory */
     }
-    JS_TEST_REQUIRE(js_link_shm_open(&side->link, &seg->world_area, rank) == JS_OK);
+    JS_TEST_REQUIRE(js_link_shm_open(&side->link, &seg->world_area, rank, NULL) == JS_OK);
     JS_TEST_REQUIRE(js_exec_load(&side->link, p->packed, p->size_bytes, rank, WORLD, &side->plan) ==
                     JS_OK);
     /* Exactly as large as the plan says, so that AddressSanitizer sees one byte too many. */

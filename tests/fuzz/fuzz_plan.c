@@ -21,7 +21,8 @@ static void fuzz_open(void)
         js_seg_config config = { .world = 2, .stream_slots = 4, .all_bytes = 262144 };
         JS_TEST_REQUIRE(js_seg_create(&config, &fuzz_seg) == JS_OK);
         for (uint32_t i = 0; i < 2; i++) {
-            JS_TEST_REQUIRE(js_link_shm_open(&fuzz_links[i], &fuzz_seg->world_area, i) == JS_OK);
+            const js_area *area = &fuzz_seg->world_area;
+            JS_TEST_REQUIRE(js_link_shm_open(&fuzz_links[i], area, i, NULL) == JS_OK);
         }
     }
 }
@@ -53,7 +54,7 @@ static void fuzz_execute(js_exec_plan *plan)
         fuzz_drain(&fuzz_links[1].all_rx[0]);
         fuzz_drain(&fuzz_links[1].peer_rx[0]);
     }
-    js_exec_find_missing(&exec, 0, &missing);
+    js_exec_find_missing(&exec, &missing);
     JS_TEST_REQUIRE((missing.mask & ~2ull) == 0); /* it can wait for rank 1 alone */
     fuzz_drain(&fuzz_links[1].all_rx[0]);
     fuzz_drain(&fuzz_links[1].peer_rx[0]);

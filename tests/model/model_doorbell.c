@@ -117,6 +117,19 @@ int32_t js_fault_check_peers(js_comm *comm)
     return JS_OK;
 }
 
+/* There is one host. */
+void js_mirror_sleep(js_comm *comm, uint64_t slice_ns)
+{
+    (void)comm;
+    (void)slice_ns;
+}
+
+void js_mirror_ask(js_comm *comm, uint64_t now_ns)
+{
+    (void)comm;
+    (void)now_ns;
+}
+
 /* One round in the other communicator. */
 uint32_t js_help_others(js_comm *comm)
 {

@@ -104,6 +104,7 @@ enum js_peer_state {
     JS_PEER_ATTACHED = 1,
     JS_PEER_CLOSED = 2,
     JS_PEER_DEAD = 3,
+    JS_PEER_LOST = 4, /* on another host, and not heard of for too long */
 };
 
 /* Sizes of the queues and streams that a communicator of `world` ranks gets in the segment.
@@ -385,10 +386,25 @@ JS_API int32_t js_group_create(js_engine *engine, js_group *group);
 /* --- communicator -------------------------------------------------------------------------- */
 /* Communicators of one engine may be used by different threads at the same time. Within one, a
  * second thread gets JS_ERR_BUSY. */
+/* Which host each rank of the job is on, [world], numbered as one likes; before any communicator is
+ * opened. Ranks of other hosts have a segment of their own. */
+JS_API int32_t js_engine_set_hosts(js_engine *engine, const uint16_t *hosts);
 /* Opens that of all ranks of the job, once. */
 JS_API int32_t js_comm_open(js_engine *engine, js_comm **out);
 /* Opens that of a group, once on each member. JS_ERR_SEGMENT: it is not where the group says. */
 JS_API int32_t js_comm_open_group(js_engine *engine, const js_group *group, js_comm **out);
+/* Connects it with its ranks on other hosts, through an endpoint that it takes over, in any case:
+ * addresses, [world], are those of all its ranks' endpoints. All ranks call it, before anything
+ * else. A rank that gives no sign for give_up_ns while it is awaited counts as dead.
+ * JS_ERR_UNREACHABLE: not within timeout_ns; the text says which rank, over what, in which
+ * direction. */
+JS_API int32_t js_comm_connect(js_comm *comm, js_link *link, const js_link_address *addresses,
+                               uint64_t timeout_ns, uint64_t give_up_ns);
+/* Counters of the connection with a rank on another host, by js_peer_counter_name. */
+JS_API int32_t js_comm_peer_counters(js_comm *comm, uint32_t rank, uint64_t *out,
+                                     uint32_t capacity);
+JS_API const char *js_peer_counter_name(uint32_t index); /* NULL: there are no more */
+JS_API int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out);
 /* Leaves; peers that still wait for this rank get JS_ERR_PEER_CLOSED. JS_ERR_BUSY: another thread
  * is inside; nothing is closed. */
 JS_API int32_t js_comm_close(js_comm *comm);

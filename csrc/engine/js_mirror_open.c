@@ -1,0 +1,219 @@
+/* Connecting a communicator with its ranks on other hosts. */
+#include "js_comm.h"
+#include "js_frame.h"
+#include "js_mirror.h"
+#include "js_status.h"
+
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MIRROR_RTO_MIN_NS 5000000u /* how long a rank may lose its core, and more */
+#define MIRROR_RTO_MAX_NS 100000000u
+#define MIRROR_ACK_DELAY_NS 20000u
+#define MIRROR_SLICE_NS 200000u
+#define MIRROR_KEY_STEP 0x9e3779b97f4a7c15ull
+
+/* Of all frames to one rank, those of each sender are numbered from another start. */
+static uint32_t mirror_first_psn(const js_link_address *to, uint32_t from)
+{
+    return (uint32_t)((to->key >> 16) + from * 0x10001u);
+}
+
+static void mirror_open_channel(js_comm *comm, js_mirror_peer *peer, uint32_t channel)
+{
+    js_mirror_channel *c = &peer->channels[channel];
+    const js_area *area = &comm->area;
+    bool is_message = channel == JS_FRAME_CHANNEL_MESSAGE;
+    const js_stream_layout *layout = is_message ? &area->message_layout : &area->peer_layout;
+    void *ours = is_message ? js_area_message_stream(area, comm->rank, peer->rank)
+                            : js_area_peer_stream(area, comm->rank, peer->rank);
+    const js_stream_rx *theirs =
+        is_message ? &comm->link.message_rx[peer->rank] : &comm->link.peer_rx[peer->rank];
+    js_stream_open_rx(&c->tap, ours, layout, 0);
+    c->credit = &c->tap.self->consumed;
+    c->lines = theirs->lines;
+    c->payload = theirs->payload;
+    c->payload_bytes = theirs->payload_bytes;
+    c->consumed = theirs->self;
+    c->route = js_frame_route(channel, (uint16_t)peer->rank, 0);
+    c->psn = layout->sequence_start;
+}
+
+static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer, uint64_t give_up_ns)
+{
+    js_mirror *mirror = comm->mirror;
+    js_link_address own;
+    js_link_get_address(mirror->link, &own);
+    JS_TRY(js_link_add_peer(mirror->link, &peer->address, &peer->link_peer));
+    size_t bytes = js_round_up(js_rel_bytes(), JS_CACHE_LINE);
+    peer->rel = aligned_alloc(JS_CACHE_LINE, bytes);
+    if (peer->rel == NULL) {
+        return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for the connection with rank %u", peer->rank);
+    }
+    memset(peer->rel, 0, bytes);
+    for (uint32_t i = 0; i < JS_MIRROR_CHANNELS; i++) {
+        mirror_open_channel(comm, peer, i);
+    }
+    uint32_t mtu =
+        own.mtu_bytes < peer->address.mtu_bytes ? own.mtu_bytes : peer->address.mtu_bytes;
+    js_rel_config config = {
+        .local_dcid = (uint16_t)(own.dcid + peer->rank),
+        .local_epoch = own.epoch,
+        .remote_dcid = (uint16_t)(peer->address.dcid + comm->rank),
+        .remote_epoch = peer->address.epoch,
+        .local_key = own.key + (peer->rank + 1) * MIRROR_KEY_STEP,
+        .remote_key = peer->address.key + (comm->rank + 1) * MIRROR_KEY_STEP,
+        .send_psn = mirror_first_psn(&peer->address, comm->rank),
+        .receive_psn = mirror_first_psn(&own, peer->rank),
+        .mtu_bytes = mtu,
+        .window = JS_REL_WINDOW_MAX,
+        .ring_bytes = { (uint32_t)peer->channels[0].payload_bytes,
+                        (uint32_t)peer->channels[1].payload_bytes },
+        .rto_min_ns = MIRROR_RTO_MIN_NS,
+        .rto_max_ns = MIRROR_RTO_MAX_NS,
+        .ack_delay_ns = MIRROR_ACK_DELAY_NS,
+        .give_up_ns = give_up_ns,
+    };
+    js_rel_sink sink = { js_mirror_place, js_mirror_deliver, js_mirror_read_note, peer };
+    js_rel_init(peer->rel, &config, &sink);
+    js_rel_set_share(peer->rel, mirror->link->buffer_frames / mirror->peer_count);
+    js_mirror_write_note(peer, false);
+    js_rel_open(peer->rel, mirror->looked_ns, mtu);
+    peer->is_touched = true;
+    return JS_OK;
+}
+
+static int32_t mirror_new(js_comm *comm, const js_link_address *addresses, js_mirror **out)
+{
+    uint32_t count = 0;
+    for (uint32_t rank = 0; rank < comm->world; rank++) {
+        count += !js_engine_is_local(comm->engine, comm->members[rank]);
+    }
+    size_t bytes = sizeof(js_mirror) + count * sizeof(js_mirror_peer);
+    bytes = js_round_up(bytes, JS_CACHE_LINE);
+    js_mirror *mirror = aligned_alloc(JS_CACHE_LINE, bytes);
+    if (mirror == NULL) {
+        return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for connections with %u ranks", count);
+    }
+    memset(mirror, 0, bytes);
+    mirror->mask = comm->area.config.stream_slots - 1;
+    mirror->sequence_start = comm->area.peer_layout.sequence_start;
+    for (uint32_t rank = 0; rank < comm->world; rank++) {
+        if (!js_engine_is_local(comm->engine, comm->members[rank])) {
+            js_mirror_peer *peer = &mirror->peers[mirror->peer_count++];
+            mirror->index[rank] = (uint16_t)mirror->peer_count;
+            peer->rank = rank;
+            peer->comm = comm;
+            peer->address = addresses[rank];
+        }
+    }
+    *out = mirror;
+    return JS_OK;
+}
+
+static void mirror_describe(const js_link_address *address, char *text, size_t room)
+{
+    char ip[INET6_ADDRSTRLEN] = "?";
+    if (address->kind == JS_LINK_UDP) {
+        (void)inet_ntop(address->is_ipv6 ? AF_INET6 : AF_INET, address->ip, ip, sizeof(ip));
+        (void)snprintf(text, room, "udp %s port %u", ip, address->port);
+        return;
+    }
+    const uint8_t *m = address->mac;
+    (void)snprintf(text, room, "%s %02x:%02x:%02x:%02x:%02x:%02x",
+                   address->kind == JS_LINK_XDP ? "xdp" : "packet", m[0], m[1], m[2], m[3], m[4],
+                   m[5]);
+}
+
+/* Names the first rank that is not connected, and the direction in which frames are lost. */
+static int32_t mirror_fail_open(const js_comm *comm, uint64_t timeout_ns)
+{
+    const js_mirror *mirror = comm->mirror;
+    js_link_address own;
+    js_link_get_address(mirror->link, &own);
+    for (uint32_t i = 0; i < mirror->peer_count; i++) {
+        const js_mirror_peer *peer = &mirror->peers[i];
+        if (js_rel_get_state(peer->rel) == JS_REL_OPEN) {
+            continue;
+        }
+        char here[80];
+        char there[80];
+        mirror_describe(&own, here, sizeof(here));
+        mirror_describe(&peer->address, there, sizeof(there));
+        bool hears = js_rel_get_stats(peer->rel)->frames_received != 0;
+        return JS_FAIL(JS_ERR_UNREACHABLE,
+                       "rank %u at %s cannot be reached from %s%s%.16s within %.1f s: %s",
+                       comm->members[peer->rank], there, here, own.interface[0] ? " of " : "",
+                       own.interface, (double)timeout_ns * 1e-9,
+                       hears ? "its frames arrive here, ours do not arrive there"
+                             : "nothing of it arrives here");
+    }
+    return JS_FAIL(JS_ERR_UNREACHABLE, "a connection has failed");
+}
+
+static bool mirror_is_open(const js_mirror *mirror)
+{
+    for (uint32_t i = 0; i < mirror->peer_count; i++) {
+        if (js_rel_get_state(mirror->peers[i].rel) != JS_REL_OPEN) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int32_t mirror_connect(js_comm *comm, uint64_t timeout_ns, uint64_t give_up_ns)
+{
+    js_mirror *mirror = comm->mirror;
+    mirror->looked_ns = js_clock_to_ns(&comm->engine->clock, js_clock_ticks());
+    uint64_t until_ns = mirror->looked_ns + timeout_ns;
+    for (uint32_t i = 0; i < mirror->peer_count; i++) {
+        JS_TRY(mirror_open_peer(comm, &mirror->peers[i], give_up_ns));
+    }
+    while (!mirror_is_open(mirror)) {
+        js_mirror_send(comm);
+        js_mirror_sleep(comm, MIRROR_SLICE_NS);
+        (void)js_mirror_receive(comm);
+        if (js_load_rlx_u32(&comm->control->abort) != 0) {
+            return js_fault_adopt(comm);
+        }
+        if (mirror->looked_ns > until_ns) {
+            return mirror_fail_open(comm, timeout_ns);
+        }
+    }
+    js_mirror_send(comm);
+    JS_TRY(js_thread_start_ticker(comm->engine));
+    for (uint32_t i = 0; i < mirror->peer_count; i++) {
+        uint16_t member = comm->members[mirror->peers[i].rank];
+        js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, member);
+        (void)js_cas_seq_u32(&rank->state, JS_PEER_ABSENT, JS_PEER_ATTACHED);
+    }
+    return JS_OK;
+}
+
+int32_t js_comm_connect(js_comm *comm, js_link *link, const js_link_address *addresses,
+                        uint64_t timeout_ns, uint64_t give_up_ns)
+{
+    int32_t result = js_comm_enter(comm);
+    if (result == JS_OK && comm->mirror != NULL) {
+        result = js_comm_leave(comm, JS_FAIL(JS_ERR_INVALID, "it is connected already"));
+    }
+    js_mirror *mirror = NULL;
+    if (result == JS_OK) {
+        result = mirror_new(comm, addresses, &mirror);
+        (void)(result == JS_OK ? JS_OK : js_comm_leave(comm, result));
+    }
+    if (result != JS_OK) {
+        js_link_close(link);
+        return result;
+    }
+    mirror->link = link;
+    comm->mirror = mirror;
+    result = mirror_connect(comm, timeout_ns, give_up_ns);
+    if (result != JS_OK) {
+        comm->mirror = NULL;
+        js_mirror_free(mirror);
+    }
+    return js_comm_leave(comm, result);
+}

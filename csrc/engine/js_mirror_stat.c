@@ -1,0 +1,88 @@
+/* What a connection with a rank on another host counts, for whoever watches. */
+#include "js_comm.h"
+#include "js_mirror.h"
+#include "js_status.h"
+
+#include <stddef.h>
+
+typedef struct mirror_counter {
+    const char *name;
+    size_t offset; /* in js_rel_stats */
+} mirror_counter;
+
+#define MIRROR_ROW(field) { #field, offsetof(js_rel_stats, field) },
+#define MIRROR_REFUSED(name, reason)                                                               \
+    {                                                                                              \
+        "refused_" name, offsetof(js_rel_stats, refused) + (reason) * sizeof(uint64_t)             \
+    }
+
+static const mirror_counter mirror_counters[] = {
+    JS_REL_COUNTERS(MIRROR_ROW) MIRROR_REFUSED("stale", JS_WIRE_STALE),
+    MIRROR_REFUSED("key", JS_WIRE_KEY),
+    MIRROR_REFUSED("window", JS_WIRE_WINDOW),
+    MIRROR_REFUSED("place", JS_WIRE_PLACE),
+    { "srtt_ns", offsetof(js_rel_stats, srtt_ns) },
+    { "rttvar_ns", offsetof(js_rel_stats, rttvar_ns) },
+    { "rtt_min_ns", offsetof(js_rel_stats, rtt_min_ns) },
+};
+
+static const struct {
+    const char *name;
+    uint32_t per_mille;
+} mirror_quantiles[] = { { "rtt_p50_ns", 500 }, { "rtt_p99_ns", 990 }, { "rtt_p999_ns", 999 } };
+
+/* Upper end of the bin that holds the quantile; 0: no round trip was measured. */
+static uint64_t mirror_quantile(const js_rel_stats *stats, uint32_t per_mille)
+{
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < JS_ARRAY_LEN(stats->rtt_histogram); i++) {
+        total += stats->rtt_histogram[i];
+    }
+    uint64_t seen = 0;
+    for (uint32_t i = 0; i < JS_ARRAY_LEN(stats->rtt_histogram); i++) {
+        seen += stats->rtt_histogram[i];
+        if (total != 0 && seen * 1000 >= total * per_mille) {
+            return 2ull << i;
+        }
+    }
+    return 0;
+}
+
+const char *js_peer_counter_name(uint32_t index)
+{
+    uint32_t count = JS_ARRAY_LEN(mirror_counters);
+    if (index < count) {
+        return mirror_counters[index].name;
+    }
+    index -= count;
+    return index < JS_ARRAY_LEN(mirror_quantiles) ? mirror_quantiles[index].name : NULL;
+}
+
+int32_t js_comm_peer_counters(js_comm *comm, uint32_t rank, uint64_t *out, uint32_t capacity)
+{
+    if (rank >= comm->world || !js_mirror_is_remote(comm, rank)) {
+        return JS_FAIL(JS_ERR_INVALID, "rank %u is not on another host", rank);
+    }
+    JS_TRY(js_comm_enter(comm));
+    const js_mirror_peer *peer = &comm->mirror->peers[comm->mirror->index[rank] - 1];
+    const js_rel_stats *stats = js_rel_get_stats(peer->rel);
+    uint32_t count = JS_ARRAY_LEN(mirror_counters);
+    for (uint32_t i = 0; i < count && i < capacity; i++) {
+        out[i] =
+            *(const uint64_t *)(const void *)((const uint8_t *)stats + mirror_counters[i].offset);
+    }
+    for (uint32_t i = 0; i < JS_ARRAY_LEN(mirror_quantiles) && count + i < capacity; i++) {
+        out[count + i] = mirror_quantile(stats, mirror_quantiles[i].per_mille);
+    }
+    return js_comm_leave(comm, JS_OK);
+}
+
+int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out)
+{
+    if (comm->mirror == NULL) {
+        return JS_FAIL(JS_ERR_INVALID, "there are no ranks on other hosts");
+    }
+    JS_TRY(js_comm_enter(comm));
+    js_link_get_stats(comm->mirror->link, out);
+    return js_comm_leave(comm, JS_OK);
+}

@@ -1,0 +1,83 @@
+"""Endpoints of links to other hosts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jetstream._core.native import check, ffi, lib
+
+__all__ = ["ADDRESS_BYTES", "KINDS", "Link", "LinkSettings"]
+
+#: Size of what :attr:`Link.address` returns.
+ADDRESS_BYTES = int(ffi.sizeof("js_link_address"))
+
+#: Kinds of links by the name that JETSTREAM_LINK has for them.
+KINDS = {"udp": lib.JS_LINK_UDP, "packet": lib.JS_LINK_PACKET, "xdp": lib.JS_LINK_XDP}
+
+
+@dataclass
+class LinkSettings:
+    """What to open links with, and how long to wait; ``docs/links.md`` explains each.
+
+    ``kind``: "udp", "packet" or "xdp". ``interface``: its name, needed for packet and xdp.
+    ``ip``: address of this end, for udp. ``mtu_bytes``: largest frame; 0: what the interface takes.
+    ``fault``: faults to inject. ``trace``: pcapng file to write, of which ``{rank}`` is replaced.
+    ``connect_s``: for all peers to answer; ``silence_s``: until one that is awaited counts as dead.
+    """
+
+    kind: str
+    interface: str = ""
+    ip: str = ""
+    mtu_bytes: int = 0
+    fault: str = ""
+    trace: str = ""
+    connect_s: float = 30.0
+    silence_s: float = 10.0
+    #: Links opened so far.
+    opened: int = 0
+
+    def open(self, rank: int) -> Link:
+        """Open an endpoint for the use of one communicator.
+
+        Raises ArgumentError, SystemCallError, UnsupportedError.
+        """
+        config = ffi.new("js_link_config *")
+        config.kind = KINDS[self.kind]
+        config.interface = self.interface.encode()
+        config.ip = self.ip.encode()
+        config.mtu_bytes = self.mtu_bytes
+        fault = ffi.new("char[]", self.fault.encode())
+        # Each communicator has an endpoint of its own, and so a file.
+        suffix = f".{self.opened}" if self.opened else ""
+        trace = ffi.new("char[]", (self.trace.replace("{rank}", str(rank)) + suffix).encode())
+        config.fault = fault if self.fault else ffi.NULL
+        config.trace = trace if self.trace else ffi.NULL
+        out = ffi.new("js_link **")
+        check(lib.js_link_open(config, out))
+        self.opened += 1
+        return Link(out[0])
+
+
+class Link:
+    """An endpoint: a socket through which one communicator reaches other hosts."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    @property
+    def address(self) -> bytes:
+        """What the peers have to know of it, ``ADDRESS_BYTES`` bytes."""
+        address = ffi.new("js_link_address *")
+        lib.js_link_get_address(self._handle, address)
+        return bytes(ffi.buffer(address))
+
+    def release(self) -> Any:
+        """Hand over the ``js_link *``: whoever takes it closes it."""
+        handle, self._handle = self._handle, ffi.NULL
+        return handle
+
+    def close(self) -> None:
+        """Close it, unless it was handed over. Idempotent."""
+        if self._handle != ffi.NULL:
+            lib.js_link_close(self.release())
