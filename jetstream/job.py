@@ -14,7 +14,7 @@ from jetstream._core.native import check, lib
 from jetstream._core.timeouts import timeout_to_ns
 from jetstream.communicator import Communicator
 from jetstream.config import PROGRESS, Config, configure_logging, load_config
-from jetstream.control import links
+from jetstream.control.links import LinkEnd
 from jetstream.control.rendezvous import Membership, join
 from jetstream.errors import ArgumentError, ConfigurationError, UnsupportedError
 from jetstream.plans import check_forced
@@ -95,15 +95,15 @@ class _Opener:
         self.settings: LinkSettings | None = None
         self.link: Link | None = None
 
-    def open(self, choice: links.LinkSettings) -> bytes:
+    def open(self, choice: LinkEnd) -> bytes:
         """The address of the link that the ranks have agreed on."""
         self.settings = LinkSettings(
             choice.kind,
             interface=choice.interface,
             ip=choice.address,
-            mtu_bytes=choice.mtu_bytes,
-            fault=choice.fault,
-            trace=choice.trace,
+            mtu_bytes=self._config.link_mtu,
+            fault=self._config.link_fault,
+            trace=self._config.link_trace,
             connect_s=self._config.init_timeout_s,
             silence_s=self._config.link_timeout_s,
         )
