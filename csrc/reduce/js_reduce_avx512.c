@@ -185,7 +185,11 @@ static inline vec i32_narrow(struct vec_pair value)
 
 #include "js_reduce_body.h"
 
-const struct js_reduce_table js_reduce_avx512_table = REDUCE_TABLE;
+const struct js_reduce_table js_reduce_avx512_table = {
+    .kernels = REDUCE_KERNELS,
+    .partial = REDUCE_PARTIALS,
+    .final = REDUCE_FINALS,
+};
 #else
 const struct js_reduce_table js_reduce_avx512_table = { .kernels = { { NULL } } };
 #endif

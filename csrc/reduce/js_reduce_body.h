@@ -500,34 +500,22 @@ REDUCE_KERNEL_SMALL(c128_kernel_prod, 16, same_widen, c128_prod, f64_finish)
 #include "js_reduce_body_int.h"
 #include "js_reduce_body_partial.h"
 
-/* The initialiser of the includer's struct js_reduce_table. */
-#define REDUCE_TABLE                                                                                 \
-    {                                                                                                \
-        .kernels = {                                                                               \
-            [JS_DTYPE_FLOAT64] = JS_REDUCE_FLOAT_ROW(f64),                                         \
-            [JS_DTYPE_FLOAT32] = JS_REDUCE_FLOAT_ROW(f32),                                         \
-            [JS_DTYPE_FLOAT16] = JS_REDUCE_FLOAT_ROW(f16),                                         \
-            [JS_DTYPE_BFLOAT16] = JS_REDUCE_FLOAT_ROW(bf16),                                       \
-            [JS_DTYPE_INT8] = JS_REDUCE_INT_ROW(i8, u8),                                           \
-            [JS_DTYPE_UINT8] = JS_REDUCE_INT_ROW(u8, u8),                                          \
-            [JS_DTYPE_INT16] = JS_REDUCE_INT_ROW(i16, u16),                                        \
-            [JS_DTYPE_UINT16] = JS_REDUCE_INT_ROW(u16, u16),                                       \
-            [JS_DTYPE_INT32] = JS_REDUCE_INT_ROW(i32, u32),                                        \
-            [JS_DTYPE_UINT32] = JS_REDUCE_INT_ROW(u32, u32),                                       \
-            [JS_DTYPE_INT64] = JS_REDUCE_INT_ROW(i64, u64),                                        \
-            [JS_DTYPE_UINT64] = JS_REDUCE_INT_ROW(u64, u64),                                       \
-            [JS_DTYPE_BOOL] = JS_REDUCE_BOOL_ROW,                                                  \
-            [JS_DTYPE_COMPLEX64] = JS_REDUCE_COMPLEX_ROW(c64),                                     \
-            [JS_DTYPE_COMPLEX128] = JS_REDUCE_COMPLEX_ROW(c128),                                   \
-        },                                                                                         \
-        .partial = {                                                                               \
-            [JS_DTYPE_FLOAT16] = JS_REDUCE_PARTIAL_ROW(f16),                                       \
-            [JS_DTYPE_BFLOAT16] = JS_REDUCE_PARTIAL_ROW(bf16),                                     \
-        },                                                                                         \
-        .final = {                                                                                 \
-            [JS_DTYPE_FLOAT16] = JS_REDUCE_FINAL_ROW(f16),                                         \
-            [JS_DTYPE_BFLOAT16] = JS_REDUCE_FINAL_ROW(bf16),                                       \
-        }, \
+/* What goes into the includer's struct js_reduce_table; REDUCE_PARTIALS and REDUCE_FINALS too. */
+#define REDUCE_KERNELS                                                                             \
+    {                                                                                              \
+        [JS_DTYPE_FLOAT64] = JS_REDUCE_FLOAT_ROW(f64),                                             \
+        [JS_DTYPE_FLOAT32] = JS_REDUCE_FLOAT_ROW(f32),                                             \
+        [JS_DTYPE_FLOAT16] = JS_REDUCE_FLOAT_ROW(f16),                                             \
+        [JS_DTYPE_BFLOAT16] = JS_REDUCE_FLOAT_ROW(bf16),                                           \
+        [JS_DTYPE_INT8] = JS_REDUCE_INT_ROW(i8, u8), [JS_DTYPE_UINT8] = JS_REDUCE_INT_ROW(u8, u8), \
+        [JS_DTYPE_INT16] = JS_REDUCE_INT_ROW(i16, u16),                                            \
+        [JS_DTYPE_UINT16] = JS_REDUCE_INT_ROW(u16, u16),                                           \
+        [JS_DTYPE_INT32] = JS_REDUCE_INT_ROW(i32, u32),                                            \
+        [JS_DTYPE_UINT32] = JS_REDUCE_INT_ROW(u32, u32),                                           \
+        [JS_DTYPE_INT64] = JS_REDUCE_INT_ROW(i64, u64),                                            \
+        [JS_DTYPE_UINT64] = JS_REDUCE_INT_ROW(u64, u64), [JS_DTYPE_BOOL] = JS_REDUCE_BOOL_ROW,     \
+        [JS_DTYPE_COMPLEX64] = JS_REDUCE_COMPLEX_ROW(c64),                                         \
+        [JS_DTYPE_COMPLEX128] = JS_REDUCE_COMPLEX_ROW(c128),                                       \
     }
 
 #endif

@@ -109,4 +109,16 @@ JS_INLINE void partial_run(const js_reduce_args *args, const struct partial_step
 PARTIAL_KERNELS(f16, JS_DTYPE_FLOAT16)
 PARTIAL_KERNELS(bf16, JS_DTYPE_BFLOAT16)
 
+#define REDUCE_PARTIALS                                                                            \
+    {                                                                                              \
+        [JS_DTYPE_FLOAT16] = JS_REDUCE_PARTIAL_ROW(f16),                                           \
+        [JS_DTYPE_BFLOAT16] = JS_REDUCE_PARTIAL_ROW(bf16),                                         \
+    }
+
+#define REDUCE_FINALS                                                                              \
+    {                                                                                              \
+        [JS_DTYPE_FLOAT16] = JS_REDUCE_FINAL_ROW(f16),                                             \
+        [JS_DTYPE_BFLOAT16] = JS_REDUCE_FINAL_ROW(bf16),                                           \
+    }
+
 #endif

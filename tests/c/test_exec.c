@@ -395,7 +395,7 @@ static void test_no_buffers(void)
     exec_close();
 }
 
-/* As if each rank had a host to itself: a partial fold of the own array, exchanged, folded again. */
+/* As if each rank were a host: a partial fold of the own array, exchanged, folded again. */
 static void build_partial(js_test_plan *plan, uint32_t rank, const js_call *call)
 {
     uint64_t bytes = js_test_call_bytes(call);
