@@ -12,7 +12,9 @@
  * can be read, without its last millisecond.
  *
  * The path may end in "?limit_mib=N": the file does not grow beyond that (1024); what is left out
- * then, or when the disk is full, is counted in the last block. */
+ * then, or when the disk is full, is counted in the last block. A file that another trace is
+ * writing, as those of other communicators of the rank may be, is left alone: ".2" is appended to
+ * the path then, or a higher number. */
 #include "js_clock.h"
 #include "js_link_decorators.h"
 #include "js_status.h"
@@ -20,8 +22,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 enum {
@@ -30,6 +34,7 @@ enum {
     TRACE_WRITE_NS = 1000000,
     TRACE_LIMIT_MIB = 1024,
     TRACE_LIMIT_MIB_MAX = 1 << 20,
+    TRACE_FILES_MAX = 1000,       /* beside each other */
     TRACE_HEADERS_BYTES_MAX = 48, /* IPv6 and UDP */
     TRACE_FRAME_BYTES_MAX = 65536,
     TRACE_END_BYTES = 64, /* more than the last block needs */
@@ -403,6 +408,28 @@ static int32_t trace_parse(const char *text, char path[PATH_MAX], uint64_t *out_
     return JS_OK;
 }
 
+/* Opens and empties the file, or the first one of its numbered siblings that is nobody's. */
+static int32_t trace_open(const char *path, int *out_fd)
+{
+    char name[PATH_MAX + 16];
+    for (uint32_t number = 1; number <= TRACE_FILES_MAX; number++) {
+        snprintf(name, sizeof(name), number == 1 ? "%s" : "%s.%u", path, number);
+        /* What passes is the user's data: for nobody else to read. */
+        int fd = open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (fd < 0) {
+            return JS_FAIL_SYS("trace '%s' cannot be written", name);
+        }
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
+            (void)!ftruncate(fd, 0); /* a device or pipe is not emptied */
+            *out_fd = fd;
+            return JS_OK;
+        }
+        close(fd);
+    }
+    return JS_FAIL(JS_ERR_INVALID, "trace '%s': %d traces are being written there", path,
+                   TRACE_FILES_MAX);
+}
+
 int32_t js_link_trace_wrap(js_link *inner, const char *path, js_link **out)
 {
     char file[PATH_MAX];
@@ -412,10 +439,8 @@ int32_t js_link_trace_wrap(js_link *inner, const char *path, js_link **out)
     if (trace == NULL) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "trace '%s': no memory", file);
     }
-    /* What passes is the user's data: for nobody else to read. */
-    trace->fd = open(file, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (trace->fd < 0) {
-        int32_t result = JS_FAIL_SYS("trace '%s' cannot be written", file);
+    int32_t result = trace_open(file, &trace->fd);
+    if (result != JS_OK) {
         free(trace);
         return result;
     }
@@ -428,7 +453,7 @@ int32_t js_link_trace_wrap(js_link *inner, const char *path, js_link **out)
     trace_put_head(trace);
     trace_write(trace);
     if (trace->is_full) {
-        int32_t result = JS_FAIL_SYS("trace '%s' cannot be written", file);
+        result = JS_FAIL_SYS("trace '%s' cannot be written", file);
         close(trace->fd);
         free(trace);
         return result;

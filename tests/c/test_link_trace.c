@@ -388,6 +388,33 @@ static void test_limit(void)
     JS_TEST_CHECK(got.left_out > 200);
 }
 
+/* Two traces of the same name are two files; the first one is emptied when it is free again. */
+static void test_file_in_use(void)
+{
+    char second_path[80];
+    struct stat facts;
+    bool is_closed[2];
+    snprintf(second_path, sizeof(second_path), "%s.2", path);
+    js_link *first = traced(memory_open(JS_LINK_UDP, false, &is_closed[0]), "");
+    js_link *second = traced(memory_open(JS_LINK_UDP, false, &is_closed[1]), "");
+    js_link_address address = peer_address(JS_LINK_UDP);
+    uint32_t peer = 0;
+    JS_TEST_EQ_I64(js_link_add_peer(first, &address, &peer), JS_OK);
+    send_frames(first, peer, 5);
+    JS_TEST_EQ_I64(stat(second_path, &facts), 0);
+    second->ops->close(second);
+    first->ops->close(first);
+    static capture got;
+    read_capture(&got);
+    JS_TEST_EQ_U64(got.packets, 5);
+    JS_TEST_EQ_I64(unlink(second_path), 0);
+    first = traced(memory_open(JS_LINK_UDP, false, &is_closed[0]), "");
+    first->ops->close(first);
+    read_capture(&got);
+    JS_TEST_EQ_U64(got.packets, 0);
+    JS_TEST_CHECK(stat(second_path, &facts) != 0);
+}
+
 static void test_refused(void)
 {
     static const char *const bad[] = { "",
@@ -431,6 +458,7 @@ int main(int argc, char **argv)
         JS_TEST(test_source_is_unknown_among_several),
         JS_TEST(test_readable_while_open),
         JS_TEST(test_limit),
+        JS_TEST(test_file_in_use),
         JS_TEST(test_refused),
         JS_TEST(test_full_disk),
     };
