@@ -50,7 +50,8 @@ class LinkSettings:
         fault = ffi.new("char[]", self.fault.encode())
         # Each communicator has an endpoint of its own, and so a file.
         suffix = f".{self.opened}" if self.opened else ""
-        trace = ffi.new("char[]", (self.trace.replace("{rank}", str(rank)) + suffix).encode())
+        path, mark, options = self.trace.replace("{rank}", str(rank)).partition("?")
+        trace = ffi.new("char[]", f"{path}{suffix}{mark}{options}".encode())
         config.fault = fault if self.fault else ffi.NULL
         config.trace = trace if self.trace else ffi.NULL
         out = ffi.new("js_link **")

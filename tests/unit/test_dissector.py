@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,12 +20,14 @@ from hypothesis import strategies as st
 from jetstream._core.native import check, ffi, lib
 from jetstream.cli.info import dissector_path
 from jetstream.errors import ArgumentError, ProtocolError
+from jetstream.testing import run_ranks
 from jetstream.transport.captures import frame_bytes, read_capture
 from jetstream.transport.frames import (
     Ack,
     Flag,
     FrameError,
     Note,
+    Opcode,
     Put,
     Refusal,
     Send,
@@ -349,6 +352,29 @@ def test_on_a_cable(tmp_path: Path) -> None:
     assert [data[: len(frame)] for (_, data), frame in zip(ours, sent, strict=True)] == sent
     for row, data in ours:
         expect(row, data)
+
+
+def sums(comm: Any) -> None:
+    for count in (1, 8, 1000, 20000):
+        assert (comm.all_reduce(np.full(count, comm.rank, np.float32)) == 1).all()
+
+
+@needs_tshark
+def test_of_ranks(tmp_path: Path) -> None:
+    """What ranks of two hosts send over a bad network: all kinds of frames, some of them spoilt."""
+    trace = {"JETSTREAM_LINK_TRACE": f"{tmp_path}/{{rank}}.pcapng?limit_mib=64"}
+    faults = "drop=0.03,dup=0.03,corrupt=0.03,seed=5"
+    run_ranks(sums, 2, hosts=2, link="udp", faults=faults, env=trace)
+    for rank in (0, 1):
+        path = tmp_path / f"{rank}.pcapng"
+        packets = [frame_bytes(packet) or b"" for packet in read_capture(path)]
+        rows = tshark(path)
+        assert len(rows) == len(packets) > 20
+        for row, data in zip(rows, packets, strict=True):
+            if row:  # else it is spoilt so that only its port would tell
+                expect(row, data)
+        opcodes = {row.get("opcode") for row in rows}
+        assert {Opcode.SEND, Opcode.PUT, Opcode.ACK, Opcode.HELLO, Opcode.HELLO_ACK} <= opcodes
 
 
 def test_path_is_printed() -> None:
