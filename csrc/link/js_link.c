@@ -16,6 +16,7 @@ static const struct {
 } link_kinds[] = {
     [JS_LINK_UDP] = { "udp", js_link_udp_open },
     [JS_LINK_PACKET] = { "packet", js_link_packet_open },
+    [JS_LINK_XDP] = { "xdp", js_link_xdp_open },
 };
 
 const char *js_link_kind_name(uint32_t kind)

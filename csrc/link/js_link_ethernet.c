@@ -2,6 +2,7 @@
 #include "js_link_kinds.h"
 #include "js_status.h"
 
+#include <arpa/inet.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -36,6 +37,26 @@ int32_t js_link_ethernet_address(const js_link_config *config, js_link_interface
     address->mtu_bytes = *out_mtu_bytes;
     memcpy(address->mac, out_interface->mac, sizeof(address->mac));
     memcpy(address->interface, out_interface->name, sizeof(address->interface));
+    return JS_OK;
+}
+
+int32_t js_link_ethernet_header(const js_link *link, const js_link_address *address, uint32_t count,
+                                struct ethhdr *headers)
+{
+    if (address->kind != JS_LINK_PACKET && address->kind != JS_LINK_XDP) {
+        return JS_FAIL(JS_ERR_INVALID, "%s cannot send to a link of kind %u", link->name,
+                       address->kind);
+    }
+    if (address->ethertype != link->address.ethertype) {
+        return JS_FAIL(JS_ERR_INVALID, "%s: the peer on its interface %.15s uses EtherType 0x%04x",
+                       link->name, address->interface, address->ethertype);
+    }
+    if (count == JS_LINK_PEERS_MAX) {
+        return JS_FAIL(JS_ERR_INVALID, "%s has its %u peers", link->name, JS_LINK_PEERS_MAX);
+    }
+    memcpy(headers[count].h_dest, address->mac, sizeof(headers[count].h_dest));
+    memcpy(headers[count].h_source, link->address.mac, sizeof(headers[count].h_source));
+    headers[count].h_proto = htons(address->ethertype);
     return JS_OK;
 }
 

@@ -4,6 +4,8 @@
 
 #include "js_link_interface.h"
 
+#include <linux/if_ether.h>
+
 /* Loopback carries 64 KiB, but a frame is what is lost, acknowledged and checked at once. This
  * makes 8 KiB of payload, and segments of equal size fill one call. */
 #define JS_LINK_LOOPBACK_BYTES (8192u + 36u)
@@ -14,6 +16,8 @@ int32_t js_link_udp_open(const js_link_config *config, const js_link_address *id
                          js_link **out);
 int32_t js_link_packet_open(const js_link_config *config, const js_link_address *identity,
                             js_link **out);
+int32_t js_link_xdp_open(const js_link_config *config, const js_link_address *identity,
+                         js_link **out);
 
 /* The MTU of a link: what the configuration wants, else `usual`; never more than `most`. `where`
  * names the interface in the text of the error, JS_ERR_INVALID. */
@@ -27,6 +31,10 @@ uint32_t js_link_set_buffer(int fd, int option, uint32_t bytes);
  * address, MTU and interface of `address`. JS_ERR_INVALID, JS_ERR_UNSUPPORTED: not Ethernet. */
 int32_t js_link_ethernet_address(const js_link_config *config, js_link_interface *out_interface,
                                  js_link_address *address, uint32_t *out_mtu_bytes);
+/* Fills in headers[count] for frames to a peer at this address. JS_ERR_INVALID: it cannot be reached
+ * so, or there are JS_LINK_PEERS_MAX headers already. */
+int32_t js_link_ethernet_header(const js_link *link, const js_link_address *address, uint32_t count,
+                                struct ethhdr *headers);
 /* Sets the name of such a link. */
 void js_link_ethernet_name(js_link *link);
 

@@ -66,21 +66,7 @@ static uint8_t *packet_slot(const packet_link *packet, uint32_t index)
 static int32_t packet_add_peer(js_link *link, const js_link_address *address, uint32_t *out_peer)
 {
     packet_link *packet = packet_of(link);
-    if (address->kind != JS_LINK_PACKET && address->kind != JS_LINK_XDP) {
-        return JS_FAIL(JS_ERR_INVALID, "%s cannot send to a link of kind %u", link->name,
-                       address->kind);
-    }
-    if (address->ethertype != link->address.ethertype) {
-        return JS_FAIL(JS_ERR_INVALID, "%s: the peer on its interface %.15s uses EtherType 0x%04x",
-                       link->name, address->interface, address->ethertype);
-    }
-    if (packet->peer_count == JS_LINK_PEERS_MAX) {
-        return JS_FAIL(JS_ERR_INVALID, "%s has its %u peers", link->name, JS_LINK_PEERS_MAX);
-    }
-    struct ethhdr *header = &packet->headers[packet->peer_count];
-    memcpy(header->h_dest, address->mac, sizeof(header->h_dest));
-    memcpy(header->h_source, link->address.mac, sizeof(header->h_source));
-    header->h_proto = htons(address->ethertype);
+    JS_TRY(js_link_ethernet_header(link, address, packet->peer_count, packet->headers));
     *out_peer = packet->peer_count++;
     return JS_OK;
 }

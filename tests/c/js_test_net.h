@@ -19,9 +19,12 @@ static inline void js_test_net_write(const char *path, const char *text)
     }
 }
 
-/* Becomes root of a new user and network namespace. */
-static inline bool js_test_net_unshare(void)
+/* Enters a new network namespace, as root of a new user namespace, or as the user that we are. */
+static inline bool js_test_net_unshare(bool keeps_user)
 {
+    if (keeps_user) {
+        return unshare(CLONE_NEWNET) == 0;
+    }
     char map[64];
     uid_t uid = getuid();
     gid_t gid = getgid();
@@ -42,7 +45,7 @@ static inline bool js_test_net_run(const char *command)
 }
 
 /* Enters the namespace, once per process, with interfaces of this MTU; NULL, or why it cannot. */
-static inline const char *js_test_net_enter(uint32_t mtu_bytes)
+static inline const char *js_test_net_enter(uint32_t mtu_bytes, bool keeps_user)
 {
     static bool is_inside;
     char command[256];
@@ -50,8 +53,8 @@ static inline const char *js_test_net_enter(uint32_t mtu_bytes)
         if (!js_test_net_run("ip -V >/dev/null 2>&1")) {
             return "there is no program ip (iproute2) here";
         }
-        if (!js_test_net_unshare()) {
-            return "no permission for a user and network namespace";
+        if (!js_test_net_unshare(keeps_user)) {
+            return "no permission for a namespace";
         }
         if (!js_test_net_run("ip link set lo up && ip link add js0 type veth peer name js1")) {
             return "no virtual Ethernet can be made here";

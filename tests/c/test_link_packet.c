@@ -10,7 +10,7 @@
 
 #define ENTER(mtu_bytes)                                                                           \
     do {                                                                                           \
-        const char *reason = js_test_net_enter(mtu_bytes);                                         \
+        const char *reason = js_test_net_enter(mtu_bytes, false);                                  \
         if (reason != NULL) {                                                                      \
             JS_TEST_SKIP(reason);                                                                  \
         }                                                                                          \
