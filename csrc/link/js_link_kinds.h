@@ -31,7 +31,7 @@ uint32_t js_link_set_buffer(int fd, int option, uint32_t bytes);
  * address, MTU and interface of `address`. JS_ERR_INVALID, JS_ERR_UNSUPPORTED: not Ethernet. */
 int32_t js_link_ethernet_address(const js_link_config *config, js_link_interface *out_interface,
                                  js_link_address *address, uint32_t *out_mtu_bytes);
-/* Fills in headers[count] for frames to a peer at this address. JS_ERR_INVALID: it cannot be reached
+/* Fills in headers[count] for frames to a peer at this address. JS_ERR_INVALID: no way to reach it
  * so, or there are JS_LINK_PEERS_MAX headers already. */
 int32_t js_link_ethernet_header(const js_link *link, const js_link_address *address, uint32_t count,
                                 struct ethhdr *headers);
