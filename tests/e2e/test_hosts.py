@@ -1,0 +1,108 @@
+"""Ranks on several hosts, through the harness and the launcher: results, deaths, nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jetstream.communicator import Communicator
+from jetstream.errors import PeerDiedError
+from jetstream.testing import NoNetworkError, RankPool, run_ranks
+
+PATIENCE_S = 60.0
+
+
+def check_sums(comm: Communicator) -> None:
+    for count in (1, 1000, 50_000):
+        x = np.arange(count, dtype=np.float32) + comm.rank
+        expected = comm.size * np.arange(count, dtype=np.float32) + sum(range(comm.size))
+        assert (comm.all_reduce(x) == expected).all()
+
+
+@pytest.mark.ranks(4, hosts=2, link="udp")
+def test_virtual_hosts(comm: Communicator) -> None:
+    assert comm.hosts == ("host0", "host0", "host1", "host1")
+    assert comm.host_index == (0, 0, 1, 1)
+    assert comm.local_rank == comm.rank % 2
+    check_sums(comm)
+
+
+@pytest.mark.ranks(4, hosts=2, link="udp")
+def test_the_same_ranks_meet_again(comm: Communicator) -> None:
+    check_sums(comm)
+
+
+@pytest.mark.ranks(3, hosts=(0, 1, 0), link="udp", faults="drop=0.05,dup=0.02,seed=3")
+def test_faults(comm: Communicator) -> None:
+    assert comm.local_rank == (0, 0, 1)[comm.rank]
+    check_sums(comm)
+    assert comm.link_counters()["faults"] > 0
+
+
+@pytest.mark.ranks(3, hosts=2, link="packet", kernel_drop=0.02)
+def test_network_namespaces(comm: Communicator) -> None:
+    assert interfaces_of(comm) == ["eth0", "lo"]
+    check_sums(comm)
+
+
+def wait_for_the_dead(comm: Communicator) -> str:
+    if comm.rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        while True:
+            comm.barrier()
+    except PeerDiedError as error:
+        return str(error)
+
+
+def test_a_rank_dies_on_another_host(no_leaks: Any) -> None:
+    env = {"JETSTREAM_LINK_TIMEOUT": "1"}
+    with RankPool(3, hosts=(0, 0, 1), link="udp", timeout_s=PATIENCE_S, env=env) as pool:
+        outcomes = pool.collect(wait_for_the_dead)
+        assert outcomes[2].has_died
+        for outcome in outcomes[:2]:
+            assert outcome.is_ok, outcome.failure
+            assert "rank 2" in outcome.value
+        # The next function finds new ranks.
+        assert pool.run(hosts_of) == [("host0", "host0", "host1")] * 3
+
+
+def hosts_of(comm: Communicator) -> tuple[str, ...]:
+    return comm.hosts
+
+
+def test_nothing_is_left_of_namespaces(no_leaks: Any) -> None:
+    try:
+        results = run_ranks(interfaces_of, 2, link="packet", timeout_s=PATIENCE_S)
+    except NoNetworkError as error:
+        pytest.skip(str(error))
+    assert results == [["eth0", "lo"]] * 2
+
+
+def interfaces_of(comm: Communicator) -> list[str]:
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    return sorted(line.split(":")[0].strip() for line in lines)
+
+
+def test_virtual_hosts_of_the_launcher(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import numpy as np, jetstream\n"
+        "with jetstream.init() as comm:\n"
+        "    print(int(comm.all_reduce(np.array([comm.rank]))[0]), *comm.host_index, flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "jetstream", "run", "-n", "3", "--hosts", "2", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    assert sorted(done.stdout.splitlines()) == [f"[{rank}] 3 0 0 1" for rank in range(3)]
