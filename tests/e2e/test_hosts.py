@@ -15,6 +15,8 @@ import pytest
 from jetstream.communicator import Communicator
 from jetstream.errors import PeerDiedError
 from jetstream.testing import NoNetworkError, RankPool, run_ranks
+from jetstream.testing.namespaces import address_of
+from jetstream.testing.network import Network
 
 PATIENCE_S = 60.0
 
@@ -106,3 +108,52 @@ def test_virtual_hosts_of_the_launcher(tmp_path: Path) -> None:
         check=True,
     )
     assert sorted(done.stdout.splitlines()) == [f"[{rank}] 3 0 0 1" for rank in range(3)]
+
+
+#: Enters the namespaces of argument 1 and becomes the command behind it.
+ENTER = """
+import os, sys
+from jetstream.testing.namespaces import enter
+enter(tuple(map(int, sys.argv[1].split(","))))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("is_torchrun", [False, True])
+def test_a_job_of_two_machines(tmp_path: Path, is_torchrun: bool) -> None:
+    """One launcher on each, or torchrun's variables: address and interface are found out."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import numpy as np, jetstream\n"
+        "with jetstream.init() as comm:\n"
+        "    print(int(comm.all_reduce(np.array([comm.rank]))[0]), *comm.host_index, flush=True)\n"
+    )
+    try:
+        network = Network(2)
+    except NoNetworkError as error:
+        pytest.skip(str(error))
+    processes = []
+    for host in range(2):
+        fds = network.fds(host)
+        env = {"JETSTREAM_JOB_SECRET": "7e" * 16}
+        command = [sys.executable, str(script)]
+        if is_torchrun:
+            env |= {"RANK": str(host), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+            env |= {"MASTER_ADDR": address_of(0), "MASTER_PORT": "29500"}
+        else:
+            options = ["-n", "1", "--nnodes", "2", "--node-rank", str(host)]
+            options += ["--rendezvous", f"{address_of(0)}:29400"]
+            command = [sys.executable, "-m", "jetstream", "run", *options, str(script)]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", ENTER, ",".join(map(str, fds)), *command],
+                env=os.environ | env,
+                pass_fds=fds,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
+    network.close()
+    labels = ["", ""] if is_torchrun else ["[0] ", "[1] "]
+    assert outputs == [f"{label}1 0 1\n" for label in labels]
