@@ -98,7 +98,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--launch", default="python", metavar="HOW",
         help="python: calls as a program makes them (default); c: a loop in C",
     )  # fmt: skip
-    method.add_argument("--algo", help="force an algorithm: direct one_shot two_shot lend")
+    method.add_argument(
+        "--algo", help="force an algorithm: direct, one_shot, two_shot, lend, hierarchical"
+    )
     method.add_argument(
         "--bind", default="core", metavar="HOW", help="core: one core a rank (default); none"
     )
