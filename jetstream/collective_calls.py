@@ -57,9 +57,8 @@ class CollectiveCalls(CallParts):
         ``op``: sum, prod, min, max, avg, band, bor, bxor, premul_sum, as far as ``docs/types.md``
         defines it for the element type. premul_sum multiplies this rank's ``x`` by its ``scale``
         first, a number that each rank is free to choose; it takes a copy of ``x`` unless ``out``
-        is given. ``algo``: one_shot, two_shot, lend, hierarchical or
-        hierarchical_one_shot instead of the choice by size. Returns ``x``
-        or ``out``; a Work with ``async_op``.
+        is given. ``algo``: one_shot, two_shot, lend, hierarchical or hierarchical_one_shot
+        instead of the choice by size. Returns ``x`` or ``out``; a Work with ``async_op``.
         """
         launcher = self._launcher
         result = x if out is None else out
