@@ -7,15 +7,16 @@ then those of the hosts), or b"error: ..." with the reason. The namespaces have 
 as long as a descriptor or process of theirs, and the interfaces live with them. So nothing has to
 be cleaned up, whoever is killed.
 
-    {"hosts": 3, "mtu": 1500, "drop": 0.01, "is_user": false}
+    {"hosts": 3, "interfaces": 1, "mtu": 1500, "drop": 0.01, "is_user": false}
 
-drop: share of the frames (but ARP and TCP) that the bridge loses; is_user: inside a user namespace,
-whose descriptor then comes first.
+interfaces: of each host, eth0 (which has an address) and so on; drop: share of the frames (but ARP
+and TCP) that the bridge loses; is_user: inside a user namespace, whose descriptor then comes first.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -25,18 +26,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CLONE_NEWNET", "CLONE_NEWUSER", "INTERFACE", "address_of", "enter"]
+__all__ = ["CLONE_NEWNET", "CLONE_NEWUSER", "address_of", "enter", "interface_of"]
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
-#: The interface of every host.
-INTERFACE = "eth0"
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def address_of(host: int) -> str:
     """IP address of a host, by number from 0."""
     return f"10.77.{(host + 1) // 256}.{(host + 1) % 256}"
+
+
+def interface_of(number: int) -> str:
+    """Name of an interface of a host, by number from 0."""
+    return f"eth{number}"
 
 
 def enter(fds: tuple[int, ...]) -> None:
@@ -83,22 +87,21 @@ def _build(spec: dict[str, Any]) -> list[int]:
     _call("setns", bridge, CLONE_NEWNET)
     mtu = spec["mtu"]
     lines = [f"link add bridge0 mtu {mtu} type bridge mcast_snooping 0", "link set bridge0 up"]
-    for host, fd in enumerate(hosts):
+    interfaces = [interface_of(number) for number in range(spec["interfaces"])]
+    for (host, fd), name in itertools.product(enumerate(hosts), interfaces):
+        port = f"host{host}{name}"
         lines += [
-            f"link add port{host} mtu {mtu} type veth peer name {INTERFACE} mtu {mtu} "
+            f"link add {port} mtu {mtu} type veth peer name {name} mtu {mtu} "
             f"netns /proc/self/fd/{fd}",
-            f"link set port{host} master bridge0 up",
+            f"link set {port} master bridge0 up",
         ]
     _run("ip", "-batch", "-", text="\n".join(lines), fds=tuple(hosts))
     if spec["drop"]:
         _run("nft", "-f", "-", text=_rules(spec["drop"]))
     for host, fd in enumerate(hosts):
         _call("setns", fd, CLONE_NEWNET)
-        lines = [
-            "link set lo up",
-            f"addr add {address_of(host)}/16 dev {INTERFACE}",
-            f"link set {INTERFACE} up",
-        ]
+        lines = ["link set lo up", f"addr add {address_of(host)}/16 dev {interfaces[0]}"]
+        lines += [f"link set {name} up" for name in interfaces]
         _run("ip", "-batch", "-", text="\n".join(lines))
     return [*fds, bridge, *hosts]
 

@@ -33,19 +33,25 @@ class NoNetworkError(UnsupportedError):
 
 
 class Network:
-    """Network namespaces, one for each host, with an interface "eth0" each on a common bridge.
+    """Network namespaces, one for each host, with interfaces "eth0" ... on a common bridge.
 
     They live as long as this object; whoever is in one of them then loses the connection.
     """
 
-    def __init__(self, hosts: int, *, mtu: int = 1500, drop: float = 0.0) -> None:
-        """``mtu``, bytes; ``drop``: share of the frames that the bridge loses (needs nft).
+    def __init__(
+        self, hosts: int, *, interfaces: int = 1, mtu: int = 1500, drop: float = 0.0
+    ) -> None:
+        """``interfaces`` of each host, of which the first has an address; ``mtu``, bytes; ``drop``:
+        share of the frames that the bridge loses (needs nft).
 
         As root, the namespaces belong to the user namespace of this process; else to a new one.
         Raises NoNetworkError.
         """
         is_user = not _has_capabilities(_CAP_SYS_ADMIN, _CAP_NET_ADMIN)
-        spec = {"hosts": hosts, "mtu": mtu, "drop": drop, "is_user": is_user}
+        spec = {
+            **{"hosts": hosts, "interfaces": interfaces},
+            **{"mtu": mtu, "drop": drop, "is_user": is_user},
+        }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
@@ -143,7 +149,14 @@ class Hosts:
             return None
         if self.link == "xdp" and not _has_capabilities(_CAP_BPF, _CAP_NET_ADMIN, _CAP_SYS_ADMIN):
             raise NoNetworkError("xdp needs CAP_BPF: not permitted here")
-        return Network(max(self.index) + 1, mtu=self.mtu, drop=self.kernel_drop)
+        # An interface has one owner at most that takes frames off it by XDP.
+        ranks_max = max(self.index.count(host) for host in self.index)
+        return Network(
+            max(self.index) + 1,
+            interfaces=ranks_max if self.link == "xdp" else 1,
+            mtu=self.mtu,
+            drop=self.kernel_drop,
+        )
 
     def environment(self, rank: int) -> dict[str, str]:
         """Variables for that rank."""
@@ -154,7 +167,8 @@ class Hosts:
         if self.faults:
             found["JETSTREAM_LINK_FAULT"] = self.faults
         if self.is_network:
-            found["JETSTREAM_INTERFACE"] = namespaces.INTERFACE
+            number = self.index[:rank].count(host) if self.link == "xdp" else 0
+            found["JETSTREAM_INTERFACE"] = namespaces.interface_of(number)
         return found
 
     def new_address(self) -> str:

@@ -54,6 +54,12 @@ def test_network_namespaces(comm: Communicator) -> None:
     check_sums(comm)
 
 
+@pytest.mark.ranks(3, hosts=2, link="xdp")
+def test_an_interface_for_each_rank(comm: Communicator) -> None:
+    assert interfaces_of(comm) == ["eth0", "eth1", "lo"]
+    check_sums(comm)
+
+
 def wait_for_the_dead(comm: Communicator) -> str:
     if comm.rank == 2:
         os.kill(os.getpid(), signal.SIGKILL)

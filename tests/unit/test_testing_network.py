@@ -169,6 +169,12 @@ def test_one_host_is_as_ever() -> None:
     assert Hosts.make(4, hosts=1).index == (0, 0, 0, 0)
 
 
+def test_xdp_shares_no_interface() -> None:
+    found = Hosts.make(4, hosts=(0, 1, 1, 1), link="xdp")
+    names = [found.environment(rank)["JETSTREAM_INTERFACE"] for rank in range(4)]
+    assert names == ["eth0", "eth0", "eth1", "eth2"]
+
+
 def test_namespaces_have_an_interface_and_meet_by_tcp() -> None:
     found = Hosts.make(4, hosts=2, link="packet")
     assert found.is_network
