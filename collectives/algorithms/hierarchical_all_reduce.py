@@ -16,13 +16,26 @@ from jetstream.collectives.algorithms import two_shot
 from jetstream.collectives.algorithms.hierarchical import is_flat
 from jetstream.collectives.algorithms.two_shot import shards
 from jetstream.collectives.builder import PlanBuilder
-from jetstream.collectives.ir import OPS_MAX, After, FromAll, FromPeer, Range, Refer, ToAll, ToPeer
+from jetstream.collectives.ir import (
+    OPS_MAX,
+    After,
+    AfterMode,
+    FromAll,
+    FromPeer,
+    Range,
+    Refer,
+    ToAll,
+    ToPeer,
+)
 
 __all__ = ["all_reduce"]
 
 # The whole is repeated for each segment of the array, so that its stages overlap. In one segment
 # an operation of the next stage may have to wait for all of those before.
 _SEGMENTS_MAX = 16
+# Segments whose partial folds are in memory at a time: that of one is folded while that of the one
+# before is on its way.
+_SLOTS = 2
 
 _Part = tuple[int, int]
 
@@ -42,15 +55,13 @@ def all_reduce(plan: PlanBuilder) -> None:
     least_bytes = plan.call.chunk_bytes * pieces * plan.placement.ranks_min
     most = min(_SEGMENTS_MAX, OPS_MAX // ops_count)
     count = max(1, min(most, plan.input_bytes // least_bytes))
-    previous: _Segment | None = None
-    for low, size_bytes in shards(plan.input_bytes, count):
-        segment = _Segment(work.cut(low, size_bytes))
-        work.fold(segment)
-        if previous is not None:
-            work.spread(previous)
-        previous = segment
-    if previous is not None:
-        work.spread(previous)
+    segments = [_Segment(work.cut(*span)) for span in shards(plan.input_bytes, count)]
+    work.reserve(segments)
+    for number, segment in enumerate(segments):
+        work.fold(segment, number)
+        if number > 0:
+            work.spread(segments[number - 1])
+    work.spread(segments[-1])
 
 
 def _ops_count(plan: PlanBuilder) -> int:
@@ -68,6 +79,8 @@ class _Segment:
     sent: dict[tuple[int, int], int] = field(default_factory=dict)
     #: the REDUCE that makes this rank's result
     folded: int = -1
+    #: by piece: the operations that read this rank's partial folds
+    readers: dict[int, list[After]] = field(default_factory=dict)
 
 
 class _Work:
@@ -101,7 +114,21 @@ class _Work:
             for count in [len(self.pieces)]
         ]
 
-    def fold(self, segment: _Segment) -> None:
+    def reserve(self, segments: list[_Segment]) -> None:
+        """Memory for partial folds of any segment, twice, and what has last been in it."""
+        if not self.is_owner:
+            return
+        largest = {
+            piece: max(segment.parts[self.column][piece][1] for segment in segments)
+            for piece in self.pieces
+        }
+        self.slots = [
+            {piece: self.plan.partial(size) for piece, size in largest.items()}
+            for _ in segments[:_SLOTS]
+        ]
+        self.segments = segments
+
+    def fold(self, segment: _Segment, number: int) -> None:
         """Up to the result of the own piece, and its way to all of the host."""
         plan = self.plan
         for owner, lane in self.send_lanes:
@@ -110,27 +137,34 @@ class _Work:
                 sent = plan.send(lane, part, ToPeer(owner), refer=Refer.APART)
                 segment.sent[owner, piece] = sent
         if self.is_owner:
-            self._fold_column(segment)
+            self._fold_column(segment, number)
         self._collect(segment, [self.own])
 
-    def _fold_column(self, segment: _Segment) -> None:
+    def _fold_column(self, segment: _Segment, number: int) -> None:
         plan = self.plan
+        slot = self.slots[number % _SLOTS]
+        before = self.segments[number - _SLOTS].readers if number >= _SLOTS else {}
         spans: dict[int, Range] = {}
         after: dict[int, list[After]] = {}
         for piece in self.pieces:
             part = plan.input(*segment.parts[self.column][piece])
-            spans[piece] = plan.partial(part.bytes)
+            spans[piece] = slot[piece].part(0, part.bytes)
             sources = plan.contributions(part, FromPeer, self.group)
-            after[piece] = [After(plan.reduce(self.fold_lane, spans[piece], sources))]
+            free = before.get(piece, [])
+            folded = plan.reduce(self.fold_lane, spans[piece], sources, after=free)
+            after[piece] = [After(folded)]
         for peer, lane in self.wire_lanes:
             piece = self._piece_of(peer)
-            plan.send(lane, spans[piece], ToPeer(peer), after=after[piece])
+            sent = plan.send(lane, spans[piece], ToPeer(peer), after=after[piece])
+            segment.readers[piece] = [After(sent, AfterMode.DONE)]
         everyone = [
             spans[self.own] if host == plan.host else FromPeer(ranks[self.column])
             for host, ranks in enumerate(plan.placement.groups)
         ]
         result = plan.output(*segment.parts[self.column][self.own])
         segment.folded = plan.reduce(self.last_lane, result, everyone, after=after[self.own])
+        readers = segment.readers.setdefault(self.own, [])
+        readers.append(After(segment.folded, AfterMode.DONE))
         self._send_out(result, segment.folded)
 
     def spread(self, segment: _Segment) -> None:
