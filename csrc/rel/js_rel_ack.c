@@ -2,6 +2,14 @@
  * frames sent later have come (RFC 8985). */
 #include "js_rel_state.h"
 
+void js_rel_note_evidence(js_rel *rel, uint64_t sent_ns, uint32_t psn)
+{
+    if (sent_ns > rel->rack_ns || (sent_ns == rel->rack_ns && js_rel_before(rel->rack_psn, psn))) {
+        rel->rack_ns = sent_ns;
+        rel->rack_psn = psn;
+    }
+}
+
 /* A frame is known to have come. It counts as evidence against those sent before it, unless it was
  * repeated and the answer is too early for the repetition: then the original has come after all. */
 static void ack_take_evidence(js_rel *rel, uint64_t now_ns, uint32_t psn)
@@ -10,11 +18,7 @@ static void ack_take_evidence(js_rel *rel, uint64_t now_ns, uint32_t psn)
     if (sent->repeats != 0 && now_ns - sent->sent_ns < rel->rtt_min_ns) {
         return;
     }
-    if (sent->sent_ns > rel->rack_ns ||
-        (sent->sent_ns == rel->rack_ns && js_rel_before(rel->rack_psn, psn))) {
-        rel->rack_ns = sent->sent_ns;
-        rel->rack_psn = psn;
-    }
+    js_rel_note_evidence(rel, sent->sent_ns, psn);
 }
 
 /* A repetition was not needed: be slower to repeat. */
@@ -133,7 +137,7 @@ static bool ack_complete(const js_rel *rel, const js_wire_frame *frame, ack_fact
     uint32_t after = frame->trigger + 1;
     uint32_t ack = js_rel_extend(after, frame->ack);
     uint16_t credit = (uint16_t)(frame->credit - frame->ack);
-    if (js_rel_before(rel->nxt, after) || js_rel_before(rel->nxt, ack) ||
+    if (js_rel_before(rel->nxt, after) || !js_rel_is_possible_ack(rel, ack) ||
         ack - after + JS_REL_WINDOW_MAX > 2 * JS_REL_WINDOW_MAX || credit > JS_REL_WINDOW_MAX ||
         js_rel_before(rel->promised, frame->psn)) {
         return false;

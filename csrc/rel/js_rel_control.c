@@ -83,10 +83,7 @@ static void control_probe_ack(js_rel *rel, uint64_t now_ns)
     if (rel->probe_ns == 0) {
         return;
     }
-    if (rel->probe_ns > rel->rack_ns) {
-        rel->rack_ns = rel->probe_ns;
-        rel->rack_psn = rel->probe_psn;
-    }
+    js_rel_note_evidence(rel, rel->probe_ns, rel->probe_psn);
     bool has_ack = rel->ack_taken_ns > rel->probe_ns; /* else it is on its way */
     rel->probe_ns = 0;
     if (has_ack && rel->una != rel->nxt) {

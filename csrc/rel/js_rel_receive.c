@@ -10,7 +10,7 @@ static js_wire_reason receive_check(const js_rel *rel, const js_wire_frame *fram
 {
     uint32_t ack = js_rel_extend(rel->una, frame->ack);
     uint16_t credit = (uint16_t)(frame->credit - frame->ack);
-    if (JS_UNLIKELY(js_rel_before(rel->nxt, ack) || credit > JS_REL_WINDOW_MAX)) {
+    if (JS_UNLIKELY(!js_rel_is_possible_ack(rel, ack) || credit > JS_REL_WINDOW_MAX)) {
         return JS_WIRE_WINDOW;
     }
     *out_ack = ack;

@@ -213,6 +213,17 @@ JS_INLINE uint32_t js_rel_extend(uint32_t near, uint16_t low)
     return near + (uint32_t)apart;
 }
 
+/* Can the peer have meant this, as far as is known: does it lie within what was sent, and is the
+ * frame that it waits for not one that it has already said it has? */
+JS_INLINE bool js_rel_is_possible_ack(const js_rel *rel, uint32_t ack)
+{
+    if (js_rel_before(rel->nxt, ack)) {
+        return false;
+    }
+    return JS_LIKELY(rel->sacked == 0) || !js_rel_before(rel->una, ack) || ack == rel->nxt ||
+           ((rel->sacked >> (ack - rel->una)) & 1) == 0;
+}
+
 /* Has the connection been opened, and not failed? */
 JS_INLINE bool js_rel_is_alive(const js_rel *rel)
 {
@@ -235,6 +246,8 @@ js_wire_reason js_rel_rx_data(js_rel *rel, uint64_t now_ns, const js_wire_frame 
 js_wire_reason js_rel_rx_ack(js_rel *rel, uint64_t now_ns, const js_wire_frame *frame);
 /* All PSNs below `ack`, which lies in una + 1 .. nxt, have come. */
 void js_rel_take_ack(js_rel *rel, uint64_t now_ns, uint32_t ack);
+/* What was sent then, as the one before `psn` at the latest, has come. */
+void js_rel_note_evidence(js_rel *rel, uint64_t sent_ns, uint32_t psn);
 /* Marks what must be lost by what else has come. */
 void js_rel_detect(js_rel *rel, uint64_t now_ns);
 /* js_rel_control.c */

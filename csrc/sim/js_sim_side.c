@@ -53,7 +53,7 @@ static const uint8_t *side_content(const js_sim *sim, uint32_t side, uint32_t n)
     return sim->pattern + side_mix(sim->config.seed + 1, side, n) % JS_SIM_PATTERN;
 }
 
-/* --- reading ------------------------------------------------------------------------------------ */
+/* --- reading ------------------------------------------------------------ */
 bool js_sim_on_place(void *context, uint32_t channel, uint32_t offset, const uint8_t *payload,
                      uint32_t bytes)
 {
@@ -119,7 +119,7 @@ static bool side_read(js_sim *sim, js_sim_side *side)
     return side->read_count != side->delivered_count;
 }
 
-/* --- sending ------------------------------------------------------------------------------------ */
+/* --- sending ------------------------------------------------------------ */
 /* The peer has read them: their room is free. The bytes are overwritten, so that a repeat would
  * show. */
 static void side_free(js_sim *sim, js_sim_side *side)
@@ -191,7 +191,7 @@ bool js_sim_has_all(const js_sim *sim)
            js_rel_is_quiet(sim->sides[0].rel) && js_rel_is_quiet(sim->sides[1].rel);
 }
 
-/* --- running ------------------------------------------------------------------------------------ */
+/* --- running ------------------------------------------------------------ */
 static bool side_is_stalled(js_sim *sim, js_sim_side *side)
 {
     const js_sim_config *config = &sim->config;

@@ -33,6 +33,7 @@ typedef struct js_test_side {
     uint32_t notes[256]; /* by opcode */
     uint32_t note_value;
     bool refuses_places;
+    bool is_fooled; /* what it gets may be anything */
     uint8_t source[JS_TEST_REL_RING];
     uint8_t ring[JS_TEST_REL_RING];
 } js_test_side;
@@ -82,13 +83,14 @@ static void js_test_rel_on_deliver(void *context, const js_rel_chunk *chunk)
     js_test_side *side = context;
     uint32_t n = side->delivered++;
     uint32_t bytes = js_test_rel_size(n);
+    JS_TEST_REQUIRE(chunk->payload != NULL || chunk->offset + chunk->bytes <= JS_TEST_REL_RING);
     const uint8_t *payload = chunk->payload != NULL ? chunk->payload : side->ring + chunk->offset;
     bool is_right = chunk->bytes == bytes && chunk->imm == n && chunk->channel == n % 2 &&
                     chunk->fragment == (uint16_t)(n * 3) && chunk->flags == n % 4;
     for (uint32_t i = 0; is_right && i < bytes; i++) {
         is_right = payload[i] == js_test_rel_byte(n, i);
     }
-    JS_TEST_CHECK(is_right); /* as sent, in order, once */
+    JS_TEST_CHECK(is_right || side->is_fooled); /* as sent, in order, once */
 }
 
 static void js_test_rel_on_note(void *context, uint8_t opcode, const uint8_t *note, uint32_t bytes)
@@ -210,7 +212,8 @@ static inline void js_test_settle(js_test_pair *pair, uint64_t delay_ns)
 {
     bool is_settled = false;
     for (uint32_t round = 0; round < 1000 && !is_settled; round++) {
-        uint32_t count = js_test_send(pair, 0) + js_test_send(pair, 1);
+        uint32_t count = pair->sides[0].in.count + pair->sides[1].in.count + js_test_send(pair, 0) +
+                         js_test_send(pair, 1);
         is_settled = count == 0;
         pair->now_ns += is_settled ? 0 : delay_ns;
         js_test_receive(pair, 0);
