@@ -77,6 +77,7 @@ void js_rel_fail(js_rel *rel, js_rel_error error)
     rel->error = (uint8_t)error;
     rel->due = error == JS_REL_RESET ? 0 : JS_REL_DUE_RESET;
     rel->lost = 0;
+    rel->received = 0;
     rel->unacked = 0;
     rel->timer_ns = JS_REL_NEVER;
 }
