@@ -197,7 +197,7 @@ class _Lib:
     JS_WIRE_ACK: Final = 128
     JS_WIRE_BYE: Final = 138
     JS_WIRE_BYE_ACK: Final = 139
-    JS_WIRE_CHANNELS: Final = 2
+    JS_WIRE_CHANNELS: Final = 3
     JS_WIRE_CRC: Final = 6
     JS_WIRE_FOREIGN: Final = 2
     JS_WIRE_HEADER: Final = 4

@@ -50,7 +50,7 @@ FRAME_BYTES_MAX = 65507
 #: A chunk of at most so many bytes is a SEND, a longer one goes in PUTs.
 INLINE_BYTES = 40
 NOTE_BYTES_MAX = 256
-CHANNELS = 2
+CHANNELS = 3
 _TRAILER_BYTES = 4
 _DELIVERY_BYTES = 16
 
@@ -154,7 +154,7 @@ class Ack(Delivery):
     sack: int
     trigger: int
     delay_units: int
-    consumed: tuple[int, int]
+    consumed: tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +179,7 @@ _DELIVERY = (
 _OPERATION = (("length", 2), ("fragment", 2), ("imm", 4))
 _PLACE = (("offset", 4), ("total_bytes", 4))
 _ACKNOWLEDGEMENT = (
-    *(("sack", 16), ("trigger", 4), ("delay_units", 2), ("reserved", 2)),
+    *(("sack", 16), ("trigger", 4), ("delay_units", 2), ("consumed_2", 2)),
     *(("consumed_0", 2), ("consumed_1", 2)),
 )
 _NOTE = (("length", 2), ("padding", 2), ("key", 8), ("mtu", 2), ("reserved", 2))
@@ -307,7 +307,7 @@ def _make(opcode: Opcode, values: dict[str, int], body: bytes) -> Frame:
         return Put(**delivery, **more, channel=channel, flags=flags, payload=body)
     if opcode is Opcode.ACK:
         more = take("sack", "trigger", "delay_units")
-        consumed = (values["consumed_0"], values["consumed_1"])
+        consumed = (values["consumed_0"], values["consumed_1"], values["consumed_2"])
         return Ack(**delivery, **more, flags=flags, consumed=consumed)
     padding_bytes = values["padding"]
     more = take("key", "mtu")
@@ -327,7 +327,7 @@ def encode_frame(frame: Frame) -> bytes:
     values["words"] = _header_bytes(frame.opcode) // 4
     body = b""
     if isinstance(frame, Ack):
-        values["consumed_0"], values["consumed_1"] = frame.consumed
+        values["consumed_0"], values["consumed_1"], values["consumed_2"] = frame.consumed
     elif isinstance(frame, Note):
         body = frame.note + bytes(frame.padding_bytes)
         values["length"], values["padding"] = len(frame.note), frame.padding_bytes

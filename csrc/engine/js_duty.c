@@ -323,6 +323,9 @@ void js_duty_flush(js_comm *comm, int32_t status)
                                });
     }
     js_message_flush(&comm->message, status);
+    if (comm->mirror != NULL) {
+        js_mirror_put_flush(comm, status);
+    }
     js_account_settle(comm);
     if (comm->queue != NULL) {
         js_queue_flush(comm, status);

@@ -49,11 +49,11 @@ void js_mirror_deliver(void *context, const js_rel_chunk *chunk)
     js_mirror *mirror = peer->comm->mirror;
     js_mirror_channel *c = &peer->channels[chunk->channel];
     uint32_t sent = c->psn - mirror->sequence_start;
-    if (sent - js_load_rlx_u32(&c->consumed->consumed) > mirror->mask) {
+    if (sent - js_load_rlx_u32(&c->consumed->consumed) > c->mask) {
         peer->is_overrun = true;
         return;
     }
-    js_stream_line *line = &c->lines[c->psn & mirror->mask];
+    js_stream_line *line = &c->lines[c->psn & c->mask];
     line->route = js_frame_with_flags(c->route, chunk->flags);
     line->body = js_frame_body(chunk->bytes, chunk->fragment, chunk->imm);
     if (chunk->payload != NULL) {
@@ -161,6 +161,7 @@ uint32_t js_mirror_receive(js_comm *comm)
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
         if (mirror->peers[i].is_touched) {
             mirror_follow(&mirror->peers[i]);
+            mirror->delivered += js_mirror_put_progress(&mirror->peers[i]);
         }
     }
     uint32_t delivered = mirror->delivered;
@@ -196,14 +197,14 @@ static bool mirror_post(js_mirror_peer *peer, uint32_t channel)
 }
 
 /* Tells the connection how much of the peer's frames has been read here. */
-static void mirror_tell_consumed(js_mirror *mirror, js_mirror_peer *peer)
+static void mirror_tell_consumed(js_mirror_peer *peer)
 {
     for (uint32_t i = 0; i < JS_MIRROR_CHANNELS; i++) {
         js_mirror_channel *c = &peer->channels[i];
         uint32_t consumed = js_load_rlx_u32(&c->consumed->consumed);
         if (consumed != c->told) {
             c->told = consumed;
-            js_rel_set_consumed(peer->rel, i, consumed, (mirror->mask + 1) / 4);
+            js_rel_set_consumed(peer->rel, i, consumed, c->urge);
             peer->is_touched = true;
         }
     }
@@ -236,8 +237,11 @@ void js_mirror_send(js_comm *comm)
     bool has_backlog = false;
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
         js_mirror_peer *peer = &mirror->peers[i];
-        bool is_all_posted = mirror_post(peer, 0) && mirror_post(peer, 1);
-        mirror_tell_consumed(mirror, peer);
+        bool is_all_posted = true;
+        for (uint32_t channel = 0; channel < JS_MIRROR_CHANNELS; channel++) {
+            is_all_posted = mirror_post(peer, channel) && is_all_posted;
+        }
+        mirror_tell_consumed(peer);
         if (peer->is_touched || now_ns >= peer->deadline_ns) {
             mirror_send_peer(mirror, peer, now_ns);
             has_sent = true;
@@ -320,6 +324,7 @@ void js_mirror_free(js_mirror *mirror)
 {
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
         free(mirror->peers[i].rel);
+        js_mirror_put_close(&mirror->peers[i]);
     }
     if (mirror->link != NULL) {
         js_link_close(mirror->link);

@@ -28,12 +28,25 @@ typedef struct js_mirror_channel {
     uint64_t payload_bytes;           /* size of both rings */
     const js_stream_reader *consumed; /* how much of it has been read here */
     uint64_t route;                   /* of its frames */
+    uint32_t mask;                    /* of both rings of lines */
+    uint32_t urge;                    /* so many frames read are told at once */
     uint32_t psn;                     /* of its next frame */
     uint32_t told;                    /* what js_rel was last told of `consumed` */
 } js_mirror_channel;
 
+typedef struct js_mirror_put js_mirror_put;
+
+/* The two copies of a channel's streams here: the one that this rank publishes to, and the one that
+ * it reads. */
+typedef struct js_mirror_ends {
+    void *ours;
+    const js_stream_layout *layout;
+    const js_stream_rx *theirs;
+} js_mirror_ends;
+
 typedef struct js_mirror_peer {
     js_mirror_channel channels[JS_MIRROR_CHANNELS];
+    js_mirror_put *put;
     js_rel *rel;
     struct js_comm *comm;
     uint32_t rank; /* in the communicator */
@@ -48,7 +61,6 @@ typedef struct js_mirror_peer {
 
 typedef struct js_mirror {
     js_link *link;
-    uint32_t mask; /* of the streams' slots */
     uint32_t sequence_start;
     uint32_t peer_count;
     uint32_t delivered;                /* frames, since the caller last looked */
@@ -78,6 +90,21 @@ void js_mirror_free(js_mirror *mirror);
 bool js_mirror_place(void *context, uint32_t channel, uint32_t offset, const uint8_t *payload,
                      uint32_t bytes);
 void js_mirror_deliver(void *context, const js_rel_chunk *chunk);
+
+/* --- js_mirror_open.c --- */
+void js_mirror_open_channel(js_mirror_peer *peer, uint32_t channel, const js_mirror_ends *ends);
+
+/* --- js_mirror_put.c --- */
+#define JS_MIRROR_PUT_BEGUN (1ull << 63)
+int32_t js_mirror_put_open(js_mirror_peer *peer);
+void js_mirror_put_close(js_mirror_peer *peer);
+/* Publishes what it can of a PUT from the send queue; *done, 0 at first, is how much that is, with
+ * JS_MIRROR_PUT_BEGUN. True: all, and it will complete. */
+bool js_mirror_put_post(struct js_comm *comm, const js_sqe *entry, const uint8_t *from, uint64_t *done);
+/* Carries out what has come, and completes what has been carried out; returns how much. */
+uint32_t js_mirror_put_progress(js_mirror_peer *peer);
+/* Ends all that is under way. */
+void js_mirror_put_flush(struct js_comm *comm, int32_t status);
 
 /* --- js_mirror_note.c --- */
 /* Brings what the next PROBE or its answer tells of this rank up to date. */

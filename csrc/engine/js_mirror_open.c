@@ -21,24 +21,33 @@ static uint32_t mirror_first_psn(const js_link_address *to, uint32_t from)
     return (uint32_t)((to->key >> 16) + from * 0x10001u);
 }
 
-static void mirror_open_channel(js_comm *comm, js_mirror_peer *peer, uint32_t channel)
+void js_mirror_open_channel(js_mirror_peer *peer, uint32_t channel, const js_mirror_ends *ends)
 {
     js_mirror_channel *c = &peer->channels[channel];
-    const js_area *area = &comm->area;
-    bool is_message = channel == JS_FRAME_CHANNEL_MESSAGE;
-    const js_stream_layout *layout = is_message ? &area->message_layout : &area->peer_layout;
-    void *ours = is_message ? js_area_message_stream(area, comm->rank, peer->rank)
-                            : js_area_peer_stream(area, comm->rank, peer->rank);
-    const js_stream_rx *theirs =
-        is_message ? &comm->link.message_rx[peer->rank] : &comm->link.peer_rx[peer->rank];
-    js_stream_open_rx(&c->tap, ours, layout, 0);
+    js_stream_open_rx(&c->tap, ends->ours, ends->layout, 0);
     c->credit = &c->tap.self->consumed;
-    c->lines = theirs->lines;
-    c->payload = theirs->payload;
-    c->payload_bytes = theirs->payload_bytes;
-    c->consumed = theirs->self;
+    c->lines = ends->theirs->lines;
+    c->payload = ends->theirs->payload;
+    c->payload_bytes = ends->theirs->payload_bytes;
+    c->consumed = ends->theirs->self;
     c->route = js_frame_route(channel, (uint16_t)peer->rank, 0);
-    c->psn = layout->sequence_start;
+    c->mask = ends->layout->slots - 1;
+    /* What has been read makes room, which can wait; a put is complete when it has been read. */
+    c->urge = channel == JS_FRAME_CHANNEL_PUT ? 1 : ends->layout->slots / 4;
+    c->psn = ends->layout->sequence_start;
+}
+
+static int32_t mirror_open_channels(js_comm *comm, js_mirror_peer *peer)
+{
+    const js_area *area = &comm->area;
+    uint32_t rank = peer->rank;
+    js_mirror_ends collective = { js_area_peer_stream(area, comm->rank, rank), &area->peer_layout,
+                                  &comm->link.peer_rx[rank] };
+    js_mirror_ends message = { js_area_message_stream(area, comm->rank, rank),
+                               &area->message_layout, &comm->link.message_rx[rank] };
+    js_mirror_open_channel(peer, JS_FRAME_CHANNEL_COLLECTIVE, &collective);
+    js_mirror_open_channel(peer, JS_FRAME_CHANNEL_MESSAGE, &message);
+    return js_mirror_put_open(peer);
 }
 
 static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer, uint64_t give_up_ns)
@@ -53,9 +62,7 @@ static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer, uint64_t gi
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for the connection with rank %u", peer->rank);
     }
     memset(peer->rel, 0, bytes);
-    for (uint32_t i = 0; i < JS_MIRROR_CHANNELS; i++) {
-        mirror_open_channel(comm, peer, i);
-    }
+    JS_TRY(mirror_open_channels(comm, peer));
     uint32_t mtu =
         own.mtu_bytes < peer->address.mtu_bytes ? own.mtu_bytes : peer->address.mtu_bytes;
     js_rel_config config = {
@@ -70,7 +77,8 @@ static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer, uint64_t gi
         .mtu_bytes = mtu,
         .window = JS_REL_WINDOW_MAX,
         .ring_bytes = { (uint32_t)peer->channels[0].payload_bytes,
-                        (uint32_t)peer->channels[1].payload_bytes },
+                        (uint32_t)peer->channels[1].payload_bytes,
+                        (uint32_t)peer->channels[2].payload_bytes },
         .rto_min_ns = MIRROR_RTO_MIN_NS,
         .rto_max_ns = MIRROR_RTO_MAX_NS,
         .ack_delay_ns = MIRROR_ACK_DELAY_NS,
@@ -98,7 +106,6 @@ static int32_t mirror_new(js_comm *comm, const js_link_address *addresses, js_mi
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for connections with %u ranks", count);
     }
     memset(mirror, 0, bytes);
-    mirror->mask = comm->area.config.stream_slots - 1;
     mirror->sequence_start = comm->area.peer_layout.sequence_start;
     for (uint32_t rank = 0; rank < comm->world; rank++) {
         if (!js_engine_is_local(comm->engine, comm->members[rank])) {

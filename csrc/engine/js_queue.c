@@ -80,7 +80,7 @@ static int32_t queue_status(js_queue *queue, int32_t status)
 }
 
 /* A signal of a rank: 64 bits that grow, or are set. */
-static void queue_signal(js_comm *comm, uint32_t rank, const js_queue_signal *signal)
+void js_queue_raise(js_comm *comm, uint32_t rank, const js_queue_signal *signal)
 {
     uint64_t *value = &js_area_get_port(&comm->area, rank)->signals[signal->index].value;
     if (signal->op == JS_SIGNAL_ADD) {
@@ -100,7 +100,7 @@ static void queue_retire(js_comm *comm)
         int32_t status = queue_status(queue, sent->status);
         sent->is_done = false;
         if (status == JS_OK && sent->opcode != JS_SQ_PUT) { /* a PUT has signalled its peer */
-            queue_signal(comm, comm->rank, &sent->signal);
+            js_queue_raise(comm, comm->rank, &sent->signal);
         }
         if (status != JS_OK || (sent->flags & JS_SQ_UNSIGNALLED) == 0) {
             queue_write(comm, &(js_cqe){ .wr_id = sent->wr_id,
@@ -242,13 +242,14 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
     if (entry->peer >= comm->world || (is_inline && entry->bytes > JS_SQ_INLINE_PUT_BYTES)) {
         return QUEUE_DONE;
     }
-    if (js_mirror_is_remote(comm, entry->peer)) {
-        *status = JS_ERR_UNSUPPORTED;
-        return QUEUE_DONE;
-    }
     if (!is_inline && !queue_may_use(queue, entry->source_addr, entry->bytes, JS_ACCESS_READ)) {
         *status = JS_ERR_ACCESS;
         return QUEUE_DONE;
+    }
+    const uint8_t *from = is_inline ? (const uint8_t *)&entry->source_addr
+                                    : (const uint8_t *)(uintptr_t)entry->source_addr;
+    if (JS_UNLIKELY(js_mirror_is_remote(comm, entry->peer))) {
+        return js_mirror_put_post(comm, entry, from, &queue->put_done) ? QUEUE_ACCEPTED : QUEUE_WAITS;
     }
     if (entry->bytes != 0) {
         js_region_target target = { entry->peer, entry->key, entry->target_addr, entry->bytes };
@@ -256,8 +257,6 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
         if (to == NULL) {
             return QUEUE_DONE;
         }
-        const uint8_t *from = is_inline ? (const uint8_t *)&entry->source_addr
-                                        : (const uint8_t *)(uintptr_t)entry->source_addr;
         uint64_t part = js_min_u64(entry->bytes - queue->put_done, QUEUE_PUT_BYTES);
         memmove(to + queue->put_done, from + queue->put_done, part);
         js_region_end(&comm->area, comm->rank);
@@ -268,7 +267,7 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
         }
     }
     js_queue_signal signal = { entry->signal_value, entry->signal, entry->signal_op };
-    queue_signal(comm, entry->peer, &signal);
+    js_queue_raise(comm, entry->peer, &signal);
     js_wait_wake_all(comm);
     js_counter_add(comm->counters, JS_COUNTER_PUTS, 1);
     *status = JS_OK;

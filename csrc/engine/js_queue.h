@@ -75,6 +75,8 @@ struct js_queue {
     js_queue_range ranges[JS_QUEUE_RANGES];
 };
 
+/* Raises a signal of a rank of this host. */
+void js_queue_raise(js_comm *comm, uint32_t rank, const js_queue_signal *signal);
 /* Takes what the device has posted; returns how much that was. */
 int32_t js_queue_read(js_comm *comm);
 /* Takes what can be taken, before something goes that an entry may name. False: entries are left

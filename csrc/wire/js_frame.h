@@ -31,6 +31,7 @@
 /* Virtual channels: what kind of traffic a frame belongs to. */
 #define JS_FRAME_CHANNEL_COLLECTIVE 0u
 #define JS_FRAME_CHANNEL_MESSAGE 1u
+#define JS_FRAME_CHANNEL_PUT 2u /* between hosts only: one-sided writes (engine/js_mirror_put.c) */
 
 typedef struct js_frame_header {
     uint64_t route;

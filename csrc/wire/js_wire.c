@@ -104,7 +104,7 @@ static bool wire_get_operation(const uint8_t *frame, js_wire_frame *out, uint32_
         out->sack[1] = wire_get_u64(frame + 24);
         out->trigger = wire_get_u32(frame + 32);
         out->delay = wire_get_u16(frame + 36);
-        *out_reserved = wire_get_u16(frame + 38);
+        out->consumed[2] = wire_get_u16(frame + 38);
         out->consumed[0] = wire_get_u16(frame + 40);
         out->consumed[1] = wire_get_u16(frame + 42);
         return true;
@@ -193,7 +193,7 @@ static void wire_put_operation(const js_wire_frame *frame, uint32_t padding, uin
         wire_put_u64(out + 24, frame->sack[1]);
         wire_put_u32(out + 32, frame->trigger);
         wire_put_u16(out + 36, frame->delay);
-        wire_put_u16(out + 38, 0);
+        wire_put_u16(out + 38, frame->consumed[2]);
         wire_put_u16(out + 40, frame->consumed[0]);
         wire_put_u16(out + 42, frame->consumed[1]);
         return;

@@ -11,8 +11,8 @@
  *    12  ack 16    low bits of rcv_nxt          16  sack 128    bit i: psn rcv_nxt + 1 + i
  *    14  credit 16 low bits of the PSN limit    32  trigger 32  psn that caused it
  *   trailer, 4 bytes, every frame               36  delay 16    since that, 64 ns units
- *     CRC32C over everything before it          38  reserved 16, zero
- *                                               40  consumed 16 [2] by channel, low bits
+ *     CRC32C over everything before it          38  consumed 16 of channel 2, low bits
+ *                                               40  consumed 16 [2] of channels 0 and 1
  *   note header, 16 bytes: HELLO, HELLO_ACK, PROBE, PROBE_ACK, BYE, BYE_ACK, RESET
  *    16  length 16   bytes of note: behind this header, opaque to the protocol
  *    18  padding 16  bytes between note and trailer: zeros, which nobody looks at; HELLO is padded

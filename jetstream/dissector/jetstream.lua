@@ -9,7 +9,7 @@
 local jetstream = Proto("jetstream", "jetstream frame")
 
 local VERSION = 1
-local CHANNELS = { [0] = "collective", [1] = "message" }
+local CHANNELS = { [0] = "collective", [1] = "message", [2] = "put" }
 local OPCODES = {
     [0x01] = "SEND", [0x02] = "PUT", [0x80] = "ACK", [0x82] = "PROBE", [0x83] = "PROBE_ACK",
     [0x88] = "HELLO", [0x89] = "HELLO_ACK", [0x8a] = "BYE", [0x8b] = "BYE_ACK", [0x8c] = "RESET",
@@ -51,6 +51,7 @@ f.delay_ns = ProtoField.uint32("jetstream.delay_ns", "Delay in ns")
 f.reserved = ProtoField.uint16("jetstream.reserved", "Reserved", base.HEX)
 f.consumed_0 = ProtoField.uint16("jetstream.consumed.collective", "Consumed, collective")
 f.consumed_1 = ProtoField.uint16("jetstream.consumed.message", "Consumed, message")
+f.consumed_2 = ProtoField.uint16("jetstream.consumed.put", "Consumed, put")
 f.padding_bytes = ProtoField.uint16("jetstream.padding_bytes", "Bytes of padding")
 f.key = ProtoField.uint64("jetstream.key", "Key", base.HEX)
 f.mtu = ProtoField.uint16("jetstream.mtu", "MTU")
@@ -161,11 +162,11 @@ local function has_reserved_bits(buffer, opcode)
     local channel = rshift(buffer(0, 1):uint(), 4)
     local flags = buffer(2, 1):uint()
     if opcode == SEND then
-        return channel > 1 or band(flags, 0xe4) ~= 0
+        return channel > 2 or band(flags, 0xe4) ~= 0
     elseif opcode == PUT then
-        return channel > 1 or band(flags, 0xe0) ~= 0
+        return channel > 2 or band(flags, 0xe0) ~= 0
     elseif opcode == ACK then
-        return channel > 0 or band(flags, 0xef) ~= 0 or buffer(38, 2):le_uint() ~= 0
+        return channel > 0 or band(flags, 0xef) ~= 0
     end
     return channel > 0 or flags ~= 0 or buffer(30, 2):le_uint() ~= 0
 end
@@ -218,7 +219,7 @@ local function add_ack(tree, buffer)
     tree:add_le(f.trigger, buffer(32, 4))
     tree:add_le(f.delay, buffer(36, 2))
     tree:add(f.delay_ns, buffer(36, 2), buffer(36, 2):le_uint() * 64):set_generated()
-    tree:add_le(f.reserved, buffer(38, 2))
+    tree:add_le(f.consumed_2, buffer(38, 2))
     tree:add_le(f.consumed_0, buffer(40, 2))
     tree:add_le(f.consumed_1, buffer(42, 2))
 end

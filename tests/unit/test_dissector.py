@@ -53,7 +53,15 @@ FIELDS = (
         "credit",
     ),
     *("length", "fragment", "imm", "offset", "total_bytes", "sack.low", "sack.high", "trigger"),
-    *("delay", "delay_ns", "consumed.collective", "consumed.message", "padding_bytes", "key"),
+    *(
+        "delay",
+        "delay_ns",
+        "consumed.collective",
+        "consumed.message",
+        "consumed.put",
+        "padding_bytes",
+        "key",
+    ),
     *("mtu", "payload", "note", "crc.status"),
 )
 EXPERTS = ("malformed", "reserved_bit", "crc.bad", "retransmission", "reset", "repeats")
@@ -83,7 +91,8 @@ def fields_of(data: bytes) -> dict[str, int | str]:
         names += ["trigger"]
         shown |= {"sack.low": frame.sack % 2**64, "sack.high": frame.sack >> 64}
         shown |= {"delay": frame.delay_units, "delay_ns": 64 * frame.delay_units}
-        shown |= {"consumed.collective": frame.consumed[0], "consumed.message": frame.consumed[1]}
+        channels = ("collective", "message", "put")
+        shown |= {f"consumed.{name}": frame.consumed[i] for i, name in enumerate(channels)}
     if isinstance(frame, Note):
         names += ["key", "mtu", "padding_bytes"]
         shown |= {"length": len(frame.note), "note": frame.note.hex()}

@@ -46,7 +46,7 @@ def fields_of(frame: Frame) -> dict[str, Any]:
     renamed = {
         "sack": [sack % 2**64, sack >> 64],
         "delay": getattr(frame, "delay_units", 0),
-        "consumed": list(getattr(frame, "consumed", (0, 0))),
+        "consumed": list(getattr(frame, "consumed", (0, 0, 0))),
         "payload": body.hex(),
     }
     return {name: renamed.get(name, getattr(frame, name, 0)) for name in FIELDS}
@@ -98,7 +98,7 @@ def test_vector(vector: dict[str, Any]) -> None:
     data = bytes.fromhex(vector["hex"])
     want = vector.get("refused")
     if want is None:
-        nothing = dict.fromkeys(FIELDS, 0) | {"sack": [0, 0], "consumed": [0, 0], "payload": ""}
+        nothing = dict.fromkeys(FIELDS, 0) | {"sack": [0, 0], "consumed": [0, 0, 0], "payload": ""}
         given_fields = dict(vector["fields"])
         padding_bytes = given_fields.pop("padding_bytes", 0)
         want = nothing | given_fields
@@ -155,7 +155,7 @@ FRAMES: st.SearchStrategy[Any] = st.one_of(
         sack=st.integers(0, 2**128 - 1),
         trigger=U32,
         delay_units=U16,
-        consumed=st.tuples(U16, U16),
+        consumed=st.tuples(U16, U16, U16),
     ),
     st.builds(
         Note,

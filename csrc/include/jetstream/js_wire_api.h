@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define JS_WIRE_CHANNELS 2u /* JS_FRAME_CHANNEL_* */
+#define JS_WIRE_CHANNELS 3u /* JS_FRAME_CHANNEL_* */
 
 enum js_wire_opcode {
     JS_WIRE_SEND = 0x01, /* a chunk of at most JS_WIRE_INLINE_BYTES */
