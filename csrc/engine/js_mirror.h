@@ -100,7 +100,8 @@ int32_t js_mirror_put_open(js_mirror_peer *peer);
 void js_mirror_put_close(js_mirror_peer *peer);
 /* Publishes what it can of a PUT from the send queue; *done, 0 at first, is how much that is, with
  * JS_MIRROR_PUT_BEGUN. True: all, and it will complete. */
-bool js_mirror_put_post(struct js_comm *comm, const js_sqe *entry, const uint8_t *from, uint64_t *done);
+bool js_mirror_put_post(struct js_comm *comm, const js_sqe *entry, const uint8_t *from,
+                        uint64_t *done);
 /* Carries out what has come, and completes what has been carried out; returns how much. */
 uint32_t js_mirror_put_progress(js_mirror_peer *peer);
 /* Ends all that is under way. */

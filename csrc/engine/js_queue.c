@@ -249,7 +249,8 @@ static queue_outcome queue_put(js_comm *comm, const js_sqe *entry, int32_t *stat
     const uint8_t *from = is_inline ? (const uint8_t *)&entry->source_addr
                                     : (const uint8_t *)(uintptr_t)entry->source_addr;
     if (JS_UNLIKELY(js_mirror_is_remote(comm, entry->peer))) {
-        return js_mirror_put_post(comm, entry, from, &queue->put_done) ? QUEUE_ACCEPTED : QUEUE_WAITS;
+        bool is_all = js_mirror_put_post(comm, entry, from, &queue->put_done);
+        return is_all ? QUEUE_ACCEPTED : QUEUE_WAITS;
     }
     if (entry->bytes != 0) {
         js_region_target target = { entry->peer, entry->key, entry->target_addr, entry->bytes };
