@@ -45,7 +45,7 @@ static void fuzz_make_up(const js_rel *rel, const uint8_t *step, js_wire_frame *
     *out = (js_wire_frame){ .opcode = opcodes[step[1] % JS_ARRAY_LEN(opcodes)] };
     out->dcid = rel->local_dcid;
     out->epoch = rel->local_epoch;
-    out->psn = rel->rcv_nxt + (uint32_t)(int8_t)step[2];
+    out->psn = rel->rcv_nxt + step[2] - 128u;
     out->ack = (uint16_t)(rel->una + step[3] % 8 - 2);
     out->credit = (uint16_t)(out->ack + js_fuzz_random(&random) % 140);
     out->payload = payload;
@@ -80,11 +80,13 @@ static void fuzz_forge(js_test_pair *pair, uint32_t side, const uint8_t *step, b
     js_test_frame bytes;
     fuzz_make_up(rel, step, &frame);
     if (!knows) {
-        frame.dcid += step[3] % 3 == 0 ? 1 : 0;
-        frame.epoch += step[3] % 3 == 1 ? 1 : 0;
+        uint32_t wrong = step[3] % 3; /* besides the key, which data and ACK do not have */
+        if (wrong == 0) {
+            frame.dcid++;
+        } else if (wrong == 1 || frame.opcode <= JS_WIRE_ACK) {
+            frame.epoch++;
+        }
         frame.key ^= 1ull << step[2] % 64;
-        bool has_key = frame.opcode > JS_WIRE_ACK;
-        frame.epoch += !has_key && step[3] % 3 == 2 ? 1 : 0;
     }
     bytes.bytes = js_wire_encode(&frame, 0, bytes.data);
     JS_TEST_REQUIRE(js_rel_bytes() <= sizeof(before));
