@@ -11,6 +11,7 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/if_link.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -93,6 +94,14 @@ static int program_attach(int program_fd, int32_t interface, uint32_t mode)
     return program_bpf(BPF_LINK_CREATE, &attributes);
 }
 
+/* Is there hardware behind the interface? */
+static bool program_is_adapter(const char *interface)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/sys/class/net/%.15s/device", interface);
+    return access(path, F_OK) == 0;
+}
+
 int32_t js_link_xdp_load(js_link_xdp_program *program, const char *interface, int32_t index,
                          uint16_t ethertype)
 {
@@ -114,10 +123,12 @@ int32_t js_link_xdp_load(js_link_xdp_program *program, const char *interface, in
                            "needed)",
                            interface);
     }
-    /* In the driver if it can, else where every interface can. */
-    program->is_native = true;
-    program->attach_fd = program_attach(program->program_fd, index, XDP_FLAGS_DRV_MODE);
-    if (program->attach_fd < 0 && errno != EBUSY) {
+    /* In the driver if it can, else where every interface can. A virtual interface is slower with
+     * the program in its driver: there the frame has been through the kernel already. */
+    program->is_native = program_is_adapter(interface);
+    program->attach_fd = program_attach(
+        program->program_fd, index, program->is_native ? XDP_FLAGS_DRV_MODE : XDP_FLAGS_SKB_MODE);
+    if (program->attach_fd < 0 && errno != EBUSY && program->is_native) {
         program->is_native = false;
         program->attach_fd = program_attach(program->program_fd, index, XDP_FLAGS_SKB_MODE);
     }

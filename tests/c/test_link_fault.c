@@ -10,7 +10,9 @@ static void test_texts(void)
 {
     static const char *const good[] = { "drop=0.01,dup=0.005,reorder=0.01,corrupt=0.001,seed=7",
                                         "delay_us=50",
-                                        "drop=1", "drop=0.000000001", "stall=0.001,stall_us=500",
+                                        "drop=1",
+                                        "drop=0.000000001",
+                                        "stall=0.001,stall_us=500",
                                         "cut=0,mtu=1400,seed=18446744073709551615" };
     static const char *const bad[] = { "drop",
                                        "drop=",
