@@ -15,8 +15,6 @@
 #define FRAMES 2u /* in the channel, per way */
 #define CHUNK_LONG 100u
 #define MTU 128u
-#define TABLE_SLOTS (1u << 23)
-#define STACK_MAX 400000u
 
 #define PAST_NS 1000000u
 #define RTT_NS 100u
@@ -64,7 +62,9 @@ static js_rel *rels[2];
 static model_state now; /* what is not in rels */
 static model_state *stack;
 static uint32_t stack_count;
+static uint32_t stack_max = 20000;
 static uint64_t *table;
+static uint32_t table_slots = 1u << 18; /* power of two */
 static uint64_t state_count;
 static uint64_t step_count;
 static const char *violation;
@@ -404,20 +404,20 @@ static void model_visit(void)
 {
     step_count++;
     model_check();
-    JS_TEST_REQUIRE(stack_count < STACK_MAX);
+    JS_TEST_REQUIRE(stack_count < stack_max);
     model_save(&stack[stack_count]);
     uint64_t hash = model_hash(&stack[stack_count]);
-    uint64_t slot = hash >> 20 & (TABLE_SLOTS - 1);
+    uint64_t slot = hash >> 20 & (table_slots - 1);
     while (table[slot] != 0) {
         if (table[slot] == hash) {
             return;
         }
-        slot = (slot + 1) & (TABLE_SLOTS - 1);
+        slot = (slot + 1) & (table_slots - 1);
     }
     table[slot] = hash;
     state_count++;
     stack_count++;
-    JS_TEST_REQUIRE(state_count < TABLE_SLOTS / 2);
+    JS_TEST_REQUIRE(state_count < table_slots / 2);
 }
 
 static bool model_is_done(void)
@@ -477,7 +477,7 @@ static const char *model_explore(void)
     violation = NULL;
     state_count = step_count = 0;
     stack_count = 0;
-    memset(table, 0, TABLE_SLOTS * sizeof(*table));
+    memset(table, 0, table_slots * sizeof(*table));
     memset(&now, 0, sizeof(now));
     model_begin(0);
     model_visit();
@@ -507,8 +507,8 @@ static void model_set_up(void)
         JS_TEST_REQUIRE(rels[i] != NULL);
     }
     if (table == NULL) {
-        table = malloc(TABLE_SLOTS * sizeof(*table));
-        stack = malloc(STACK_MAX * sizeof(*stack));
+        table = malloc(table_slots * sizeof(*table));
+        stack = malloc(stack_max * sizeof(*stack));
         JS_TEST_REQUIRE(table != NULL && stack != NULL);
         for (size_t i = 0; i < sizeof(contents); i++) {
             ((uint8_t *)contents)[i] = (uint8_t)(i * 2654435761u >> 13);
@@ -568,6 +568,8 @@ static void test_seeded_bugs(void)
 /* What takes too long for every day: test_rel_states large. */
 static void model_run_large(void)
 {
+    stack_max = 400000;
+    table_slots = 1u << 23;
     model_run(&(rel_case){ 1, 2, { 2, 0 }, 1, true }, BUG_NONE);
     model_run(&(rel_case){ 2, 1, { 2, 0 }, 1, true }, BUG_NONE);
     model_run(&(rel_case){ 2, 2, { 2, 0 }, 1, true }, BUG_NONE);
