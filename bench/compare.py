@@ -62,6 +62,15 @@ TABLES = {
         Table(f"all_reduce, {ranks} ranks", sizes="8,8K,64K", ranks=ranks)
         for ranks in (2, 3, 4, 6, 8)
     ],
+    "network": [
+        Table("all_reduce, 2 hosts on the loopback interface", path="network"),
+        Table(
+            "all_reduce, 2 hosts on the loopback interface",
+            sizes="8,8K,64K,1M",
+            dtype="bfloat16",
+            path="network",
+        ),
+    ],
     "waiting": [
         Table(
             "a rank is a second late",
@@ -87,7 +96,7 @@ def cases_for(contestant: Contestant, table: Table) -> list[str]:
     """What a contestant measures of a table."""
     cases = []
     for collective, size_bytes in table.cases():
-        if contestant.can(collective, table.dtype, table.ranks):
+        if contestant.can(collective, table.dtype, table.ranks, table.path):
             count = max(ITERATIONS_MIN, min(ITERATIONS_MAX, ITERATIONS_BYTES // size_bytes))
             count = FIXED_ITERATIONS.get(collective, count)
             cases.append(f"{collective}:{size_bytes}:{count}")

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,16 @@ class Contestant:
     is_floor: bool = False  # c/floor.c: two ranks, BYTES:ITERATIONS
     collectives: tuple[str, ...] = EVERYTHING
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    paths: tuple[str, ...] = ("memory",)  # between the ranks: also or only "network"
 
-    def can(self, collective: str, dtype: str, ranks: int) -> bool:
+    def can(self, collective: str, dtype: str, ranks: int, path: str) -> bool:
         """Whether this is something it does."""
-        fits = collective in self.collectives and dtype in self.dtypes
+        fits = collective in self.collectives and dtype in self.dtypes and path in self.paths
         return fits and (ranks == 2 or not self.is_floor)
 
 
 JETSTREAM = ("{python}", "-m", "jetstream", "run", "-n", "{ranks}", "{here}/peer_jetstream.py")
+JETSTREAM_HOSTS = (*JETSTREAM[:-1], "--hosts", "{ranks}", JETSTREAM[-1])
 MPI_PROGRAM = ("{python}", "{here}/peer_mpi.py")
 TORCH_PROGRAM = ("{python}", "{here}/peer_torch.py", "--ranks", "{ranks}", "--library")
 TORCH = ("torch==2.13.0", "numpy")
@@ -166,6 +168,7 @@ CONTESTANTS = (
         packages=TORCH,
         is_peer=True,
         collectives=tuple(name for name in EVERYTHING if name != "all_reduce_out"),
+        paths=("memory", "network"),
     ),
     *(
         Contestant(
@@ -186,6 +189,50 @@ CONTESTANTS = (
             dtypes=("float32",),
         )
         for suffix, memory in (("", "private"), ("-sym", "symmetric"))
+    ),
+)
+# Over the loopback interface, where ranks of one machine would take shared memory.
+OPENMPI_NETWORK = {
+    "ob1": {
+        "OMPI_MCA_pml": "ob1",
+        "OMPI_MCA_btl": "self,tcp",
+        "OMPI_MCA_btl_tcp_if_include": "lo",
+    },
+    "ucx": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"},
+}
+CONTESTANTS += (
+    Contestant("jetstream-udp", JETSTREAM_HOSTS, paths=("network",)),
+    Contestant(
+        "jetstream-udp-persistent",
+        (*JETSTREAM_HOSTS, "--persistent"),
+        collectives=tuple(name for name in COLLECTIVES if name != "sendrecv"),
+        paths=("network",),
+    ),
+    *(
+        replace(
+            contestant,
+            name=f"openmpi-{kind}",
+            environment={**contestant.environment, **environment},
+            paths=("network",),
+        )
+        for kind, environment in OPENMPI_NETWORK.items()
+        for contestant in CONTESTANTS
+        if contestant.name == "openmpi"
+    ),
+    *(
+        replace(
+            contestant,
+            name="mpich-tcp",
+            environment={
+                "MPIR_CVAR_NOLOCAL": "1",
+                "MPIR_CVAR_CH4_NETMOD": "ofi",
+                "FI_PROVIDER": "tcp",
+                "FI_TCP_IFACE": "lo",
+            },
+            paths=("network",),
+        )
+        for contestant in CONTESTANTS
+        if contestant.name == "mpich"
     ),
 )
 PEERS = tuple(contestant.name for contestant in CONTESTANTS if contestant.is_peer)

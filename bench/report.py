@@ -29,6 +29,7 @@ class Table:
     sizes: str = "8,64,1K,8K,16K,64K,256K,1M,8M,64M"
     dtype: str = "float32"
     ranks: int = 2
+    path: str = "memory"  # between the ranks, or "network"
     columns: dict[str, str] = field(default_factory=lambda: dict(PERCENTILES))
 
     def cases(self) -> list[Key]:

@@ -1,0 +1,110 @@
+"""Many to one: what arrives at a rank to which all others send at once, and how fairly.
+
+    python bench/incast.py [--senders 8] [--bytes 1M] [--seconds 5] [--link udp] [--faults SPEC]
+
+Every rank is a host of its own. Goodput is what the receiver has got in the time; fairness is the
+share of the best served sender over that of the worst (1 is fair).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from report import parse_size
+
+from jetstream import Communicator
+from jetstream.testing import run_ranks
+
+AHEAD = 2  # messages of each sender that are awaited at a time
+LAST = 251  # first byte of the message that ends it
+
+
+def receive(comm: Communicator, size_bytes: int) -> dict[str, Any]:
+    """Takes what comes, from each sender as fast as it can, and checks it, until all have ended."""
+    senders = range(1, comm.size)
+    boxes = {s: [np.zeros(size_bytes, np.uint8) for _ in range(AHEAD)] for s in senders}
+    works = {s: [comm.irecv(box, s) for box in boxes[s]] for s in senders}
+    counts = dict.fromkeys(senders, 0)
+    timely = dict.fromkeys(senders, 0)
+    awaited = set(senders)
+    begin_s = time.monotonic()
+    elapsed_s = 0.0  # until the first has ended: from then on the others have more room
+    while awaited:
+        for sender in tuple(awaited):
+            slot = counts[sender] % AHEAD
+            if not works[sender][slot].done():
+                continue
+            box = boxes[sender][slot]
+            if box[0] == LAST:
+                elapsed_s = elapsed_s or time.monotonic() - begin_s
+                awaited.remove(sender)
+                continue
+            if box[0] != sender or box[-1] != counts[sender] % LAST:
+                raise SystemExit(f"message {counts[sender]} of rank {sender} is wrong")
+            counts[sender] += 1
+            timely[sender] += not elapsed_s
+            works[sender][slot] = comm.irecv(box, sender)
+    total = sum(timely.values())
+    counters = [comm.peer_counters(sender) for sender in senders]
+    return {
+        "senders": comm.size - 1,
+        "bytes": size_bytes,
+        "messages": total,
+        "gbit_per_s": 8e-9 * total * size_bytes / elapsed_s,
+        "fairness": max(timely.values()) / max(1, min(timely.values())),
+        "duplicates": sum(counter["duplicates"] for counter in counters),
+        "drops": comm.link_counters()["receive_drops"],
+    }
+
+
+def send(comm: Communicator, size_bytes: int, seconds: float) -> dict[str, Any]:
+    """Sends for so long."""
+    message = np.full(size_bytes, comm.rank, np.uint8)
+    begin_s = time.monotonic()
+    count = 0
+    while time.monotonic() - begin_s < seconds:
+        message[-1] = count % LAST
+        comm.send(message, 0, timeout=120)
+        count += 1
+    message[0] = LAST
+    comm.send(message, 0, timeout=120)
+    return {"retransmits": comm.peer_counters(0)["retransmits"]}
+
+
+def run(comm: Communicator, size_bytes: int, seconds: float) -> dict[str, Any]:
+    """One rank's part."""
+    comm.barrier()
+    return send(comm, size_bytes, seconds) if comm.rank else receive(comm, size_bytes)
+
+
+def main() -> None:
+    """Runs it and prints a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--senders", type=int, default=8, help="ranks that send (8)")
+    parser.add_argument("--bytes", type=parse_size, default="1M", help="of a message (1M)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long (5)")
+    parser.add_argument("--link", default="udp", choices=("udp", "packet"), help="(udp)")
+    parser.add_argument("--faults", default="", help="what the links do to frames, as drop=0.01")
+    chosen = parser.parse_args()
+    results: Any = run_ranks(
+        run,
+        chosen.senders + 1,
+        chosen.bytes,
+        chosen.seconds,
+        hosts=chosen.senders + 1,
+        link=chosen.link,
+        faults=chosen.faults,
+        timeout_s=chosen.seconds + 300,
+    )
+    line = results[0] | {"retransmits": sum(row["retransmits"] for row in results[1:])}
+    json.dump(line, sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()
