@@ -66,6 +66,13 @@ class Network:
         self.holder.stdout.readline()
         there = str(self.holder.pid)
         self.enter = ("nsenter", f"--net=/proc/{there}/ns/net")
+        try:
+            self._join(there, mtu_bytes)
+        except subprocess.CalledProcessError:
+            self.close()
+            raise
+
+    def _join(self, there: str, mtu_bytes: int) -> None:
         for near, far in (("js0", "js1"), ("js2", "js3")):
             self._ip("link", "add", near, "mtu", str(mtu_bytes), "type", "veth",
                      "peer", "name", far, "mtu", str(mtu_bytes), "netns", there)  # fmt: skip
@@ -80,7 +87,7 @@ class Network:
     def close(self) -> None:
         """Removes the cables and the other namespace."""
         for near in ("js0", "js2"):
-            self._ip("link", "del", near)
+            subprocess.run(["ip", "link", "del", near], check=False, stderr=subprocess.DEVNULL)
         self.holder.kill()
         self.holder.wait()
 
