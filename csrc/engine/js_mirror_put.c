@@ -42,7 +42,7 @@ struct js_mirror_put {
     js_stream_rx rx;
     put_head head; /* of the one that is coming in */
     uint64_t done_bytes;
-    bool is_open; /* there is one */
+    bool is_open;   /* there is one */
     uint32_t first; /* of the pending ones, free-running */
     uint32_t end;
     put_pending pending[PUT_PENDING];
@@ -188,12 +188,12 @@ void js_mirror_put_flush(js_comm *comm, int32_t status)
         js_mirror_put *put = comm->mirror->peers[i].put;
         while (put != NULL && put->first != put->end) {
             const put_pending *pending = &put->pending[put->first++ % PUT_PENDING];
-            js_duty_complete(comm, &(js_comm_done){
-                                       .id = (uint64_t)JS_COMM_ID_SENT << JS_COMM_ID_SHIFT |
-                                             pending->index,
-                                       .status = status,
-                                       .opcode = JS_SQ_PUT,
-                                   });
+            js_duty_complete(
+                comm, &(js_comm_done){
+                          .id = (uint64_t)JS_COMM_ID_SENT << JS_COMM_ID_SHIFT | pending->index,
+                          .status = status,
+                          .opcode = JS_SQ_PUT,
+                      });
         }
     }
 }

@@ -12,7 +12,7 @@
 #define CONNECT_NS 20000000000u
 #define SILENCE_NS 20000000000u
 
-typedef struct remote_job {
+typedef struct mirror_job {
     uint32_t world;
     uint16_t hosts[JS_TEST_RANKS_MAX];
     const char *fault;
@@ -21,12 +21,12 @@ typedef struct remote_job {
     js_link *links[JS_TEST_RANKS_MAX];
     js_link_address addresses[JS_TEST_RANKS_MAX];
     int32_t connected[JS_TEST_RANKS_MAX];
-} remote_job;
+} mirror_job;
 
-static void *remote_main(void *argument)
+static void *mirror_main(void *argument)
 {
     js_test_rank *self = argument;
-    remote_job *job = self->context;
+    mirror_job *job = self->context;
     int32_t pidfds[JS_TEST_RANKS_MAX];
     memset(pidfds, 0xff, sizeof(pidfds));
     JS_TEST_REQUIRE(js_engine_new(self->seg, self->rank, pidfds, &self->wait, &self->engine) ==
@@ -45,7 +45,7 @@ static void *remote_main(void *argument)
     return NULL;
 }
 
-static void remote_run(remote_job *job, const js_seg_config *config)
+static void mirror_run(mirror_job *job, const js_seg_config *config)
 {
     js_test_rank ranks[JS_TEST_RANKS_MAX];
     pthread_t threads[JS_TEST_RANKS_MAX];
@@ -72,7 +72,7 @@ static void remote_run(remote_job *job, const js_seg_config *config)
             .body = job->body,
             .wait = { .oversubscribed = 1 },
         };
-        JS_TEST_REQUIRE(pthread_create(&threads[i], NULL, remote_main, &ranks[i]) == 0);
+        JS_TEST_REQUIRE(pthread_create(&threads[i], NULL, mirror_main, &ranks[i]) == 0);
     }
     for (uint32_t i = 0; i < job->world; i++) {
         JS_TEST_REQUIRE(pthread_join(threads[i], NULL) == 0);
@@ -89,7 +89,7 @@ static const js_seg_config small = {
     .stream_slots = 4, .queue_slots = 4, .sequence_start = UINT32_MAX - 11, .heap_bytes = 2u << 20
 };
 
-static js_call remote_call(uint32_t world, uint32_t count)
+static js_call mirror_call(uint32_t world, uint32_t count)
 {
     return (js_call){
         .kind = JS_KIND_ALL_REDUCE,
@@ -102,7 +102,7 @@ static js_call remote_call(uint32_t world, uint32_t count)
 }
 
 /* Everybody sends everything to everybody, one by one, whatever its host. */
-static uint32_t remote_load(js_test_rank *self, const js_call *call)
+static uint32_t mirror_load(js_test_rank *self, const js_call *call)
 {
     js_test_plan *plan = malloc(sizeof(*plan));
     JS_TEST_REQUIRE(plan != NULL);
@@ -137,7 +137,7 @@ static uint32_t remote_load(js_test_rank *self, const js_call *call)
     return id;
 }
 
-static void remote_check(const int32_t *values, uint32_t count, uint32_t world, uint32_t seed)
+static void mirror_check(const int32_t *values, uint32_t count, uint32_t world, uint32_t seed)
 {
     uint32_t ranks = world * (world - 1) / 2;
     for (uint32_t i = 0; i < count; i++) {
@@ -145,10 +145,10 @@ static void remote_check(const int32_t *values, uint32_t count, uint32_t world, 
     }
 }
 
-static void remote_reduce(js_test_rank *self, uint32_t count, uint32_t rounds)
+static void mirror_reduce(js_test_rank *self, uint32_t count, uint32_t rounds)
 {
-    js_call call = remote_call(self->world, count);
-    uint32_t plan = remote_load(self, &call);
+    js_call call = mirror_call(self->world, count);
+    uint32_t plan = mirror_load(self, &call);
     int32_t *values = malloc(count * sizeof(*values));
     JS_TEST_REQUIRE(values != NULL);
     for (uint32_t round = 0; round < rounds; round++) {
@@ -156,37 +156,37 @@ static void remote_reduce(js_test_rank *self, uint32_t count, uint32_t rounds)
             values[i] = (int32_t)(i + round * 3 + self->rank * 100);
         }
         JS_TEST_EQ_I64(js_test_call(self->comm, plan, values, values), JS_OK);
-        remote_check(values, count, self->world, round);
+        mirror_check(values, count, self->world, round);
     }
     free(values);
 }
 
 static void body_reduce(js_test_rank *self)
 {
-    remote_reduce(self, 1, 200);
-    remote_reduce(self, COUNT, 30);
+    mirror_reduce(self, 1, 200);
+    mirror_reduce(self, COUNT, 30);
 }
 
 static void test_reduce(void)
 {
-    remote_job two = { .world = 2, .hosts = { 0, 1 }, .body = body_reduce };
-    remote_run(&two, &small);
-    remote_job mixed = { .world = 4, .hosts = { 0, 1, 0, 2 }, .body = body_reduce };
-    remote_run(&mixed, &small);
+    mirror_job two = { .world = 2, .hosts = { 0, 1 }, .body = body_reduce };
+    mirror_run(&two, &small);
+    mirror_job mixed = { .world = 4, .hosts = { 0, 1, 0, 2 }, .body = body_reduce };
+    mirror_run(&mixed, &small);
 }
 
 static void test_reduce_with_faults(void)
 {
-    remote_job two = { .world = 2,
+    mirror_job two = { .world = 2,
                        .hosts = { 0, 1 },
                        .fault = "drop=0.03,dup=0.03,reorder=0.03,corrupt=0.02,seed=5",
                        .body = body_reduce };
-    remote_run(&two, &small);
-    remote_job three = two;
+    mirror_run(&two, &small);
+    mirror_job three = two;
     memset(three.segs, 0, sizeof(three.segs));
     three.world = 3;
     three.hosts[2] = 2;
-    remote_run(&three, &small);
+    mirror_run(&three, &small);
 }
 
 /* Messages of all sizes both ways, the receives posted late. */
@@ -219,18 +219,18 @@ static void body_messages(js_test_rank *self)
 
 static void test_messages(void)
 {
-    remote_job two = { .world = 2, .hosts = { 0, 1 }, .body = body_messages };
-    remote_run(&two, &small);
+    mirror_job two = { .world = 2, .hosts = { 0, 1 }, .body = body_messages };
+    mirror_run(&two, &small);
     memset(two.segs, 0, sizeof(two.segs));
     two.fault = "drop=0.05,reorder=0.05,seed=9";
-    remote_run(&two, &small);
+    mirror_run(&two, &small);
 }
 
 /* Different calls: both ranks are told, with both calls. */
 static void body_mismatch(js_test_rank *self)
 {
-    js_call call = remote_call(2, self->rank == 0 ? 100 : 101);
-    uint32_t plan = remote_load(self, &call);
+    js_call call = mirror_call(2, self->rank == 0 ? 100 : 101);
+    uint32_t plan = mirror_load(self, &call);
     int32_t values[101] = { 0 };
     JS_TEST_EQ_I64(js_test_call(self->comm, plan, values, values), JS_ERR_MISMATCH);
     js_fault fault;
@@ -241,15 +241,15 @@ static void body_mismatch(js_test_rank *self)
 
 static void test_mismatch(void)
 {
-    remote_job two = { .world = 2, .hosts = { 0, 1 }, .body = body_mismatch };
-    remote_run(&two, &small);
+    mirror_job two = { .world = 2, .hosts = { 0, 1 }, .body = body_mismatch };
+    mirror_run(&two, &small);
 }
 
 /* A rank that leaves while the other waits for it. */
 static void body_leave(js_test_rank *self)
 {
-    js_call call = remote_call(2, 10);
-    uint32_t plan = remote_load(self, &call);
+    js_call call = mirror_call(2, 10);
+    uint32_t plan = mirror_load(self, &call);
     int32_t values[10] = { 0 };
     if (self->rank == 0) {
         JS_TEST_EQ_I64(js_test_call(self->comm, plan, values, values), JS_ERR_PEER_CLOSED);
@@ -258,15 +258,15 @@ static void body_leave(js_test_rank *self)
 
 static void test_leave(void)
 {
-    remote_job two = { .world = 2, .hosts = { 0, 1 }, .body = body_leave };
-    remote_run(&two, &small);
+    mirror_job two = { .world = 2, .hosts = { 0, 1 }, .body = body_leave };
+    mirror_run(&two, &small);
 }
 
 /* A rank that aborts: the others, of its host and elsewhere, get to know. */
 static void body_abort(js_test_rank *self)
 {
-    js_call call = remote_call(3, 10);
-    uint32_t plan = remote_load(self, &call);
+    js_call call = mirror_call(3, 10);
+    uint32_t plan = mirror_load(self, &call);
     int32_t values[10] = { 0 };
     js_test_meet(self);
     if (self->rank == 0) {
@@ -280,8 +280,8 @@ static void body_abort(js_test_rank *self)
 
 static void test_abort(void)
 {
-    remote_job three = { .world = 3, .hosts = { 0, 0, 1 }, .body = body_abort };
-    remote_run(&three, &small);
+    mirror_job three = { .world = 3, .hosts = { 0, 0, 1 }, .body = body_abort };
+    mirror_run(&three, &small);
 }
 
 JS_TEST_MAIN(JS_TEST(test_reduce), JS_TEST(test_reduce_with_faults), JS_TEST(test_messages),
