@@ -2,7 +2,7 @@
  * reach with a small window is visited. A channel holds a few frames per way, and delivers any of
  * them at any time, keeps it for another time, or drops it; timers may fire at any time; once, both
  * sides begin anew with new epochs while old frames are still on their way. In every state the
- * invariants hold, and from every state the rest comes through if the network only behaves.
+ * invariants hold, and from a sample of them the rest comes through if the network only behaves.
  *
  * Time is abstract: in a state all moments lie in the past at the same distance. A step is a frame
  * that comes at once, with what is sent in answer, or time that passes until a delayed ACK, a probe
