@@ -28,6 +28,13 @@ static const js_seg_rank *fault_rank(const js_comm *comm, uint32_t peer)
 static void fault_read_board(const js_comm *comm, uint32_t peer, uint64_t *sequence, js_call *call,
                              int32_t *is_active)
 {
+    const js_mirror_peer *remote = js_mirror_find(comm, peer);
+    if (remote != NULL) {
+        *sequence = remote->sequence;
+        *call = remote->call;
+        *is_active = remote->is_active;
+        return;
+    }
     const js_board *board = js_area_board(&comm->area, peer);
     uint64_t words[4];
     uint64_t before;
@@ -49,6 +56,11 @@ static void fault_read_board(const js_comm *comm, uint32_t peer, uint64_t *seque
  * hold the chunk size and the parts. */
 static bool fault_read_record(const js_comm *comm, uint32_t peer, uint64_t sequence, js_call *call)
 {
+    const js_mirror_peer *remote = js_mirror_find(comm, peer);
+    if (remote != NULL) {
+        *call = remote->asked_call;
+        return remote->asked_sequence == sequence && sequence != 0;
+    }
     const js_record *record = &js_area_records(&comm->area, peer)[sequence & comm->record_mask];
     if (js_load_acq_u64(&record->commit) != sequence) {
         return false;
@@ -124,6 +136,10 @@ static uint64_t fault_other_ranks(const js_comm *comm)
 /* Has a rank left this communicator? */
 static bool fault_has_left(const js_comm *comm, uint32_t peer)
 {
+    const js_mirror_peer *remote = js_mirror_find(comm, peer);
+    if (remote != NULL) {
+        return remote->has_left;
+    }
     uint32_t state = js_load_acq_u32(&fault_rank(comm, peer)->state);
     bool has_closed = js_load_acq_u32(&js_area_board(&comm->area, peer)->closed) != 0;
     return has_closed || state == JS_PEER_CLOSED;

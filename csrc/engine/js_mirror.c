@@ -28,6 +28,12 @@ bool js_mirror_is_remote(const js_comm *comm, uint32_t rank)
     return comm->mirror != NULL && comm->mirror->index[rank] != 0;
 }
 
+const js_mirror_peer *js_mirror_find(const js_comm *comm, uint32_t rank)
+{
+    return js_mirror_is_remote(comm, rank) ? &comm->mirror->peers[comm->mirror->index[rank] - 1]
+                                           : NULL;
+}
+
 /* --- what comes --------------------------------------------------------------------------- */
 
 bool js_mirror_place(void *context, uint32_t channel, uint32_t offset, const uint8_t *payload,
@@ -48,7 +54,7 @@ void js_mirror_deliver(void *context, const js_rel_chunk *chunk)
     js_mirror_peer *peer = context;
     js_mirror *mirror = peer->comm->mirror;
     js_mirror_channel *c = &peer->channels[chunk->channel];
-    uint32_t sent = c->psn - mirror->sequence_start;
+    uint32_t sent = c->psn - c->sequence_start;
     if (sent - js_load_rlx_u32(&c->consumed->consumed) > c->mask) {
         peer->is_overrun = true;
         return;

@@ -29,9 +29,10 @@ typedef struct js_mirror_channel {
     const js_stream_reader *consumed; /* how much of it has been read here */
     uint64_t route;                   /* of its frames */
     uint32_t mask;                    /* of both rings of lines */
-    uint32_t urge;                    /* so many frames read are told at once */
-    uint32_t psn;                     /* of its next frame */
-    uint32_t told;                    /* what js_rel was last told of `consumed` */
+    uint32_t sequence_start;
+    uint32_t urge; /* so many frames read are told at once */
+    uint32_t psn;  /* of its next frame */
+    uint32_t told; /* what js_rel was last told of `consumed` */
 } js_mirror_channel;
 
 typedef struct js_mirror_put js_mirror_put;
@@ -57,11 +58,18 @@ typedef struct js_mirror_peer {
     bool is_overrun;      /* it has sent more than it may */
     bool was_told;        /* that this communicator has failed */
     js_link_address address;
+    /* What it has said of itself: as js_board of a rank of this host. Not kept in the segment: what
+     * another rank here has heard may be ahead of the frames that have come to this one. */
+    uint64_t sequence;
+    js_call call;
+    bool is_active;
+    bool has_left;           /* and all that it has sent is here */
+    uint64_t asked_sequence; /* and what it called then */
+    js_call asked_call;
 } js_mirror_peer;
 
 typedef struct js_mirror {
     js_link *link;
-    uint32_t sequence_start;
     uint32_t peer_count;
     uint32_t delivered;                /* frames, since the caller last looked */
     bool has_backlog;                  /* something published has not been sent once */
@@ -85,6 +93,8 @@ void js_mirror_close(struct js_comm *comm);
 /* Sleeps until something comes, at most `slice_ns`. */
 void js_mirror_sleep(struct js_comm *comm, uint64_t slice_ns);
 bool js_mirror_is_remote(const struct js_comm *comm, uint32_t rank);
+/* The peer that a rank of another host is; NULL: it is of this one. */
+const js_mirror_peer *js_mirror_find(const struct js_comm *comm, uint32_t rank);
 void js_mirror_free(js_mirror *mirror);
 /* js_rel's sink. */
 bool js_mirror_place(void *context, uint32_t channel, uint32_t offset, const uint8_t *payload,

@@ -39,7 +39,7 @@ void js_mirror_write_note(js_mirror_peer *peer, bool is_closed)
         .sequence = comm->sequence,
         .is_active = js_load_rlx_u32(&comm->board->active),
         .is_closed = is_closed,
-        .asked_sequence = js_load_rlx_u64(&js_area_board(&comm->area, peer->rank)->sequence),
+        .asked_sequence = peer->sequence,
     };
     for (uint32_t i = 0; i < JS_ARRAY_LEN(note.call); i++) {
         note.call[i] = js_load_rlx_u64(&comm->board->call[i]);
@@ -67,39 +67,21 @@ uint32_t js_mirror_fault_note(const js_comm *comm, uint8_t *note)
     return sizeof(fault);
 }
 
-/* Into the peer's board here, which none of its own host's ranks can write to. */
 static void mirror_take_board(js_mirror_peer *peer, const mirror_board_note *note, bool is_bye)
 {
     js_comm *comm = peer->comm;
-    js_board *board = js_area_board(&comm->area, peer->rank);
     js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, comm->members[peer->rank]);
     js_store_rel_u32(&rank->pid, note->pid);
-    if (note->sequence >= js_load_rlx_u64(&board->sequence)) { /* notes may overtake each other */
-        js_store_rlx_u64(&board->sequence, 0);
-        for (uint32_t i = 0; i < JS_ARRAY_LEN(note->call); i++) {
-            js_store_rel_u64(&board->call[i], note->call[i]);
-        }
-        js_store_rlx_u32(&board->active, note->is_active);
-        js_store_rel_u64(&board->sequence, note->sequence);
+    if (note->sequence >= peer->sequence) { /* notes may overtake each other */
+        peer->sequence = note->sequence;
+        memcpy(&peer->call, note->call, sizeof(peer->call));
+        peer->is_active = note->is_active != 0;
     }
-    if (note->is_closed != 0 && is_bye) { /* all that it has sent is here */
-        js_store_rel_u32(&board->closed, 1);
-        js_store_rel_u32(&board->gone, 1);
+    peer->has_left = peer->has_left || (note->is_closed != 0 && is_bye);
+    if (note->asked_call.kind != JS_KIND_NONE) {
+        peer->asked_sequence = note->asked_sequence;
+        peer->asked_call = note->asked_call;
     }
-    if (note->asked_call.kind == JS_KIND_NONE) {
-        return;
-    }
-    js_record *record =
-        &js_area_records(&comm->area, peer->rank)[note->asked_sequence & comm->record_mask];
-    js_store_rel_u64(&record->commit, 0);
-    record->kind = (uint8_t)note->asked_call.kind;
-    record->redop = (uint8_t)note->asked_call.redop;
-    record->dtype = (uint8_t)note->asked_call.dtype;
-    record->algo = (uint8_t)note->asked_call.algo;
-    record->count = note->asked_call.count;
-    record->root = (uint16_t)note->asked_call.root;
-    record->world = note->asked_call.world;
-    js_store_rel_u64(&record->commit, note->asked_sequence);
 }
 
 /* Only what can be true is believed: the text of the error is made of it. */

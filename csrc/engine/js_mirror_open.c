@@ -34,7 +34,8 @@ void js_mirror_open_channel(js_mirror_peer *peer, uint32_t channel, const js_mir
     c->mask = ends->layout->slots - 1;
     /* What has been read makes room, which can wait; a put is complete when it has been read. */
     c->urge = channel == JS_FRAME_CHANNEL_PUT ? 1 : ends->layout->slots / 4;
-    c->psn = ends->layout->sequence_start;
+    c->sequence_start = ends->layout->sequence_start;
+    c->psn = c->sequence_start;
 }
 
 static int32_t mirror_open_channels(js_comm *comm, js_mirror_peer *peer)
@@ -106,7 +107,6 @@ static int32_t mirror_new(js_comm *comm, const js_link_address *addresses, js_mi
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for connections with %u ranks", count);
     }
     memset(mirror, 0, bytes);
-    mirror->sequence_start = comm->area.peer_layout.sequence_start;
     for (uint32_t rank = 0; rank < comm->world; rank++) {
         if (!js_engine_is_local(comm->engine, comm->members[rank])) {
             js_mirror_peer *peer = &mirror->peers[mirror->peer_count++];

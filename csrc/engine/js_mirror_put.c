@@ -50,20 +50,14 @@ struct js_mirror_put {
     uint8_t *memory;
 };
 
-static js_stream_layout put_layout(const js_mirror *mirror)
+int32_t js_mirror_put_open(js_mirror_peer *peer)
 {
-    return (js_stream_layout){
+    js_stream_layout layout = {
         .reader_count = 1,
         .slots = PUT_SLOTS,
         .payload_bytes = PUT_RING_BYTES,
-        .sequence_start = mirror->sequence_start,
+        .sequence_start = PUT_SLOTS, /* zero is not a number of the first lap */
     };
-}
-
-int32_t js_mirror_put_open(js_mirror_peer *peer)
-{
-    js_mirror *mirror = peer->comm->mirror;
-    js_stream_layout layout = put_layout(mirror);
     uint64_t bytes = js_stream_bytes(&layout);
     js_mirror_put *put = calloc(1, sizeof(*put));
     peer->put = put;

@@ -41,14 +41,14 @@ def test_the_same_ranks_meet_again(comm: Communicator) -> None:
     check_sums(comm)
 
 
-@pytest.mark.ranks(3, hosts=(0, 1, 0), link="udp", faults="dup=0.5,seed=3")
+@pytest.mark.ranks(3, hosts=(0, 1, 0), link="udp", faults="drop=0.05,dup=0.02,seed=3")
 def test_faults(comm: Communicator) -> None:
     assert comm.local_rank == (0, 0, 1)[comm.rank]
     check_sums(comm)
     assert comm.link_counters()["faults"] > 0
 
 
-@pytest.mark.ranks(3, hosts=2, link="packet")
+@pytest.mark.ranks(3, hosts=2, link="packet", kernel_drop=0.02)
 def test_network_namespaces(comm: Communicator) -> None:
     assert interfaces_of(comm) == ["eth0", "lo"]
     check_sums(comm)
