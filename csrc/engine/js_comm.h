@@ -162,13 +162,14 @@ struct js_comm {
     js_waiter waiter;
     int32_t failed; /* status that every further call returns */
     js_fault fault;
-    js_comm *next;      /* in the engine's list (its lock) */
-    uint32_t has_work;  /* it was left with operations in flight; R: any thread, relaxed */
-    bool is_raised;     /* the engine thread has raised its doorbell here; W: it */
-    uint32_t wanted;    /* threads that want in where a device may be inside, or are (add) */
-    uint32_t busy;      /* js_comm_busy; whoever enters (cas), the same when it leaves */
-    bool is_biased;     /* one thread of a device goes in and out by a word of its own: js_qp.c */
-    uint32_t is_inside; /* that word; W: the device's thread */
+    js_comm *next;       /* in the engine's list (its lock) */
+    uint32_t has_mirror; /* there are ranks on other hosts; R: any thread, rel/acq */
+    uint32_t has_work;   /* it was left with operations in flight; R: any thread, relaxed */
+    bool is_raised;      /* the engine thread has raised its doorbell here; W: it */
+    uint32_t wanted;     /* threads that want in where a device may be inside, or are (add) */
+    uint32_t busy;       /* js_comm_busy; whoever enters (cas), the same when it leaves */
+    bool is_biased;      /* one thread of a device goes in and out by a word of its own: js_qp.c */
+    uint32_t is_inside;  /* that word; W: the device's thread */
 };
 
 /* --- js_help.c --- */

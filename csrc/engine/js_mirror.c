@@ -12,10 +12,12 @@
 #include <time.h>
 
 #define MIRROR_BATCH 64u
-#define MIRROR_ASK_NS 1000000u        /* between two questions for the peers' boards */
+#define MIRROR_ASK_NS_MIN 1000000u /* between two questions for the peers' boards, at first */
+#define MIRROR_ASK_NS_MAX 64000000u
 #define MIRROR_LOOK_NS 100000u        /* whoever did not look for longer was absent, */
 #define MIRROR_STOPPED_NS 1000000000u /* or was stopped */
 #define MIRROR_CLOSE_NS 2000000000u   /* for what is on its way when a communicator is closed */
+#define MIRROR_LAST_WORDS 3u
 #define MIRROR_LOCAL_SLICE_NS 500000u /* ranks of the own host cannot wake who sleeps at a link */
 
 static uint64_t mirror_now_ns(const js_comm *comm)
@@ -77,17 +79,18 @@ static void mirror_take_frame(js_comm *comm, uint64_t now_ns, const js_link_pack
     js_mirror *mirror = comm->mirror;
     js_wire_frame frame;
     js_wire_reason reason = js_wire_decode(packet->frame, packet->bytes, &frame);
-    uint32_t rank = frame.dcid & 0xffu;
-    if (reason == JS_WIRE_OK && (rank >= comm->world || mirror->index[rank] == 0)) {
-        reason = JS_WIRE_STALE;
-    }
     if (JS_UNLIKELY(reason != JS_WIRE_OK)) {
         mirror->refused[reason]++;
         return;
     }
+    uint32_t rank = frame.dcid & 0xffu;
+    if (JS_UNLIKELY(rank >= comm->world || mirror->index[rank] == 0)) {
+        mirror->refused[JS_WIRE_STALE]++;
+        return;
+    }
     js_mirror_peer *peer = &mirror->peers[mirror->index[rank] - 1];
     if (JS_UNLIKELY(frame.opcode == JS_WIRE_PROBE)) {
-        js_mirror_write_note(peer, false); /* the answer tells what this rank is in now */
+        js_mirror_write_note(peer); /* the answer tells what this rank is in now */
     }
     (void)js_rel_rx(peer->rel, now_ns, &frame);
     peer->is_touched = true;
@@ -268,32 +271,42 @@ void js_mirror_send(js_comm *comm)
 void js_mirror_ask(js_comm *comm, uint64_t now_ns)
 {
     js_mirror *mirror = comm->mirror;
-    if (now_ns - mirror->asked_ns < MIRROR_ASK_NS) {
+    uint64_t since_ns = now_ns - mirror->asked_ns;
+    if (since_ns < mirror->ask_ns) {
         return;
     }
+    bool is_first = since_ns > 4 * mirror->ask_ns; /* of this wait, or as good as that */
+    mirror->ask_ns =
+        is_first ? MIRROR_ASK_NS_MIN : js_min_u64(2 * mirror->ask_ns, MIRROR_ASK_NS_MAX);
     mirror->asked_ns = now_ns;
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
-        js_mirror_write_note(&mirror->peers[i], false);
+        js_mirror_write_note(&mirror->peers[i]);
         js_rel_ask(mirror->peers[i].rel);
         mirror->peers[i].is_touched = true;
     }
     js_mirror_send(comm);
 }
 
-void js_mirror_abort(js_comm *comm)
+/* Tells the peers why this communicator has failed. */
+static void mirror_tell_fault(js_comm *comm)
 {
     js_mirror *mirror = comm->mirror;
     uint8_t note[JS_WIRE_NOTE_BYTES_MAX];
     uint32_t bytes = js_mirror_fault_note(comm, note);
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
-        js_mirror_peer *peer = &mirror->peers[i];
-        if (!peer->was_told) {
-            peer->was_told = true;
-            peer->is_touched = true;
-            js_rel_abort(peer->rel, note, bytes);
-        }
+        mirror->peers[i].was_told = true;
+        mirror->peers[i].is_touched = true;
+        js_rel_abort(mirror->peers[i].rel, note, bytes);
     }
     js_mirror_send(comm);
+}
+
+void js_mirror_abort(js_comm *comm)
+{
+    if (!comm->mirror->has_aborted) {
+        comm->mirror->has_aborted = true;
+        mirror_tell_fault(comm);
+    }
 }
 
 void js_mirror_sleep(js_comm *comm, uint64_t slice_ns)
@@ -347,7 +360,8 @@ static uint64_t mirror_wait_round(js_comm *comm)
     return comm->mirror->looked_ns;
 }
 
-void js_mirror_close(js_comm *comm)
+/* Leaves in good order: what is published gets there before BYE does. */
+static void mirror_drain(js_comm *comm)
 {
     js_mirror *mirror = comm->mirror;
     uint64_t now_ns = mirror_now_ns(comm);
@@ -357,8 +371,9 @@ void js_mirror_close(js_comm *comm)
     while (mirror->has_backlog && now_ns < until_ns) { /* what is published has to be handed over */
         now_ns = mirror_wait_round(comm);
     }
+    mirror->is_closing = true;
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
-        js_mirror_write_note(&mirror->peers[i], true);
+        js_mirror_write_note(&mirror->peers[i]);
         js_rel_close(mirror->peers[i].rel, now_ns);
         mirror->peers[i].is_touched = true;
     }
@@ -366,6 +381,16 @@ void js_mirror_close(js_comm *comm)
     while (!mirror_is_closed(mirror) && now_ns < until_ns) {
         now_ns = mirror_wait_round(comm);
     }
-    js_mirror_free(mirror);
+}
+
+void js_mirror_close(js_comm *comm)
+{
+    if (comm->failed == JS_OK) {
+        mirror_drain(comm);
+    }
+    for (uint32_t i = 0; comm->failed != JS_OK && i < MIRROR_LAST_WORDS; i++) {
+        mirror_tell_fault(comm); /* nobody will be here to answer whom it does not reach */
+    }
+    js_mirror_free(comm->mirror);
     comm->mirror = NULL;
 }

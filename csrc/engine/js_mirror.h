@@ -71,10 +71,13 @@ typedef struct js_mirror_peer {
 typedef struct js_mirror {
     js_link *link;
     uint32_t peer_count;
-    uint32_t delivered;                /* frames, since the caller last looked */
-    bool has_backlog;                  /* something published has not been sent once */
-    uint64_t looked_ns;                /* when this rank was last here */
-    uint64_t asked_ns;                 /* when peers were last asked for their boards */
+    uint32_t delivered; /* frames, since the caller last looked */
+    bool has_backlog;   /* something published has not been sent once */
+    uint64_t looked_ns; /* when this rank was last here */
+    uint64_t asked_ns;  /* when peers were last asked for their boards, */
+    uint64_t ask_ns;    /* and how long until the next time */
+    bool has_aborted;
+    bool is_closing;                   /* this rank is about to leave */
     uint64_t refused[JS_WIRE_REASONS]; /* frames of nobody, by reason */
     uint16_t index[JS_RANKS_MAX];      /* 1 + place among the peers, by rank; 0: a local rank */
     js_mirror_peer peers[];
@@ -119,7 +122,7 @@ void js_mirror_put_flush(struct js_comm *comm, int32_t status);
 
 /* --- js_mirror_note.c --- */
 /* Brings what the next PROBE or its answer tells of this rank up to date. */
-void js_mirror_write_note(js_mirror_peer *peer, bool is_closed);
+void js_mirror_write_note(js_mirror_peer *peer);
 /* The same of a fault, for RESET; returns its size. */
 uint32_t js_mirror_fault_note(const struct js_comm *comm, uint8_t *note);
 /* A note has come; js_rel's sink. */

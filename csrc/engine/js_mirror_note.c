@@ -30,7 +30,7 @@ typedef struct mirror_fault_note {
 JS_STATIC_ASSERT(sizeof(mirror_board_note) <= JS_WIRE_NOTE_BYTES_MAX, "fits a note");
 JS_STATIC_ASSERT(sizeof(mirror_fault_note) <= JS_WIRE_NOTE_BYTES_MAX, "fits a note");
 
-void js_mirror_write_note(js_mirror_peer *peer, bool is_closed)
+void js_mirror_write_note(js_mirror_peer *peer)
 {
     js_comm *comm = peer->comm;
     mirror_board_note note = {
@@ -38,7 +38,7 @@ void js_mirror_write_note(js_mirror_peer *peer, bool is_closed)
         .pid = (uint32_t)getpid(),
         .sequence = comm->sequence,
         .is_active = js_load_rlx_u32(&comm->board->active),
-        .is_closed = is_closed,
+        .is_closed = comm->mirror->is_closing,
         .asked_sequence = peer->sequence,
     };
     for (uint32_t i = 0; i < JS_ARRAY_LEN(note.call); i++) {

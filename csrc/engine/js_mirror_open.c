@@ -88,7 +88,7 @@ static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer, uint64_t gi
     js_rel_sink sink = { js_mirror_place, js_mirror_deliver, js_mirror_read_note, peer };
     js_rel_init(peer->rel, &config, &sink);
     js_rel_set_share(peer->rel, mirror->link->buffer_frames / mirror->peer_count);
-    js_mirror_write_note(peer, false);
+    js_mirror_write_note(peer);
     js_rel_open(peer->rel, mirror->looked_ns, mtu);
     peer->is_touched = true;
     return JS_OK;
@@ -222,5 +222,6 @@ int32_t js_comm_connect(js_comm *comm, js_link *link, const js_link_address *add
         comm->mirror = NULL;
         js_mirror_free(mirror);
     }
+    js_store_rel_u32(&comm->has_mirror, result == JS_OK);
     return js_comm_leave(comm, result);
 }

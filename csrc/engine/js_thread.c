@@ -47,7 +47,8 @@ typedef struct thread_door {
 
 static bool thread_serves(const js_comm *comm)
 {
-    return js_load_rlx_u32(&comm->has_work) != 0 || comm->queue != NULL || comm->mirror != NULL;
+    return js_load_rlx_u32(&comm->has_work) != 0 || comm->queue != NULL ||
+           js_load_acq_u32(&comm->has_mirror) != 0;
 }
 
 /* A round for one; `checks`: of the peers too, where nothing moves. */
@@ -237,7 +238,7 @@ static void *ticker_main(void *argument)
         thread_check_liveness(engine);
         pthread_mutex_lock(&engine->lock);
         for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
-            if (comm->mirror != NULL) {
+            if (js_load_acq_u32(&comm->has_mirror) != 0) {
                 (void)thread_round(comm, true);
             }
         }
