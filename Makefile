@@ -12,6 +12,7 @@ PYTHON ?= python3
 BENCH_ARGS ?= all_reduce all_gather -n 2 --quick
 PYTEST_ARGS ?=
 CTEST_ARGS ?=
+CTEST_SKIP ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -84,7 +85,8 @@ define c_tests
 	$(abspath $(BIN))/cmake -S csrc -B $(BUILD)/$(1) -G Ninja \
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DJS_TESTS=ON -DJS_WERROR=ON $(2) >/dev/null
 	$(BIN)/cmake --build $(BUILD)/$(1) -- --quiet
-	$(BIN)/ctest --test-dir $(BUILD)/$(1) --output-on-failure --no-tests=error $(3) $(CTEST_ARGS)
+	$(BIN)/ctest --test-dir $(BUILD)/$(1) --output-on-failure --no-tests=error $(3) \
+	    $(if $(CTEST_SKIP),-E '$(CTEST_SKIP)') $(CTEST_ARGS)
 endef
 
 ctest: $(VENV)/.tools

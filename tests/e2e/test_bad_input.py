@@ -403,7 +403,9 @@ def available_bytes() -> int:
 
 
 @pytest.mark.slow
-def test_more_than_two_gib() -> None:
+def test_more_than_two_gib(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--full-matrix"):
+        pytest.skip("part of --full-matrix")
     if available_bytes() < 12 * GIB:
         pytest.skip(f"needs 12 GiB of memory, {available_bytes() / GIB:.1f} GiB are available")
     run_ranks(run_huge, 2, timeout_s=240)

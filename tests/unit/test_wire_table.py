@@ -77,7 +77,7 @@ def overhead_table() -> str:
 
 def mtu_table() -> str:
     """4 KiB at an MTU of 1500, and the packet that acknowledges."""
-    ack = Ack(**DELIVERY, flags=Flag(0), sack=0, trigger=0, delay_units=0, consumed=(0, 0))
+    ack = Ack(**DELIVERY, flags=Flag(0), sack=0, trigger=0, delay_units=0, consumed=(0, 0, 0))
     lines = ["| | packets for 4 KiB | bytes on the cable | share | ACK on the cable |"]
     lines += ["|---|---|---|---|---|"]
     for link, inside in (("Ethernet", 0), ("UDP", IPV4 + UDP)):
