@@ -28,8 +28,9 @@ static uint8_t exec_refer(uint32_t flags)
 
 static uint8_t exec_scale(const js_call *call, uint32_t is_partial)
 {
-    uint32_t bytes = js_dtype_partial_bytes(call->dtype, call->redop);
-    return is_partial ? (uint8_t)(bytes / js_dtype_bytes(call->dtype)) : 1;
+    uint32_t bytes = js_dtype_bytes(call->dtype);
+    uint32_t partial_bytes = js_dtype_partial_bytes(call->dtype, call->redop);
+    return (uint8_t)(is_partial ? partial_bytes / bytes : 1u);
 }
 
 static js_reduce_fn exec_fold_of(const js_call *call, uint32_t flags)
