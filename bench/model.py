@@ -72,7 +72,7 @@ def run_rank() -> None:
     import jetstream
 
     with jetstream.init() as comm:
-        loop.pin(comm.local_rank)
+        loop.pin(comm.rank)
         found: dict[tuple[str, int], list[float]] = {}
         for _, algorithm, size in itertools.product(range(ROUNDS), ALGORITHMS, FIT_BYTES):
             x = np.zeros(size // 4, np.float32)

@@ -74,7 +74,7 @@ def main() -> None:
     """Measure on ordinary arrays or on symmetric ones."""
     arguments = loop.parse_arguments(__doc__)
     with jetstream.init() as comm:
-        loop.pin(comm.local_rank)
+        loop.pin(comm.rank)
         meeting = loop.Meeting(arguments.shared, comm.rank, comm.size)
         new: Any = np.zeros
         if arguments.memory == "symmetric":

@@ -26,7 +26,7 @@ TIMEOUT_NS = 60_000_000_000
 @pytest.fixture(scope="module")
 def comm() -> Iterator[Any]:
     with jetstream.init() as comm:
-        loop.pin(comm.local_rank)
+        loop.pin(comm.rank)
         yield comm
 
 
