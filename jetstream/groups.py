@@ -63,11 +63,11 @@ def split(comm: Communicator, endpoint: Endpoint, color: int | None, key: int) -
     if near and near[0] == comm.rank:
         _offer(endpoint, group, progress)
     address = b""
-    if len(set(endpoint.hosts)) > 1:
-        address = _open_link(endpoint, comm.rank, len(near) < len(members), progress)
-    words = np.frombuffer(address, dtype=np.int64).tolist()
-    offers = _exchange(comm, group.offset, group.id, progress.status, *words)
     try:
+        if len(set(endpoint.hosts)) > 1:
+            address = _open_link(endpoint, comm.rank, len(near) < len(members), progress)
+        words = np.frombuffer(address, dtype=np.int64).tolist()
+        offers = _exchange(comm, group.offset, group.id, progress.status, *words)
         if members and all(offers[rank][2] == 0 for rank in members):
             group.offset, group.id = offers[near[0]][:2]
             _join(endpoint, group, progress)

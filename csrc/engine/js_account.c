@@ -36,6 +36,7 @@ static void account_record(js_comm *comm)
     record->copy_ns = account_span_ns(comm, account->copy_ticks);
     record->reduce_ns = account_span_ns(comm, account->reduce_ticks);
     record->last_peer = (uint16_t)account->last_peer;
+    record->retransmits = comm->mirror != NULL ? js_mirror_take_retransmits(comm) : 0;
     record->root = (uint16_t)call->root;
     record->gap_before_us = account_span_ns(comm, gap_ticks) / 1000u;
     record->status = account->status;

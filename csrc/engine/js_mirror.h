@@ -71,11 +71,12 @@ typedef struct js_mirror_peer {
 typedef struct js_mirror {
     js_link *link;
     uint32_t peer_count;
-    uint32_t delivered; /* frames, since the caller last looked */
-    bool has_backlog;   /* something published has not been sent once */
-    uint64_t looked_ns; /* when this rank was last here */
-    uint64_t asked_ns;  /* when peers were last asked for their boards, */
-    uint64_t ask_ns;    /* and how long until the next time */
+    uint32_t delivered;   /* frames, since the caller last looked */
+    bool has_backlog;     /* something published has not been sent once */
+    uint64_t looked_ns;   /* when this rank was last here */
+    uint64_t asked_ns;    /* when peers were last asked for their boards, */
+    uint64_t ask_ns;      /* and how long until the next time */
+    uint64_t retransmits; /* that records tell of */
     bool has_aborted;
     bool is_closing;                   /* this rank is about to leave */
     uint64_t refused[JS_WIRE_REASONS]; /* frames of nobody, by reason */
@@ -95,6 +96,8 @@ void js_mirror_abort(struct js_comm *comm);
 void js_mirror_close(struct js_comm *comm);
 /* Sleeps until something comes, at most `slice_ns`. */
 void js_mirror_sleep(struct js_comm *comm, uint64_t slice_ns);
+/* Frames repeated since this was last asked, at most 65535. */
+uint16_t js_mirror_take_retransmits(struct js_comm *comm);
 bool js_mirror_is_remote(const struct js_comm *comm, uint32_t rank);
 /* The peer that a rank of another host is; NULL: it is of this one. */
 const js_mirror_peer *js_mirror_find(const struct js_comm *comm, uint32_t rank);

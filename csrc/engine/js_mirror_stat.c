@@ -48,6 +48,18 @@ static uint64_t mirror_quantile(const js_rel_stats *stats, uint32_t per_mille)
     return 0;
 }
 
+uint16_t js_mirror_take_retransmits(js_comm *comm)
+{
+    js_mirror *mirror = comm->mirror;
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < mirror->peer_count; i++) {
+        total += js_rel_get_stats(mirror->peers[i].rel)->retransmits;
+    }
+    uint64_t more = js_min_u64(total - mirror->retransmits, UINT16_MAX);
+    mirror->retransmits = total;
+    return (uint16_t)more;
+}
+
 const char *js_peer_counter_name(uint32_t index)
 {
     uint32_t count = JS_ARRAY_LEN(mirror_counters);

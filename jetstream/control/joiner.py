@@ -94,7 +94,8 @@ class Joiner(Machine):
         if self._is_remote and since_s is not None and now_s >= since_s + self._silence_s:
             self.step(Silent(0), now_s=now_s)
         elif now_s >= self._hello_s:
-            self._hello_s = now_s + (ALIVE_INTERVAL_S if self._is_remote else HELLO_INTERVAL_S)
+            alive_s = min(ALIVE_INTERVAL_S, self._silence_s / 4)
+            self._hello_s = now_s + (alive_s if self._is_remote else HELLO_INTERVAL_S)
             self._unanswered_s = now_s if since_s is None else since_s
             self.do(Send(b"", self._me if is_calling else Alive(rank=self._me.member.rank)))
 
@@ -180,7 +181,8 @@ class Joiner(Machine):
         self.error = RendezvousError(
             f"rank {self._me.member.rank} heard nothing from rank 0 at {self._address} within "
             f"{self._timeout_s:g} s: rank 0 is not running, has not called jetstream.init, "
-            "is stopped, belongs to another user or has another JETSTREAM_RENDEZVOUS"
+            "is stopped, belongs to another user or has another JETSTREAM_RENDEZVOUS; on another "
+            "host: the name leads elsewhere, or a firewall is in the way"
         )
 
     _S = JoinerState

@@ -28,6 +28,7 @@ _IFREQ = struct.Struct("=16sH2x4s16x")
 #: An address of nobody (RFC 5737): the way there is the default route. Nothing is sent.
 _ANYWHERE = "192.0.2.1"
 _LOOPBACK = "127.0.0.1"
+_ASKED = ": it is asked for"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def own_choice(config: Config) -> tuple[str, str]:
     With JETSTREAM_LINK=auto: raw frames only where this host can tell that they would arrive.
     """
     if config.link != "auto":
-        return config.link, f"{config.link}: it is asked for"
+        return config.link, f"{config.link}{_ASKED}"
     if is_loopback(config.rendezvous):
         return "udp", "udp: the ranks meet inside one host"
     try:
@@ -65,6 +66,8 @@ def choose_kind(choices: Sequence[tuple[str, str]], placement: Placement) -> str
         return ""
     # One that cannot do more than udp decides for all.
     kind, reason = next((choice for choice in choices if choice[0] == "udp"), choices[0])
+    if placement.shares_network and not reason.endswith(_ASKED):
+        kind, reason = "udp", "udp: several hosts are in one network namespace"
     _log.info("link %s", reason)
     return kind
 
@@ -77,6 +80,11 @@ def link_end(config: Config, kind: str, placement: Placement) -> LinkEnd:
     if kind == "udp":
         address = config.link_address or _udp_address(config, placement)
         return LinkEnd(kind=kind, interface=config.interface, address=address)
+    if placement.shares_network and not config.interface:
+        raise ConfigurationError(
+            f"JETSTREAM_LINK is {kind!r}, but several hosts are in one network namespace, where "
+            "raw frames do not get from one to the other; use udp, or set JETSTREAM_INTERFACE"
+        )
     interface = config.interface or _interface_with(_own_address(config))
     return LinkEnd(kind=kind, interface=interface)
 

@@ -92,7 +92,7 @@ def _is_name(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One rank as all others need to know it; part of Hello and Welcome."""
+    """One rank as all others need to know it; part of Hello and Assemble."""
 
     rank: int = _integer(0, RANKS_MAX - 1)
     local_rank: int = _integer(0, RANKS_MAX - 1)

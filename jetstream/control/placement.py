@@ -21,12 +21,14 @@ class Placement:
     ``host_index[r]``: the host of rank r. ``machine_index[r]``: the kernel that it runs on, whose
     cores several hosts share if they are containers or virtual. ``names``: by host, all different.
     ``is_one_network``: all hosts are in one network namespace of one machine.
+    ``shares_network``: some are, where raw frames do not get from one to the other.
     """
 
     host_index: tuple[int, ...]
     machine_index: tuple[int, ...]
     names: tuple[str, ...]
     is_one_network: bool
+    shares_network: bool = False
 
     def ranks_of(self, host: int) -> tuple[int, ...]:
         """The ranks of a host, ascending."""
@@ -64,6 +66,7 @@ def place(members: Sequence[Member]) -> Placement:
             for index, name in enumerate(names)
         ),
         is_one_network=len(networks) == 1,
+        shares_network=len(networks) < len(distinct),
     )
 
 

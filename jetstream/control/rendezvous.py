@@ -35,7 +35,12 @@ from jetstream.control.messages import Assemble, Hello, Member
 from jetstream.control.placement import Placement, place
 from jetstream.control.process import cpus_from_bitmap, describe_self, open_pidfd
 from jetstream.control.wire import Wire
-from jetstream.errors import JetstreamError, RendezvousError, UnsupportedError
+from jetstream.errors import (
+    ConfigurationError,
+    JetstreamError,
+    RendezvousError,
+    UnsupportedError,
+)
 
 __all__ = ["Membership", "OpenLink", "SegmentFactory", "SegmentHandle", "Select", "join"]
 
@@ -284,9 +289,8 @@ class _Session:
         if not isinstance(error, RendezvousError) or not self._wire.count_refused():
             return error
         return RendezvousError(
-            f"{error}; connections failed because one side does not have this job's secret: "
-            "JETSTREAM_JOB_SECRET differs between ranks, or two jobs use the same "
-            "JETSTREAM_RENDEZVOUS"
+            f"{error}; connections failed in the handshake: JETSTREAM_JOB_SECRET may differ "
+            "between ranks, or two jobs use the same JETSTREAM_RENDEZVOUS"
         )
 
     def close(self) -> None:
@@ -390,6 +394,11 @@ class _Session:
             return b""
         if self._open_link is None:
             raise UnsupportedError(f"the ranks are on several hosts: {', '.join(placement.names)}")
+        if not self._config.job_secret and self._config.rendezvous.startswith("tcp:"):
+            raise ConfigurationError(
+                "the ranks are on several hosts and meet over TCP, where any user may call: "
+                "JETSTREAM_JOB_SECRET is needed, the same for all"
+            )
         return self._open_link(link_end(self._config, kind, placement))
 
     def _attach(self, effect: Attach) -> None:
