@@ -73,10 +73,13 @@ static js_graph *post_graph(const js_comm *comm, uint32_t graph_id)
 }
 
 /* What has been published for other hosts has to be sent before this rank turns to something else:
- * for their part they may be waiting for it. Repeats of what is lost can wait for the next tick. */
+ * for their part they may be waiting for it. Repeats of what is lost can wait for the next tick,
+ * and so does what the others do not take for long. */
 static void post_send_out(js_comm *comm)
 {
-    while (comm->mirror->has_backlog && comm->failed == JS_OK) {
+    uint64_t start = js_clock_ticks();
+    while (comm->mirror->has_backlog && comm->failed == JS_OK &&
+           js_clock_span_ns(&comm->engine->clock, js_clock_ticks() - start) < POST_PATIENCE_NS) {
         if (js_duty_round(comm) > 0) {
             js_wait_reset(comm);
         } else if (comm->failed == JS_OK) {
@@ -124,7 +127,7 @@ static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
         }
     }
     comm->wr_waited = 0;
-    if (comm->mirror != NULL && JS_UNLIKELY(comm->mirror->has_backlog)) {
+    if (comm->mirror != NULL && JS_UNLIKELY(comm->mirror->has_backlog) && timeout_ns != 0) {
         post_send_out(comm);
     }
     return JS_OK;

@@ -18,7 +18,8 @@
 #define MIRROR_STOPPED_NS 1000000000u /* or was stopped */
 #define MIRROR_CLOSE_NS 2000000000u   /* for what is on its way when a communicator is closed */
 #define MIRROR_LAST_WORDS 3u
-#define MIRROR_LOCAL_SLICE_NS 500000u /* ranks of the own host cannot wake who sleeps at a link */
+/* Neither ranks of the own host nor threads of a device can wake who sleeps at a link. */
+#define MIRROR_LOCAL_SLICE_NS 500000u
 
 static uint64_t mirror_now_ns(const js_comm *comm)
 {
@@ -89,7 +90,7 @@ static void mirror_take_frame(js_comm *comm, uint64_t now_ns, const js_link_pack
         return;
     }
     js_mirror_peer *peer = &mirror->peers[mirror->index[rank] - 1];
-    if (JS_UNLIKELY(frame.opcode == JS_WIRE_PROBE)) {
+    if (JS_UNLIKELY(frame.opcode == JS_WIRE_PROBE) && !peer->was_told) {
         js_mirror_write_note(peer); /* the answer tells what this rank is in now */
     }
     (void)js_rel_rx(peer->rel, now_ns, &frame);
@@ -112,7 +113,9 @@ static void mirror_end(js_mirror_peer *peer)
     js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, comm->members[peer->rank]);
     peer->is_over = true;
     if (error == JS_REL_LOST) {
-        js_store_rel_u32(&rank->state, JS_PEER_LOST);
+        if (!peer->has_left && comm->has_mirror != 0) { /* else: it was never there, or is done */
+            js_store_rel_u32(&rank->state, JS_PEER_LOST);
+        }
     } else if (error == JS_REL_BROKEN || peer->is_overrun) {
         js_fault fault;
         js_fault_describe(comm, &fault);
@@ -160,6 +163,7 @@ uint32_t js_mirror_receive(js_comm *comm)
     uint32_t count = js_link_receive(mirror->link, packets, MIRROR_BATCH);
     uint64_t now_ns = mirror_now_ns(comm);
     mirror_look(mirror, now_ns);
+    mirror->is_behind = count == MIRROR_BATCH;
     if (count == 0) {
         return 0;
     }
@@ -246,10 +250,10 @@ void js_mirror_send(js_comm *comm)
     bool has_backlog = false;
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
         js_mirror_peer *peer = &mirror->peers[i];
-        bool is_all_posted = true;
-        for (uint32_t channel = 0; channel < JS_MIRROR_CHANNELS; channel++) {
-            is_all_posted = mirror_post(peer, channel) && is_all_posted;
-        }
+        /* Puts first: whoever gets what was posted after one sees its bytes. */
+        bool is_all_posted = mirror_post(peer, JS_FRAME_CHANNEL_PUT) &&
+                             mirror_post(peer, JS_FRAME_CHANNEL_COLLECTIVE);
+        is_all_posted = is_all_posted && mirror_post(peer, JS_FRAME_CHANNEL_MESSAGE);
         mirror_tell_consumed(peer);
         if (peer->is_touched || now_ns >= peer->deadline_ns) {
             mirror_send_peer(mirror, peer, now_ns);
@@ -313,7 +317,10 @@ void js_mirror_sleep(js_comm *comm, uint64_t slice_ns)
 {
     js_mirror *mirror = comm->mirror;
     uint64_t now_ns = mirror_now_ns(comm);
-    if (comm->link.all_tx.reader_count != 0) {
+    if (mirror->is_behind) {
+        return; /* there is more, which poll does not know of */
+    }
+    if (comm->link.all_tx.reader_count != 0 || comm->queue != NULL) {
         slice_ns = js_min_u64(slice_ns, MIRROR_LOCAL_SLICE_NS);
     }
     for (uint32_t i = 0; i < mirror->peer_count; i++) {

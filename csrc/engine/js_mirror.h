@@ -78,6 +78,7 @@ typedef struct js_mirror {
     uint64_t ask_ns;      /* and how long until the next time */
     uint64_t retransmits; /* that records tell of */
     bool has_aborted;
+    bool is_behind;                    /* the last look did not take all that had come */
     bool is_closing;                   /* this rank is about to leave */
     uint64_t refused[JS_WIRE_REASONS]; /* frames of nobody, by reason */
     uint16_t index[JS_RANKS_MAX];      /* 1 + place among the peers, by rank; 0: a local rank */

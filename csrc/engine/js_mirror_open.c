@@ -12,6 +12,7 @@
 #define MIRROR_RTO_MIN_NS 5000000u /* how long a rank may lose its core, and more */
 #define MIRROR_RTO_MAX_NS 100000000u
 #define MIRROR_ACK_DELAY_NS 20000u
+#define MIRROR_CHUNK_BYTES 32768u /* of the longest frames that are common */
 #define MIRROR_SLICE_NS 200000u
 #define MIRROR_KEY_STEP 0x9e3779b97f4a7c15ull
 
@@ -33,7 +34,8 @@ void js_mirror_open_channel(js_mirror_peer *peer, uint32_t channel, const js_mir
     c->route = js_frame_route(channel, (uint16_t)peer->rank, 0);
     c->mask = ends->layout->slots - 1;
     /* What has been read makes room, which can wait; a put is complete when it has been read. */
-    c->urge = channel == JS_FRAME_CHANNEL_PUT ? 1 : ends->layout->slots / 4;
+    uint64_t quarter = js_min_u64(ends->layout->slots, c->payload_bytes / MIRROR_CHUNK_BYTES) / 4;
+    c->urge = channel == JS_FRAME_CHANNEL_PUT ? 1 : (uint32_t)js_max_u64(quarter, 1);
     c->sequence_start = ends->layout->sequence_start;
     c->psn = c->sequence_start;
 }
@@ -176,7 +178,7 @@ static int32_t mirror_connect(js_comm *comm, uint64_t timeout_ns, uint64_t give_
     mirror->looked_ns = js_clock_to_ns(&comm->engine->clock, js_clock_ticks());
     uint64_t until_ns = mirror->looked_ns + timeout_ns;
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
-        JS_TRY(mirror_open_peer(comm, &mirror->peers[i], give_up_ns));
+        JS_TRY(mirror_open_peer(comm, &mirror->peers[i], js_max_u64(timeout_ns, give_up_ns)));
     }
     while (!mirror_is_open(mirror)) {
         js_mirror_send(comm);
@@ -195,6 +197,7 @@ static int32_t mirror_connect(js_comm *comm, uint64_t timeout_ns, uint64_t give_
         uint16_t member = comm->members[mirror->peers[i].rank];
         js_seg_rank *rank = js_seg_get_rank(comm->engine->seg, member);
         (void)js_cas_seq_u32(&rank->state, JS_PEER_ABSENT, JS_PEER_ATTACHED);
+        js_rel_set_patience(mirror->peers[i].rel, give_up_ns);
     }
     return JS_OK;
 }

@@ -352,10 +352,10 @@ static int32_t qp_open(js_comm *comm, const js_qp_config *config, js_queue **out
     JS_TRY(qp_allocate(comm, config, depth, out));
     js_thread_lock(comm->engine); /* the engine thread looks at it, and serves it from now on */
     comm->queue = *out;
-    if (config->is_single != 0 && comm->engine->has_membarrier &&
-        !js_thread_is_running(comm->engine)) {
-        js_add_seq_u32(&comm->wanted, 1);       /* as js_comm_enter_slow: the caller is inside */
-        comm->is_biased = comm->mirror == NULL; /* other hosts may ask at any time */
+    if (config->is_single != 0 && comm->engine->has_membarrier && comm->mirror == NULL &&
+        !js_thread_is_running(comm->engine)) { /* nor may other hosts ask at any time */
+        js_add_seq_u32(&comm->wanted, 1);      /* as js_comm_enter_slow: the caller is inside */
+        comm->is_biased = true;
     }
     js_thread_unlock(comm->engine);
     return JS_OK;

@@ -59,6 +59,10 @@ static uint32_t thread_round(js_comm *comm, bool checks)
     }
     uint32_t progress = js_help_round(comm);
     if (progress == 0 && checks && comm->failed == JS_OK) {
+        if (comm->mirror != NULL &&
+            (comm->queue != NULL || js_load_rlx_u32(&comm->has_work) != 0)) {
+            js_mirror_ask(comm, js_clock_to_ns(&comm->engine->clock, js_clock_ticks()));
+        }
         (void)js_fault_check_peers(comm);
     }
     (void)js_comm_leave(comm, JS_OK);
@@ -293,13 +297,17 @@ int32_t js_engine_start_thread(js_engine *engine, int32_t core)
 
 int32_t js_thread_start_ticker(js_engine *engine)
 {
-    if (!engine->is_spread || engine->has_thread || engine->has_ticker) {
+    if (!engine->is_spread || engine->has_thread) {
         return JS_OK;
     }
-    engine->has_ticker = true;
-    int failed = thread_create(&engine->ticker, NULL, ticker_main, engine);
+    pthread_mutex_lock(&engine->lock); /* communicators may be connected by several threads */
+    int failed = 0;
+    if (!engine->has_ticker) {
+        failed = thread_create(&engine->ticker, NULL, ticker_main, engine);
+        engine->has_ticker = failed == 0;
+    }
+    pthread_mutex_unlock(&engine->lock);
     if (failed != 0) {
-        engine->has_ticker = false;
         return JS_FAIL(JS_ERR_SYSTEM, "starting a thread: %s", strerror(failed));
     }
     return JS_OK;

@@ -3,6 +3,11 @@
 
 #include <string.h>
 
+void js_rel_set_patience(js_rel *rel, uint64_t give_up_ns)
+{
+    rel->config.give_up_ns = give_up_ns;
+}
+
 size_t js_rel_bytes(void)
 {
     return sizeof(js_rel);
@@ -136,7 +141,7 @@ void js_rel_set_note(js_rel *rel, const void *note, uint32_t bytes)
 
 void js_rel_ask(js_rel *rel)
 {
-    if (rel->state == JS_REL_OPEN && !rel->is_asked) {
+    if (rel->state == JS_REL_OPEN && !rel->is_asked && !rel->has_bye) {
         rel->is_asked = true;
         rel->ask_tries = 0;
         rel->due |= JS_REL_DUE_PROBE;

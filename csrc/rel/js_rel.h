@@ -136,6 +136,8 @@ uint32_t js_rel_tx(js_rel *rel, uint64_t now_ns, uint8_t *out);
 /* When js_rel_tx will have something to send though nothing happens: at the latest look at it
  * then. JS_REL_NEVER: not by itself. May be in the past. */
 uint64_t js_rel_deadline(const js_rel *rel);
+/* give_up_ns from now on. */
+void js_rel_set_patience(js_rel *rel, uint64_t give_up_ns);
 /* Nobody has looked at the connection since some time: timers must not hold the peer responsible
  * for it. */
 void js_rel_resume(js_rel *rel, uint64_t now_ns);

@@ -95,6 +95,7 @@ static void control_probe_ack(js_rel *rel, uint64_t now_ns)
 static void control_bye(js_rel *rel, uint64_t now_ns, const js_wire_frame *frame)
 {
     rel->has_bye = true;
+    rel->is_asked = false; /* it will not answer any more */
     rel->due |= JS_REL_DUE_BYE_ACK;
     uint32_t flight = rel->nxt - rel->una;
     if (flight != 0 && frame->ack == (uint16_t)rel->nxt) {
