@@ -85,7 +85,7 @@ define c_tests
 	$(abspath $(BIN))/cmake -S csrc -B $(BUILD)/$(1) -G Ninja \
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DJS_TESTS=ON -DJS_WERROR=ON $(2) >/dev/null
 	$(BIN)/cmake --build $(BUILD)/$(1) -- --quiet
-	$(BIN)/ctest --test-dir $(BUILD)/$(1) --output-on-failure --no-tests=error $(3) \
+	$(BIN)/ctest --test-dir $(BUILD)/$(1) -j2 --output-on-failure --no-tests=error $(3) \
 	    $(if $(CTEST_SKIP),-E '$(CTEST_SKIP)') $(CTEST_ARGS)
 endef
 

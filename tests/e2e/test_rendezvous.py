@@ -388,10 +388,10 @@ def test_different_secret_over_tcp(job: Job) -> None:
     wrong = job.start(2, 3, timeout_s=3, env={"JETSTREAM_JOB_SECRET": "00" * 32})
     texts = {text for _, text in errors_of([zero, one])}
     assert all("not arrived: 2" in text for text in texts)
-    assert any("JETSTREAM_JOB_SECRET differs" in text for text in texts)
+    assert any("JETSTREAM_JOB_SECRET may differ" in text for text in texts)
     ((_, text),) = errors_of([wrong])
     assert "heard nothing from rank 0" in text
-    assert "JETSTREAM_JOB_SECRET differs" in text
+    assert "JETSTREAM_JOB_SECRET may differ" in text
 
 
 def test_over_a_name_of_this_host(job: Job) -> None:
