@@ -462,6 +462,13 @@ class _Lib:
         a0: FFI.CData,  # struct js_comm *
         /,
     ) -> Any: ...  # struct js_record *
+    def js_comm_refused(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: FFI.CData,  # uint64_t *
+        a2: int,  # uint32_t
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_repeat(
         self,
         a0: FFI.CData,  # struct js_comm *

@@ -236,13 +236,22 @@ class Communicator(CollectiveCalls, MessageCalls):
         return dict(zip(names, values, strict=True))
 
     def link_counters(self) -> dict[str, int]:
-        """What the link to other hosts has counted, by name; empty where there is none."""
+        """What the link to other hosts has counted, by name; empty where there is none.
+
+        ``refused_...`` are frames that were damaged or meant for nobody here, by reason.
+        """
         if len(set(self.host_index)) == 1:
             return {}
         stats = ffi.new("js_link_stats *")
         check(lib.js_comm_link_stats(self._launcher.handle(), stats))
         fields = ffi.typeof("js_link_stats").fields
-        return {name: int(getattr(stats, name)) for name, _ in fields}
+        refused = ffi.new("uint64_t[]", lib.JS_WIRE_REASONS)
+        check(lib.js_comm_refused(self._launcher.handle(), refused, len(refused)))
+        reasons = {
+            f"refused_{text_of(lib.js_wire_reason_name(reason))}": int(refused[reason])
+            for reason in range(lib.JS_WIRE_OK + 1, lib.JS_WIRE_KEY)
+        }
+        return {name: int(getattr(stats, name)) for name, _ in fields} | reasons
 
     def time_launches(
         self,

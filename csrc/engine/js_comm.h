@@ -9,7 +9,7 @@
  * js_account.c   records and counters, when there is time
  * js_wait.c      spin, yield, sleep; waking others
  * js_help.c      rounds for the other communicators of this process
- * js_mirror.c    the ranks of other hosts; js_mirror_open.c, js_mirror_note.c
+ * js_mirror.c    the ranks of other hosts; js_mirror_open.c, _note.c, _put.c, _stat.c
  * js_fault.c     what went wrong: mismatch, death, abort
  * js_group.c     the memory of communicators of some of the ranks
  * js_thread.c    a thread that makes rounds while nobody else does

@@ -142,7 +142,9 @@ static int32_t exec_check_hosts(const js_link_shm *link, const js_plan_view *vie
 {
     bool sends = op->opcode == JS_OP_SEND && op->place == JS_PLACE_PEER;
     bool is_remote = sends && op->peer != self && link->all_rx[op->peer].lines == NULL;
-    bool is_long = js_min_u64(op->bytes, view->header->call.chunk_bytes) > UINT16_MAX;
+    const js_call *call = &view->header->call;
+    uint32_t scale = exec_scale(call, op->flags & JS_PLAN_PARTIAL_SOURCES);
+    bool is_long = js_min_u64(op->bytes, call->chunk_bytes) * scale > UINT16_MAX;
     if (is_remote && ((op->flags & JS_PLAN_LEND) != 0 || is_long)) {
         return JS_FAIL(JS_ERR_PLAN,
                        "to rank %u, of another host, nothing can be lent, nor sent "

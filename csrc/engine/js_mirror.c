@@ -5,7 +5,6 @@
 #include "js_frame.h"
 #include "js_status.h"
 
-#include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>

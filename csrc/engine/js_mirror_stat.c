@@ -89,6 +89,18 @@ int32_t js_comm_peer_counters(js_comm *comm, uint32_t rank, uint64_t *out, uint3
     return js_comm_leave(comm, JS_OK);
 }
 
+int32_t js_comm_refused(js_comm *comm, uint64_t *out, uint32_t capacity)
+{
+    if (comm->mirror == NULL) {
+        return JS_FAIL(JS_ERR_INVALID, "there are no ranks on other hosts");
+    }
+    JS_TRY(js_comm_enter(comm));
+    for (uint32_t i = 0; i < JS_WIRE_REASONS && i < capacity; i++) {
+        out[i] = comm->mirror->refused[i];
+    }
+    return js_comm_leave(comm, JS_OK);
+}
+
 int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out)
 {
     if (comm->mirror == NULL) {

@@ -65,6 +65,18 @@ def test_everything(
     run_ranks(run_everything, count, hosts=hosts, link="udp", faults=faults, timeout_s=120)
 
 
+def run_damaged(comm: Communicator) -> dict[str, int]:
+    for number in range(50):
+        assert comm.all_reduce(np.full(2, number))[0] == number * comm.size
+    return comm.link_counters()
+
+
+def test_damaged_frames_are_counted() -> None:
+    for link in run_ranks(run_damaged, 2, hosts=2, link="udp", faults="corrupt=0.3,seed=1"):
+        assert link["faults"] > 0
+        assert link["refused_crc"] > 0
+
+
 def run_apart(comm: Communicator, what: str) -> str:
     """The last rank, on the last host, does something else than the others."""
     is_last = comm.rank == comm.size - 1
