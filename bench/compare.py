@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import calls
+import hosts
 import model
 from contestants import (
     CONTESTANTS,
@@ -28,6 +29,9 @@ from contestants import (
     note,
 )
 from report import Results, Table, parse_size, render
+
+from jetstream.testing import NoNetworkError
+from jetstream.testing.network import Network
 
 ITERATIONS_MIN, ITERATIONS_MAX = 20, 20000
 ITERATIONS_BYTES = 1 << 30  # total payload of one case
@@ -71,6 +75,7 @@ TABLES = {
             path="network",
         ),
     ],
+    "hosts": [Table("all_reduce, 2 hosts joined by a bridge", path="hosts")],
     "waiting": [
         Table(
             "a rank is a second late",
@@ -104,11 +109,36 @@ def cases_for(contestant: Contestant, table: Table) -> list[str]:
 
 
 def run_table(arguments: argparse.Namespace, table: Table) -> Results:
-    """Measure every contestant once per round, in an order that turns round each time."""
-    workshop = Workshop(arguments.venv, is_installing=not arguments.no_install)
+    """Measure every contestant of a table, between namespaces if it is about those."""
     results = Results(table)
+    workshop = Workshop(arguments.venv, is_installing=not arguments.no_install)
+    network = None
+    environment = {}
+    try:
+        if table.path == "hosts":
+            network = Network(table.ranks, mtu=arguments.mtu)
+            environment = hosts.environment(network, table.ranks, workshop.agent)
+        run_rounds(arguments, results, workshop, environment)
+    except NoNetworkError as error:
+        results.failures["all"] = str(error)
+    finally:
+        if network is not None:
+            network.close()
+    results.sort_out()
+    return results
+
+
+def run_rounds(
+    arguments: argparse.Namespace,
+    results: Results,
+    workshop: Workshop,
+    environment: dict[str, str],
+) -> None:
+    """Measure every contestant once per round, in an order that turns round each time."""
+    table = results.table
     ready: list[tuple[Contestant, list[str]]] = []
-    for contestant in CONTESTANTS:
+    for one in CONTESTANTS:
+        contestant = one.between(table.path, environment)
         is_wanted = not arguments.only or contestant.name in arguments.only.split(",")
         if is_wanted and cases_for(contestant, table):
             try:
@@ -132,8 +162,6 @@ def run_table(arguments: argparse.Namespace, table: Table) -> Results:
             took_s = time.monotonic() - begin_s
             state = results.failures.get(name, "done")
             note(f"round {index + 1}/{arguments.rounds} {name:13} {took_s:5.1f} s  {state}")
-    results.sort_out()
-    return results
 
 
 def describe_machine() -> dict[str, str]:
@@ -165,6 +193,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--sizes", help="instead of the tables' own, for example 8,64K,1M")
     parser.add_argument("--budget", type=float, default=0.6, help="seconds a case (default 0.6)")
+    parser.add_argument(
+        "--mtu", type=int, default=1500, help="bytes, between the hosts of table hosts (1500)"
+    )
     parser.add_argument("--only", metavar="NAMES", help="a comma-separated choice of contestants")
     parser.add_argument(
         "--under", default="", metavar="COMMAND", help="start contestants with it: 'chrt -r 1'"
@@ -210,6 +241,8 @@ def main() -> None:
     """Measure, then report, table by table."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = parse_arguments()
+    if "hosts" in arguments.tables:
+        hosts.become_root()
     machine = describe_machine()
     done = []
     report: list[str] = []

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import hosts
+
 HERE = Path(__file__).resolve().parent
 RUN_TIMEOUT_S = 300
 COLLECTIVES = (
@@ -35,7 +37,10 @@ class Contestant:
     """How to install and start one entry of the comparison.
 
     `command` may hold {python} and {bin} (of its own environment), {ranks}, {here} and {programs},
-    the directory of what `build` makes; `build` also {cc}, {cxx} and {venv}.
+    the directory of what `build` makes; `build` also {cc}, {cxx} and {venv}. `on_hosts` is the
+    command with every rank in a network namespace of its own; it may also hold {agent}, which is
+    hosts.py, and {addresses}. `network` is added to the environment where the ranks do
+    not share memory; {interface} in it is that between them.
     """
 
     name: str
@@ -45,23 +50,40 @@ class Contestant:
     bare: tuple[str, ...] = ()  # installed without what they depend on
     build: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    on_hosts: tuple[str, ...] = ()
+    network: dict[str, str] = field(default_factory=dict)
     is_peer: bool = False
     is_floor: bool = False  # c/floor.c: two ranks, BYTES:ITERATIONS
     collectives: tuple[str, ...] = EVERYTHING
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    paths: tuple[str, ...] = ("memory",)  # between the ranks: also or only "network"
+    paths: tuple[str, ...] = ("memory",)  # between the ranks: also or only "network", "hosts"
 
     def can(self, collective: str, dtype: str, ranks: int, path: str) -> bool:
         """Whether this is something it does."""
         fits = collective in self.collectives and dtype in self.dtypes and path in self.paths
         return fits and (ranks == 2 or not self.is_floor)
 
+    def between(self, path: str, environment: dict[str, str]) -> Contestant:
+        """This contestant as it is started there; `environment` is added to its own."""
+        found = {**self.environment, **environment}
+        if path != "memory":
+            interface = hosts.INTERFACE if path == "hosts" else "lo"
+            found |= {k: v.format(interface=interface) for k, v in self.network.items()}
+        return replace(
+            self, command=self.on_hosts if path == "hosts" else self.command, environment=found
+        )
+
 
 JETSTREAM = ("{python}", "-m", "jetstream", "run", "-n", "{ranks}", "{here}/peer_jetstream.py")
 JETSTREAM_HOSTS = (*JETSTREAM[:-1], "--hosts", "{ranks}", JETSTREAM[-1])
+JETSTREAM_NODES = (
+    *("{agent}", "each", "{python}", "-m", "jetstream", "run", "-n", "1", "--nnodes", "{ranks}"),
+    *("--node-rank", "@", "--rendezvous", f"{hosts.FIRST}:29400", "{here}/peer_jetstream.py"),
+)
 MPI_PROGRAM = ("{python}", "{here}/peer_mpi.py")
 TORCH_PROGRAM = ("{python}", "{here}/peer_torch.py", "--ranks", "{ranks}", "--library")
 TORCH = ("torch==2.13.0", "numpy")
+MPI_HOSTS = ("{agent}", "first", "{bin}/mpiexec", "-n", "{ranks}")
 INTEL = ("impi-rt==2021.18.1", "mpi4py==4.1.2", "numpy")
 INTEL_ENVIRONMENT = {"I_MPI_FABRICS": "shm", "I_MPI_PIN": "off"}  # loop.py pins
 FLOOR_BUILD = ("{cc}", "-O3", "-march=native", "-o", "{programs}/floor", "{here}/c/floor.c")
@@ -168,7 +190,13 @@ CONTESTANTS = (
         packages=TORCH,
         is_peer=True,
         collectives=tuple(name for name in EVERYTHING if name != "all_reduce_out"),
-        paths=("memory", "network"),
+        paths=("memory", "network", "hosts"),
+        on_hosts=("{agent}", "each", *TORCH_PROGRAM, "gloo", "--rank", "@"),
+        network={
+            "GLOO_SOCKET_IFNAME": "{interface}",
+            "MASTER_ADDR": hosts.FIRST,
+            "MASTER_PORT": "29401",
+        },
     ),
     *(
         Contestant(
@@ -191,48 +219,61 @@ CONTESTANTS = (
         for suffix, memory in (("", "private"), ("-sym", "symmetric"))
     ),
 )
-# Over the loopback interface, where ranks of one machine would take shared memory.
+# Over TCP, where ranks of one machine would take shared memory.
 OPENMPI_NETWORK = {
     "ob1": {
         "OMPI_MCA_pml": "ob1",
         "OMPI_MCA_btl": "self,tcp",
-        "OMPI_MCA_btl_tcp_if_include": "lo",
+        "OMPI_MCA_btl_tcp_if_include": "{interface}",
     },
-    "ucx": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"},
+    "ucx": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "{interface}"},
 }
+NETWORK = ("network", "hosts")
+BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
 CONTESTANTS += (
-    Contestant("jetstream-udp", JETSTREAM_HOSTS, paths=("network",)),
-    Contestant(
-        "jetstream-udp-persistent",
-        (*JETSTREAM_HOSTS, "--persistent"),
-        collectives=tuple(name for name in COLLECTIVES if name != "sendrecv"),
-        paths=("network",),
+    *(
+        Contestant(
+            f"jetstream-{link}{suffix}",
+            (*JETSTREAM_HOSTS, *options),
+            on_hosts=(*JETSTREAM_NODES, *options),
+            network={
+                "JETSTREAM_LINK": link,
+                "JETSTREAM_INTERFACE": "{interface}",
+                "JETSTREAM_JOB_SECRET": "0123456789abcdef" * 2,  # a secret that everybody knows
+            },
+            collectives=tuple(name for name in EVERYTHING if name != "sendrecv" or not options),
+            paths=NETWORK if link == "udp" else ("hosts",),
+        )
+        for link in ("udp", "packet", "xdp")
+        for suffix, options in (("", ()), ("-persistent", ("--persistent",)))
     ),
     *(
         replace(
-            contestant,
+            BY_NAME["openmpi"],
             name=f"openmpi-{kind}",
-            environment={**contestant.environment, **environment},
-            paths=("network",),
+            on_hosts=(
+                *(*MPI_HOSTS, "--host", "{addresses}", "--map-by", "node", "--bind-to", "none"),
+                *MPI_PROGRAM,
+            ),
+            network=environment,
+            paths=NETWORK,
         )
         for kind, environment in OPENMPI_NETWORK.items()
-        for contestant in CONTESTANTS
-        if contestant.name == "openmpi"
     ),
-    *(
-        replace(
-            contestant,
-            name="mpich-tcp",
-            environment={
-                "MPIR_CVAR_NOLOCAL": "1",
-                "MPIR_CVAR_CH4_NETMOD": "ofi",
-                "FI_PROVIDER": "tcp",
-                "FI_TCP_IFACE": "lo",
-            },
-            paths=("network",),
-        )
-        for contestant in CONTESTANTS
-        if contestant.name == "mpich"
+    replace(
+        BY_NAME["mpich"],
+        name="mpich-tcp",
+        on_hosts=(
+            *(*MPI_HOSTS, "-hosts", "{addresses}", "-launcher", "ssh"),
+            *("-launcher-exec", "{agent}", *MPI_PROGRAM),
+        ),
+        network={
+            "MPIR_CVAR_NOLOCAL": "1",
+            "MPIR_CVAR_CH4_NETMOD": "ofi",
+            "FI_PROVIDER": "tcp",
+            "FI_TCP_IFACE": "{interface}",
+        },
+        paths=NETWORK,
     ),
 )
 PEERS = tuple(contestant.name for contestant in CONTESTANTS if contestant.is_peer)
@@ -280,6 +321,10 @@ class Workshop:
         self._directory = directory.resolve()
         self._is_installing = is_installing
         self._directory.mkdir(parents=True, exist_ok=True)
+        #: hosts.py under one name, as an mpiexec wants it.
+        self.agent = self._directory / "hosts"
+        self.agent.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE}/hosts.py "$@"\n')
+        self.agent.chmod(0o755)
 
     def prepare(self, contestant: Contestant, ranks: int) -> list[str]:
         """Install or build what the contestant needs and return its command.
@@ -295,6 +340,8 @@ class Workshop:
             "venv": str(venv),
             "programs": str(self._directory),
             "here": str(HERE),
+            "agent": str(self.agent),
+            "addresses": hosts.addresses(ranks),
             "ranks": str(ranks),
             "cc": os.environ.get("CC", "cc"),
             "cxx": os.environ.get("CXX", "c++"),

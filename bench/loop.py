@@ -148,6 +148,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--shared", required=True, help="a fresh empty file that all ranks map")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--ranks", type=int, default=2, help="where the program starts them")
+    parser.add_argument("--rank", type=int, help="peer_torch.py: run this one alone")
     parser.add_argument("--budget", type=float, default=0.6, help="seconds for one case at most")
     parser.add_argument("--library", help="peer_torch.py: gloo, vllm or deepspeed")
     parser.add_argument("--memory", help="jetstream: private or symmetric", default="private")

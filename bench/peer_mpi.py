@@ -19,8 +19,8 @@ ADDRESS_BYTES = 256  # of oneCCL's meeting place
 
 
 def launcher_rank() -> int:
-    """This process's rank on its host, from the launcher: pinning must precede MPI's start."""
-    for name in ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_RANK"):
+    """This process's rank, from the launcher: pinning must precede MPI's start."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK"):
         if name in os.environ:
             return int(os.environ[name])
     raise SystemExit("start this program under mpiexec")

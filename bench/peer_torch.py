@@ -1,7 +1,8 @@
 """What torch programs use: `python peer_torch.py --library gloo --shared FILE CASES`.
 
 gloo is torch.distributed; vllm and deepspeed are the all-reduces in shared memory that these two
-carry for inference on CPUs. The program starts its ranks itself.
+carry for inference on CPUs. The program starts its ranks itself; with `--rank` it is one of them,
+and finds the others by MASTER_ADDR and MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def run_rank(rank: int, directory: str, arguments: argparse.Namespace) -> None:
     torch: Any = importlib.import_module("torch")  # not installed where the product is built
     torch.set_num_threads(1)
     dist, size = torch.distributed, arguments.ranks
-    store = f"file://{directory}/store"
+    store = f"file://{directory}/store" if directory else "env://"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
     all_reduce = dist.all_reduce
     if arguments.library == "vllm":
@@ -94,6 +95,9 @@ def run_rank(rank: int, directory: str, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Run the ranks and fail if one of them does."""
     arguments = loop.parse_arguments(__doc__)
+    if arguments.rank is not None:
+        run_rank(arguments.rank, "", arguments)
+        return
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
         ranks = [

@@ -11,7 +11,11 @@ from contestants import CONTESTANTS, PEERS, Key, Record, Samples
 
 FAR = 2.0  # cores are far apart when a line takes this many times the shortest time seen
 PERCENTILES = {"p50": "p50_us", "p99": "p99_us", "p99.9": "p999_us"}
-OURS = ("jetstream", "jetstream-sym", "jetstream-persistent")
+OURS = (
+    *("jetstream", "jetstream-sym", "jetstream-persistent"),
+    *(f"jetstream-{link}{how}" for link in ("udp", "packet", "xdp") for how in ("", "-persistent")),
+)
+HOW = ("-sym", "-persistent")  # other ways to call what OURS has without
 #: What else is set against what, at the median.
 PAIRS = tuple((f"jetstream{suffix}", f"floor{suffix}") for suffix in ("", "-sym", "-c", "-sym-c"))
 
@@ -181,13 +185,14 @@ def ratio_columns(results: Results) -> tuple[list[str], dict[Key, list[str]]]:
     ours = [name for name in OURS if name in names]
     pairs = [pair for pair in PAIRS if names.issuperset(pair)]
     heads = [f"{name} / best peer, {label}" for name in ours for label in PERCENTILES]
-    heads += ["gloo / jetstream"] if names.issuperset(("gloo", "jetstream")) else []
+    beside_gloo = [name for name in ours if "gloo" in names and not name.endswith(HOW)]
+    heads += [f"gloo / {name}" for name in beside_gloo]
     heads += [f"{a} / {b}" for a, b in pairs]
     cells = {}
     for key in results.table.cases():
         line = [against_best(results, o, key, c) for o in ours for c in PERCENTILES.values()]
-        if names.issuperset(("gloo", "jetstream")):
-            ratios = results.ratio("gloo", "jetstream", key, "p50_us")
+        for name in beside_gloo:
+            ratios = results.ratio("gloo", name, key, "p50_us")
             line.append(format_value(statistics.median(ratios)) if ratios else "-")
         cells[key] = line + [format_ratio(results.ratio(*pair, key, "p50_us")) for pair in pairs]
     return heads, cells

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +85,44 @@ def test_model_finds_the_prices_again(load: Callable[[str], Any]) -> None:
     assert found.byte == pytest.approx(true.byte)
     assert found.error < 1e-6
     assert true.time_us("one_shot", 8, 1000) == pytest.approx(0.18 + 9 * 0.2)
+
+
+def test_links_are_set_against_the_best_peer_and_gloo(load: Callable[[str], Any]) -> None:
+    report = load("report")
+    times = {"jetstream-udp": 2.0, "jetstream-packet": 1.0, "mpich-tcp": 4.0, "gloo": 80.0}
+    results = make(report, **{name: [sample(time)] for name, time in times.items()})
+    heads, cells = report.ratio_columns(results)
+    row = dict(zip(heads, cells[KEY], strict=True))
+    assert row["jetstream-udp / best peer, p50"] == "0.50 [0.50..0.50] mpich-tcp"
+    assert row["jetstream-packet / best peer, p99.9"] == "0.25 [0.25..0.25] mpich-tcp"
+    assert row["gloo / jetstream-udp"] == "40.0" and row["gloo / jetstream-packet"] == "80.0"
+
+
+def test_contestants_differ_by_what_is_between_the_ranks(load: Callable[[str], Any]) -> None:
+    contestants, hosts = load("contestants"), load("hosts")
+    for one in contestants.CONTESTANTS:
+        for path in one.paths:
+            there = one.between(path, {"MORE": "1"})
+            assert there.command == (one.on_hosts if path == "hosts" else one.command)
+            assert there.command and there.environment["MORE"] == "1"
+            assert not any("{" in value for value in there.environment.values())
+    mpich = contestants.BY_NAME["mpich"]
+    (tcp,) = (one for one in contestants.CONTESTANTS if one.name == "mpich-tcp")
+    assert "FI_TCP_IFACE" not in mpich.between("memory", {}).environment
+    assert tcp.between("network", {}).environment["FI_TCP_IFACE"] == "lo"
+    assert tcp.between("hosts", {}).environment["FI_TCP_IFACE"] == hosts.INTERFACE
+
+
+def test_between_namespaces(tmp_path: Path) -> None:
+    """Ranks that `python bench hosts` starts meet and get right results, on each kind of link."""
+    report = tmp_path / "report.md"
+    names = "jetstream-udp,jetstream-packet"
+    words = [*(sys.executable, str(BENCH), "hosts", "--quick", "--sizes", "8", "--budget", "0.02")]
+    words += ["--only", names, "--venv", str(tmp_path / "venv"), "--markdown", str(report)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    text = report.read_text()
+    if "all: no network namespaces" in text:
+        pytest.skip(text.splitlines()[-2])
+    assert "Not measured" not in text
+    assert "|  | jetstream-udp | jetstream-packet |" in text and "| 8 B | " in text
