@@ -1,11 +1,12 @@
-"""Links between hosts beside their floors: latency and goodput through js_link and hand-written
-sockets, in the same run.
+"""Links between hosts, and the full stack over them, beside their floors: latency and goodput
+through hand-written sockets, js_link, and messages and puts of a queue pair, in the same run.
 
-    python bench/links.py [udp-lo udp packet xdp] [--round-trips N] [--mib N] [--mtu N]
+    python bench links [shm udp-lo udp packet xdp] [--round-trips N] [--mib N] [--mtu N]
 
-Two processes, each in a network namespace of its own, are joined by a virtual cable (udp-lo: over
-the loopback interface, without namespaces). xdp takes the rights of the host's root; what is not
-permitted is left out with its reason. Latency is half a round trip, in microseconds.
+Two processes, each on a core of its own and in a network namespace of its own, are joined by a
+virtual cable (udp-lo: over the loopback interface; shm: shared memory; both without namespaces).
+xdp takes the rights of the host's root; what is not permitted is left out with its reason. Latency
+is half a round trip, in microseconds; the methods alternate in turns.
 """
 
 from __future__ import annotations
@@ -16,47 +17,43 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
-KINDS = ("udp-lo", "udp", "packet", "xdp")
-FOLDERS = ("base", "link")
+BUILD = HERE.parent / "build" / "bench"
+KINDS = ("shm", "udp-lo", "udp", "packet", "xdp")
+ALONE = ("shm", "udp-lo")  # need no namespaces
+METHODS = {
+    "floor": "hand-written sockets, or lines of shared memory",
+    "link": "frames through js_link",
+    "stack": "messages of a queue pair, through everything",
+    "put": "puts with a signal, the same way",
+}
 LIMIT_S = 150
 INSIDE = "JETSTREAM_BENCH_INSIDE"  # set within the namespace that this program has made
 IPS = ("10.77.0.1", "10.77.0.2")
 
 
-def build(folder: Path) -> Path:
-    """Compiles c/links.c with the sources of the links; returns the program."""
-    program = folder / "links"
-    sources = [
-        str(path)
-        for name in FOLDERS
-        for path in sorted((CSRC / name).glob("*.c"))
-        if path.name != "js_link_shm.c"
-    ]
-    floors = [str(HERE / f"c/link_floor_{name}.c") for name in ("udp", "packet", "xdp")]
-    includes = [f"-I{CSRC / name}" for name in ("include", "shm", "wire", *FOLDERS)]
-    flags = ["-O3", "-std=gnu11", "-D_GNU_SOURCE", "-pthread", *includes]
-    subprocess.run(
-        [
-            os.environ.get("CC", "cc"),
-            *flags,
-            "-o",
-            str(program),
-            str(HERE / "c/links.c"),
-            *floors,
-            *sources,
-        ],
-        check=True,
-    )
-    return program
+def build() -> Path:
+    """Compiles c/links.c with the data plane, as much as has changed; returns the program.
+
+    Raises subprocess.CalledProcessError; ends the program where there is no CMake.
+    """
+    beside = str(Path(sys.executable).parent)  # `make install` puts cmake and ninja there
+    environment = {**os.environ, "PATH": f"{beside}:{os.environ['PATH']}"}
+    if shutil.which("cmake", path=environment["PATH"]) is None:
+        sys.exit("links: cmake is needed, which `make install` puts into .venv")
+    for words in (
+        ["-S", str(HERE.parent / "csrc"), "-B", str(BUILD), "-DJS_BENCH=ON"],
+        ["--build", str(BUILD), "-t", "links", "-j", "2"],
+    ):
+        subprocess.run(["cmake", *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+    return BUILD / "links"
 
 
 class Network:
-    """Two namespaces, this process's and another one's, joined by two virtual cables."""
+    """Two namespaces, this process's and another one's, joined by three virtual cables."""
 
     def __init__(self, mtu_bytes: int) -> None:
         """Makes them. Raises subprocess.CalledProcessError where that is not permitted."""
@@ -73,7 +70,7 @@ class Network:
             raise
 
     def _join(self, there: str, mtu_bytes: int) -> None:
-        for near, far in (("js0", "js1"), ("js2", "js3")):
+        for near, far in (("js0", "js1"), ("js2", "js3"), ("js4", "js5")):
             self._ip("link", "add", near, "mtu", str(mtu_bytes), "type", "veth",
                      "peer", "name", far, "mtu", str(mtu_bytes), "netns", there)  # fmt: skip
             self._ip("link", "set", near, "up")
@@ -86,7 +83,7 @@ class Network:
 
     def close(self) -> None:
         """Removes the cables and the other namespace."""
-        for near in ("js0", "js2"):
+        for near in ("js0", "js2", "js4"):
             subprocess.run(["ip", "link", "del", near], check=False, stderr=subprocess.DEVNULL)
         self.holder.kill()
         self.holder.wait()
@@ -97,15 +94,18 @@ def run_ends(program: Path, kind: str, network: Network | None, args: argparse.N
 
     Raises RuntimeError with what an end said when it failed.
     """
-    places = {
-        "udp-lo": [("127.0.0.1", "127.0.0.1")] * 2,
-        "udp": [(IPS[0], IPS[0]), (IPS[1], IPS[1])],
-        "packet": [("js0", "js0"), ("js1", "js1")],
-        "xdp": [("js0", "js2"), ("js1", "js3")],
+    places = {  # of the link, the floor, the stack
+        "shm": [("-",) * 3] * 2,
+        "udp-lo": [("127.0.0.1",) * 3] * 2,
+        "udp": [(IPS[0],) * 3, (IPS[1],) * 3],
+        "packet": [("js0",) * 3, ("js1",) * 3],
+        "xdp": [("js0", "js2", "js4"), ("js1", "js3", "js5")],
     }[kind]
+    cores = sorted(os.sched_getaffinity(0))
     ends = []
-    for role, (link_place, floor_place) in enumerate(places):
-        command = [str(program), kind.removesuffix("-lo"), str(role), link_place, floor_place,
+    for role, place in enumerate(places):
+        core = cores[role % len(cores)]
+        command = [str(program), kind.removesuffix("-lo"), str(role), str(core), *place,
                    str(args.frame), str(args.round_trips), str(args.mib << 20)]  # fmt: skip
         enter = network.enter if network is not None and role == 1 else ()
         ends.append(
@@ -134,21 +134,25 @@ def run_ends(program: Path, kind: str, network: Network | None, args: argparse.N
 
 
 def show(kind: str, rows: list[dict[str, object]]) -> None:
-    """Prints the measurements of one kind, floor and link side by side."""
-    for floor, link in zip(rows[::2], rows[1::2], strict=True):
-        head = f"{kind:7} {floor['what']!s:8} {floor['bytes']!s:>6} B"
-        if floor["what"] == "stream":
-            share = 100 * float(str(link["gb_per_s"])) / float(str(floor["gb_per_s"]))
-            sys.stdout.write(
-                f"{head}  floor {floor['gb_per_s']:6} GB/s  link {link['gb_per_s']:6} GB/s"
-                f"  {share:.0f} %\n"
-            )
+    """Prints the measurements of one kind, each method behind the floor of its case."""
+    base = 0.0
+    for row in rows:
+        is_first = row["method"] == "floor"
+        what = {"pingpong": "half round trip", "stream": "stream"}.get(str(row["what"]))
+        if what is None:
+            counts = [f"{name} {count}" for name, count in row.items() if isinstance(count, int)]
+            sys.stdout.write(f"{kind:7} {row['method']}: {', '.join(counts)}\n")
             continue
-        cells = [
-            f"{name} {' '.join(f'{float(str(row[f])):8.2f}' for f in PERCENTILES)}"
-            for name, row in (("floor", floor), ("link", link))
-        ]
-        sys.stdout.write(f"{head}  {'  '.join(cells)}\n")
+        head = f"{kind:7} {what:15} {row['bytes']!s:>7} B  {row['method']!s:6}"
+        if row["what"] == "stream":
+            goodput = float(str(row["gb_per_s"]))
+            base = goodput if is_first else base
+            sys.stdout.write(f"{head} {goodput:8.2f} GB/s {100 * goodput / base:6.0f} %\n")
+            continue
+        times = [float(str(row[name])) for name in PERCENTILES]
+        base = times[0] if is_first else base
+        cells = " ".join(f"{time:8.2f}" for time in times)
+        sys.stdout.write(f"{head} {cells}  {'' if is_first else f'{times[0] - base:+8.2f}'}\n")
     sys.stdout.flush()
 
 
@@ -158,47 +162,53 @@ PERCENTILES = ("p50_us", "p99_us", "p999_us")
 def measure(args: argparse.Namespace) -> None:
     """Measures all kinds that were asked for."""
     results: dict[str, list[dict[str, object]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        program = build(Path(folder))
-        sys.stdout.write("half round trip, us: p50, p99, p99.9\n")
-        for kind in args.kinds:
-            network = None
-            try:
-                network = None if kind == "udp-lo" else Network(args.mtu)
-                text = run_ends(program, kind, network, args)
-                results[kind] = [json.loads(line) for line in text.splitlines()]
-                show(kind, results[kind])
-            except (RuntimeError, subprocess.SubprocessError) as error:
-                sys.stdout.write(f"{kind:7} left out: {error}\n")
-            finally:
-                if network is not None:
-                    network.close()
+    program = build()
+    sys.stdout.write("half round trip, us: p50, p99, p99.9, p50 more than the floor's\n")
+    for kind in args.kinds:
+        network = None
+        try:
+            network = None if kind in ALONE else Network(args.mtu)
+            text = run_ends(program, kind, network, args)
+            results[kind] = [json.loads(line) for line in text.splitlines()]
+            show(kind, results[kind])
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            sys.stdout.write(f"{kind:7} left out: {error}\n")
+        finally:
+            if network is not None:
+                network.close()
     if args.json is not None:
         Path(args.json).write_text(json.dumps(results, indent=1))
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Enters a namespace if one is needed, then measures."""
-    parser = argparse.ArgumentParser(description="Links beside their floors.")
+    methods = "\n".join(f"  {name:6} {text}" for name, text in METHODS.items())
+    parser = argparse.ArgumentParser(
+        prog="python bench links",
+        description=__doc__,
+        epilog=f"methods:\n{methods}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--round-trips", type=int, default=4000, help="in each of five turns")
-    parser.add_argument("--mib", type=int, default=64, help="length of a stream")
-    parser.add_argument("--mtu", type=int, default=1500, help="of the virtual cable")
+    parser.add_argument("--round-trips", type=int, default=4000, help="in each of 5 turns (4000)")
+    parser.add_argument("--mib", type=int, default=64, help="length of a stream (64)")
+    parser.add_argument("--mtu", type=int, default=1500, help="of the virtual cable (1500)")
     parser.add_argument("--frame", type=int, default=0, help="bytes; 0: what the link chooses")
-    parser.add_argument("--json")
-    args = parser.parse_args()
+    parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
+    args = parser.parse_args(arguments)
     args.kinds = args.kinds or list(KINDS)
     unknown = set(args.kinds) - set(KINDS)
     if unknown:
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
-    if any(kind != "udp-lo" for kind in args.kinds) and INSIDE not in os.environ:
+    if not set(ALONE).issuperset(args.kinds) and INSIDE not in os.environ:
         if shutil.which("ip") is None or shutil.which("unshare") is None:
-            sys.stderr.write("links: ip and unshare are needed for all but udp-lo\n")
+            sys.stderr.write("links: ip and unshare are needed for all but shm and udp-lo\n")
             return 77
         # root keeps what xdp needs; anyone else becomes root of a user namespace
         enter = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-Urn"]
         environment = {**os.environ, INSIDE: "1"}
-        return subprocess.call([*enter, sys.executable, *sys.argv], env=environment)
+        words = [sys.executable, str(HERE / "links.py"), *arguments]
+        return subprocess.call([*enter, *words], env=environment)
     if INSIDE in os.environ:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     measure(args)
@@ -206,4 +216,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

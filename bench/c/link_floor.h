@@ -23,6 +23,8 @@ typedef struct js_floor_address {
     uint8_t ip[4];
     uint16_t port;
     uint8_t mac[6];
+    int32_t pid; /* shared memory: a descriptor of that process */
+    int32_t fd;
 } js_floor_address;
 
 typedef struct js_floor_link js_floor_link;
@@ -45,6 +47,7 @@ static inline void link_floor_require(bool ok, const char *what)
     }
 }
 
+js_floor_link *link_floor_shm(void);
 js_floor_link *link_floor_udp(const char *ip);
 js_floor_link *link_floor_packet(const char *interface);
 js_floor_link *link_floor_xdp(const char *interface);

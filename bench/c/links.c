@@ -1,26 +1,41 @@
 /*
- * A link beside its floor: ping-pong and one-way stream, through js_link and through hand-written
- * sockets, in turns, so that both meet the same machine. One process is one end; links.py starts
- * two, in two network namespaces, and tells each the other's address.
+ * A link beside its floor, and the full stack over it: ping-pong and one-way stream through
+ * hand-written sockets, through js_link, and by messages and puts of a queue pair, in turns, so
+ * that all meet the same machine. One process is one end; links.py starts two, in two network
+ * namespaces, and tells each the other's address.
  *
- * Usage: links udp|packet|xdp 0|1 PLACE FLOOR_PLACE FRAME_BYTES ROUND_TRIPS STREAM_BYTES
- * PLACE is an IP address or the name of an interface; the floor of xdp needs one of its own.
- * Prints its address as a line of hex digits, reads the other's, and end 0 prints one line of JSON
- * per measurement.
+ * Usage: links KIND 0|1 CORE PLACE FLOOR_PLACE STACK_PLACE FRAME_BYTES ROUND_TRIPS STREAM_BYTES
+ * KIND: shm, udp, packet or xdp. PLACE is an IP address or the name of an interface; xdp needs one
+ * for each. Prints its address as a line of hex digits, reads the other's, and end 0 prints one
+ * line of JSON per measurement.
  */
 #include "js_clock.h"
 #include "js_link.h"
 #include "link_floor.h"
+#include "links_stack.h"
+
+#include <sched.h>
 
 enum {
-    LINKS_TURNS = 5, /* of each method, alternating */
+    LINKS_TURNS = 5,  /* of each method, alternating */
+    LINKS_WARM = 200, /* round trips before those that count */
     LINKS_WINDOW = 96,
     LINKS_ACK_EVERY = 16,
     LINKS_FRAME_BYTES_MIN = 20,
     LINKS_LIMIT_S = 120,
     LINKS_PATIENCE_NS = 2000000000,
     LINKS_BURST = 64,
+    LINKS_SHM_FRAME_BYTES = 8192,
 };
+
+enum {
+    LINKS_FLOOR,
+    LINKS_LINK,
+    LINKS_STACK, /* messages */
+    LINKS_PUT,
+    LINKS_METHODS,
+};
+static const char *const links_names[LINKS_METHODS] = { "floor", "link", "stack", "put" };
 
 /* What a frame begins with; dcid and epoch where the filter of the link wants them. */
 typedef struct {
@@ -34,12 +49,15 @@ typedef struct {
 typedef struct {
     js_link_address link;
     js_floor_address floor;
+    links_stack_address stack;
 } links_address;
 
-/* One end, by one of the two methods. */
+/* One end, by one of the methods. */
 typedef struct {
+    links_stack *stack;   /* NULL: by the floor or the link */
+    bool puts;            /* by the stack */
     js_floor_link *floor; /* NULL: by the link */
-    js_link *link;
+    js_link *link;        /* NULL, and nothing else: there is no such method */
     uint32_t peer;
     links_frame frame;
     js_link_packet packets[LINKS_BURST];
@@ -107,6 +125,11 @@ static bool links_take(links_end *end, links_frame *out)
 static void links_ping(links_end *end, uint32_t bytes, uint32_t count, uint64_t *samples)
 {
     links_frame answer;
+    if (end->stack != NULL) {
+        links_stack_ping(end->stack, end->puts, bytes, count, LINKS_WARM, samples);
+        return;
+    }
+    bytes = bytes < LINKS_FRAME_BYTES_MIN ? LINKS_FRAME_BYTES_MIN : bytes;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t begin = js_clock_ticks();
         end->frame.is_last = i + 1 == count;
@@ -119,13 +142,20 @@ static void links_ping(links_end *end, uint32_t bytes, uint32_t count, uint64_t 
                 links_send(end, bytes, 1);
             }
         }
-        samples[i] = js_clock_ticks() - begin;
+        if (i >= LINKS_WARM) {
+            samples[i - LINKS_WARM] = js_clock_ticks() - begin;
+        }
     }
 }
 
-static void links_pong(links_end *end, uint32_t bytes)
+static void links_pong(links_end *end, uint32_t bytes, uint32_t count)
 {
     links_frame ask = { .is_last = 0 };
+    if (end->stack != NULL) {
+        links_stack_pong(end->stack, end->puts, bytes, count);
+        return;
+    }
+    bytes = bytes < LINKS_FRAME_BYTES_MIN ? LINKS_FRAME_BYTES_MIN : bytes;
     while (ask.is_last == 0) {
         if (links_take(end, &ask)) {
             end->frame.number = ask.number;
@@ -201,51 +231,80 @@ static double links_us(uint64_t round_trip_ticks)
     return (double)js_clock_span_ns(links_scale, round_trip_ticks) / 2000.0;
 }
 
-static void links_ping_pong(links_end ends[2], uint32_t role, uint32_t bytes, uint32_t count)
+static bool links_is_there(const links_end *end)
 {
-    for (uint32_t turn = 0; turn < 2 * LINKS_TURNS; turn++) {
-        links_end *end = &ends[turn % 2];
+    return end->stack != NULL || end->floor != NULL || end->link != NULL;
+}
+
+static void links_ping_pong(links_end *ends, uint32_t role, uint32_t bytes, uint32_t count)
+{
+    size_t all = (size_t)LINKS_TURNS * count;
+    for (uint32_t turn = 0; turn < LINKS_METHODS * LINKS_TURNS; turn++) {
+        uint32_t method = turn % LINKS_METHODS;
+        links_end *end = &ends[method];
         end->frame.phase++;
+        if (!links_is_there(end)) {
+            continue;
+        }
         if (role == 0) {
-            links_ping(end, bytes, count,
-                       links_samples + (turn % 2 * LINKS_TURNS + turn / 2) * (size_t)count);
+            links_ping(end, bytes, count + LINKS_WARM,
+                       links_samples + method * all + turn / LINKS_METHODS * (size_t)count);
         } else {
-            links_pong(end, bytes);
+            links_pong(end, bytes, count + LINKS_WARM);
         }
     }
-    for (uint32_t method = 0; method < 2 && role == 0; method++) {
-        size_t all = (size_t)LINKS_TURNS * count;
+    for (uint32_t method = 0; method < LINKS_METHODS && role == 0; method++) {
+        if (!links_is_there(&ends[method])) {
+            continue;
+        }
         uint64_t *samples = links_samples + method * all;
         qsort(samples, all, sizeof(samples[0]), links_order);
         printf("{\"what\": \"pingpong\", \"method\": \"%s\", \"bytes\": %u, \"p50_us\": %.3f, "
                "\"p99_us\": %.3f, \"p999_us\": %.3f}\n",
-               method == 0 ? "floor" : "link", bytes, links_us(samples[all / 2]),
+               links_names[method], bytes, links_us(samples[all / 2]),
                links_us(samples[all * 99 / 100]), links_us(samples[all * 999 / 1000]));
     }
 }
 
-/* The best of the turns: what else runs on the machine can only make one slower. */
-static void links_streams(links_end ends[2], uint32_t role, uint32_t bytes, uint64_t total)
+/* One turn of a stream; how long it took. The stack's goes in messages, the others in frames. */
+static uint64_t links_stream_turn(links_end *end, uint32_t role, uint32_t bytes, uint64_t total)
 {
-    uint64_t best[2] = { UINT64_MAX, UINT64_MAX };
-    uint32_t count = (uint32_t)(total / bytes);
-    for (uint32_t turn = 0; turn < 2 * LINKS_TURNS; turn++) {
-        links_end *end = &ends[turn % 2];
-        uint64_t ticks = 0;
-        end->frame.phase++;
-        if (role == 0) {
-            uint64_t begin = js_clock_ticks();
-            links_stream(end, bytes, count);
-            ticks = js_clock_ticks() - begin;
-        } else {
-            ticks = links_sink(end, count);
-        }
-        best[turn % 2] = ticks < best[turn % 2] ? ticks : best[turn % 2];
+    uint32_t count = (uint32_t)(total / (end->stack != NULL ? LINKS_STACK_MESSAGE_BYTES : bytes));
+    uint64_t begin = js_clock_ticks();
+    if (end->stack != NULL && role == 0) {
+        links_stack_stream(end->stack, end->puts, count);
+    } else if (end->stack != NULL) {
+        links_stack_sink(end->stack, end->puts, count);
+    } else if (role == 0) {
+        links_stream(end, bytes, count);
+    } else {
+        return links_sink(end, count);
     }
-    for (uint32_t method = 0; method < 2 && role == 0; method++) {
-        double ns = (double)js_clock_span_ns(links_scale, best[method]);
-        printf("{\"what\": \"stream\", \"method\": \"%s\", \"bytes\": %u, \"gb_per_s\": %.3f}\n",
-               method == 0 ? "floor" : "link", bytes, (double)bytes * count / ns);
+    return js_clock_ticks() - begin;
+}
+
+/* The best of the turns: what else runs on the machine can only make one slower. */
+static void links_streams(links_end *ends, uint32_t role, uint32_t bytes, uint64_t total)
+{
+    uint64_t best[LINKS_METHODS];
+    memset(best, 0xff, sizeof(best));
+    for (uint32_t turn = 0; turn < LINKS_METHODS * LINKS_TURNS; turn++) {
+        uint32_t method = turn % LINKS_METHODS;
+        links_end *end = &ends[method];
+        end->frame.phase++;
+        if (links_is_there(end)) {
+            uint64_t ticks = links_stream_turn(end, role, bytes, total);
+            best[method] = ticks < best[method] ? ticks : best[method];
+        }
+    }
+    for (uint32_t method = 0; method < LINKS_METHODS && role == 0; method++) {
+        if (links_is_there(&ends[method])) {
+            uint32_t part = method < LINKS_STACK ? bytes : LINKS_STACK_MESSAGE_BYTES;
+            double ns = (double)js_clock_span_ns(links_scale, best[method]);
+            printf("{\"what\": \"stream\", \"method\": \"%s\", \"bytes\": %u, "
+                   "\"gb_per_s\": %.3f}\n",
+                   links_names[method], part, (double)(total / part * part) / ns);
+        }
     }
 }
 
@@ -253,26 +312,24 @@ static void links_streams(links_end ends[2], uint32_t role, uint32_t bytes, uint
 
 static js_floor_link *links_open_floor(uint32_t kind, const char *where)
 {
+    if (kind == LINKS_STACK_SHM) {
+        return link_floor_shm();
+    }
     if (kind == JS_LINK_UDP) {
         return link_floor_udp(where);
     }
     return kind == JS_LINK_PACKET ? link_floor_packet(where) : link_floor_xdp(where);
 }
 
-static js_link *links_open_link(uint32_t kind, const char *where, uint32_t mtu_bytes)
+static js_link_config links_config(uint32_t kind, const char *where, uint32_t mtu_bytes)
 {
     js_link_config config = { .kind = kind, .mtu_bytes = mtu_bytes };
-    js_link *link = NULL;
     if (kind == JS_LINK_UDP) {
         snprintf(config.ip, sizeof(config.ip), "%s", where);
     } else {
         snprintf(config.interface, sizeof(config.interface), "%s", where);
     }
-    if (js_link_open(&config, &link) != JS_OK) {
-        fprintf(stderr, "links: %s\n", js_last_error()->text);
-        exit(1);
-    }
-    return link;
+    return config;
 }
 
 /* Prints the own address, reads the other's. */
@@ -294,6 +351,9 @@ static void links_exchange(const links_address *own, links_address *peer)
 
 static uint32_t links_kind(const char *name)
 {
+    if (strcmp(name, "shm") == 0) {
+        return LINKS_STACK_SHM;
+    }
     for (uint32_t kind = 1; js_link_kind_name(kind) != NULL; kind++) {
         if (strcmp(js_link_kind_name(kind), name) == 0) {
             return kind;
@@ -303,42 +363,109 @@ static uint32_t links_kind(const char *name)
     return 0;
 }
 
-int main(int argc, char **argv)
+typedef struct {
+    uint32_t kind;
+    uint32_t role;
+    uint32_t core;
+    const char *place;
+    const char *floor_place;
+    const char *stack_place;
+    uint32_t mtu_bytes;
+    uint32_t round_trips;
+    uint64_t stream_bytes;
+} links_options;
+
+/* Opens all methods, and tells the other end; returns the bytes of the longest frame. */
+static uint32_t links_open(const links_options *o, links_end *ends)
 {
-    static const uint32_t ping_bytes[] = { 64, 1024 };
-    links_end ends[2] = { { 0 }, { 0 } };
     links_address own = { 0 };
     links_address peer = { 0 };
-    if (argc != 8) {
-        fprintf(stderr,
-                "usage: links KIND 0|1 PLACE FLOOR_PLACE FRAME_BYTES ROUND_TRIPS STREAM_BYTES\n");
-        return 2;
+    links_end *link = &ends[LINKS_LINK];
+    js_link_config config = links_config(o->kind, o->place, o->mtu_bytes);
+    js_link_config of_stack = links_config(o->kind, o->stack_place, o->mtu_bytes);
+    ends[LINKS_FLOOR].floor = links_open_floor(o->kind, o->floor_place);
+    own.floor = ends[LINKS_FLOOR].floor->own;
+    own.link.mtu_bytes = LINKS_SHM_FRAME_BYTES;
+    if (o->kind != LINKS_STACK_SHM) {
+        link_floor_require(js_link_open(&config, &link->link) == JS_OK, js_last_error()->text);
+        js_link_get_address(link->link, &own.link);
     }
-    alarm(LINKS_LIMIT_S);
-    uint32_t kind = links_kind(argv[1]);
-    uint32_t role = (uint32_t)atoi(argv[2]);
-    uint32_t count = (uint32_t)atoi(argv[6]);
-    links_scale = js_clock_calibrate();
-    links_samples = calloc((size_t)2 * LINKS_TURNS * count, sizeof(links_samples[0]));
-    ends[0].floor = links_open_floor(kind, argv[4]);
-    ends[1].link = links_open_link(kind, argv[3], (uint32_t)atoi(argv[5]));
-    js_link_get_address(ends[1].link, &own.link);
-    own.floor = ends[0].floor->own;
+    ends[LINKS_STACK].stack = links_stack_open(o->kind, o->role, &of_stack, &own.stack);
+    ends[LINKS_PUT].stack = ends[LINKS_STACK].stack;
+    ends[LINKS_PUT].puts = true;
     links_exchange(&own, &peer);
-    ends[0].floor->peer = peer.floor;
-    ends[0].floor->connect(ends[0].floor);
-    link_floor_require(js_link_add_peer(ends[1].link, &peer.link, &ends[1].peer) == JS_OK, "peer");
-    for (uint32_t i = 0; i < 2; i++) {
+    ends[LINKS_FLOOR].floor->peer = peer.floor;
+    ends[LINKS_FLOOR].floor->connect(ends[LINKS_FLOOR].floor);
+    if (link->link != NULL) {
+        link_floor_require(js_link_add_peer(link->link, &peer.link, &link->peer) == JS_OK, "peer");
+    }
+    links_stack_connect(ends[LINKS_STACK].stack, &peer.stack);
+    for (uint32_t i = 0; i < LINKS_METHODS; i++) {
         ends[i].frame.dcid = peer.link.dcid;
         ends[i].frame.epoch = peer.link.epoch;
     }
-    uint32_t full = own.link.mtu_bytes < FLOOR_FRAME_BYTES_MAX - 64 ? own.link.mtu_bytes
-                                                                    : FLOOR_FRAME_BYTES_MAX - 64;
-    for (uint32_t i = 0; i < sizeof(ping_bytes) / sizeof(ping_bytes[0]); i++) {
-        links_ping_pong(ends, role, ping_bytes[i], count);
+    return own.link.mtu_bytes < FLOOR_FRAME_BYTES_MAX - 64 ? own.link.mtu_bytes
+                                                           : FLOOR_FRAME_BYTES_MAX - 64;
+}
+
+/* What the connection has done besides carrying data. */
+static void links_print_counters(links_stack *stack)
+{
+    static const char *const names[] = { "chunks_sent", "frames_sent", "acks_sent",
+                                         "probes",      "retransmits", "timeouts" };
+    printf("{\"what\": \"counters\", \"method\": \"stack\"");
+    for (uint32_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        printf(", \"%s\": %lld", names[i], (long long)links_stack_counter(stack, names[i]));
     }
-    links_ping_pong(ends, role, full, count);
-    links_streams(ends, role, full, strtoull(argv[7], NULL, 10));
-    js_link_close(ends[1].link);
+    printf("}\n");
+}
+
+/* On one core each, so that no scheduler moves the ends in the middle of a turn. */
+static void links_pin(uint32_t core)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(core, &set);
+    (void)sched_setaffinity(0, sizeof(set), &set);
+}
+
+int main(int argc, char **argv)
+{
+    static const uint32_t ping_bytes[] = { 8, 64, 1024 };
+    static links_end ends[LINKS_METHODS];
+    if (argc != 10) {
+        fprintf(stderr, "usage: links KIND 0|1 CORE PLACE FLOOR_PLACE STACK_PLACE FRAME_BYTES "
+                        "ROUND_TRIPS STREAM_BYTES\n");
+        return 2;
+    }
+    links_options options = {
+        .kind = links_kind(argv[1]),
+        .role = (uint32_t)atoi(argv[2]),
+        .core = (uint32_t)atoi(argv[3]),
+        .place = argv[4],
+        .floor_place = argv[5],
+        .stack_place = argv[6],
+        .mtu_bytes = (uint32_t)atoi(argv[7]),
+        .round_trips = (uint32_t)atoi(argv[8]),
+        .stream_bytes = strtoull(argv[9], NULL, 10),
+    };
+    alarm(LINKS_LIMIT_S);
+    links_pin(options.core);
+    links_scale = js_clock_calibrate();
+    links_samples =
+        calloc((size_t)LINKS_METHODS * LINKS_TURNS * options.round_trips, sizeof(links_samples[0]));
+    uint32_t full = links_open(&options, ends);
+    for (uint32_t i = 0; i < sizeof(ping_bytes) / sizeof(ping_bytes[0]); i++) {
+        links_ping_pong(ends, options.role, ping_bytes[i], options.round_trips);
+    }
+    links_ping_pong(ends, options.role, full, options.round_trips);
+    links_streams(ends, options.role, full, options.stream_bytes);
+    if (options.role == 0) {
+        links_print_counters(ends[LINKS_STACK].stack);
+    }
+    links_stack_close(ends[LINKS_STACK].stack);
+    if (ends[LINKS_LINK].link != NULL) {
+        js_link_close(ends[LINKS_LINK].link);
+    }
     return 0;
 }
