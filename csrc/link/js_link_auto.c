@@ -73,20 +73,10 @@ static bool auto_is_neighbour(const auto_ip *own, const auto_ip *peer)
 }
 
 /* The name of the adapter's driver, if it is one whose network cannot be trusted; else NULL. */
-static const char *auto_routed_driver(const char *interface)
+static const char *auto_routed_driver(const js_link_interface *interface)
 {
-    char path[64];
-    char target[256];
-    snprintf(path, sizeof(path), "/sys/class/net/%.15s/device/driver", interface);
-    ssize_t length = readlink(path, target, sizeof(target) - 1);
-    if (length <= 0) {
-        return NULL;
-    }
-    target[length] = '\0';
-    const char *slash = strrchr(target, '/');
-    const char *driver = slash != NULL ? slash + 1 : target;
     for (size_t i = 0; i < JS_ARRAY_LEN(auto_routed_drivers); i++) {
-        if (strcmp(driver, auto_routed_drivers[i]) == 0) {
+        if (strcmp(interface->driver, auto_routed_drivers[i]) == 0) {
             return auto_routed_drivers[i];
         }
     }
@@ -113,7 +103,7 @@ static int32_t auto_choose_raw(const js_link_interface *interface, const char *p
     if (!interface->is_ethernet) {
         return auto_say(out, JS_LINK_UDP, "udp: %s is not Ethernet", interface->name);
     }
-    const char *driver = auto_routed_driver(interface->name);
+    const char *driver = auto_routed_driver(interface);
     if (driver != NULL) {
         return auto_say(out, JS_LINK_UDP,
                         "udp: networks behind the driver %s of %s may drop raw frames "

@@ -6,6 +6,8 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <ifaddrs.h>
+#include <linux/ethtool.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <stdio.h>
@@ -18,6 +20,21 @@
 static int interface_ask(int fd, unsigned long what, struct ifreq *request)
 {
     return ioctl(fd, what, request);
+}
+
+/* Asks the kernel for driver and place on a bus (ETHTOOL_GDRVINFO). Not sysfs: it shows the devices
+ * of the network namespace in which it was mounted, which need not be this one. The place of a
+ * device on a bus has a number in it; virtual interfaces have none, or a word like "tap". */
+static void interface_read_driver(int fd, struct ifreq *request, js_link_interface *out)
+{
+    struct ethtool_drvinfo info = { .cmd = ETHTOOL_GDRVINFO };
+    request->ifr_data = (char *)&info;
+    if (interface_ask(fd, SIOCETHTOOL, request) != 0) {
+        return; /* the loopback interface, for one, has no answer */
+    }
+    memcpy(out->driver, info.driver, sizeof(out->driver) - 1);
+    info.bus_info[sizeof(info.bus_info) - 1] = '\0';
+    out->is_adapter = strpbrk(info.bus_info, "0123456789") != NULL;
 }
 
 static int32_t interface_read(int fd, const char *name, js_link_interface *out)
@@ -47,6 +64,7 @@ static int32_t interface_read(int fd, const char *name, js_link_interface *out)
     }
     out->is_ethernet = request.ifr_hwaddr.sa_family == ARPHRD_ETHER;
     memcpy(out->mac, request.ifr_hwaddr.sa_data, sizeof(out->mac));
+    interface_read_driver(fd, &request, out);
     return JS_OK;
 }
 

@@ -12,6 +12,8 @@ typedef struct js_link_interface {
     bool is_up;
     bool is_loopback;
     bool is_ethernet;
+    bool is_adapter; /* hardware, or what a hypervisor shows as such */
+    char driver[32]; /* of the kernel; "" if it is not told */
 } js_link_interface;
 
 /* Looks an interface up by its name. JS_ERR_INVALID: there is none; JS_ERR_SYSTEM. */

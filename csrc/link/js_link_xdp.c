@@ -2,8 +2,8 @@
  * driver, where it can (zero copy), or with the kernel right behind it.
  *
  * The frames are the same as those of the link packet, which may be at the other end. The link has
- * queue 0 of the interface for itself, so there is one per interface: where several ranks or
- * communicators are to share an interface, packet is the link to use. On virtual Ethernet packet is
+ * queue 0 of the interface for itself, so there is one per interface; any number of packet links
+ * stand beside it, for other ranks and communicators. On virtual Ethernet packet is
  * faster as well. Needs CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF of the host. */
 #include "js_atomic.h"
 #include "js_link_kinds.h"
@@ -384,8 +384,7 @@ static int32_t xdp_setup(xdp_link *xdp, const js_link_config *config)
     }
     JS_TRY(xdp_register_memory(xdp));
     JS_TRY(xdp_map_rings(xdp));
-    JS_TRY(
-        js_link_xdp_load(&xdp->program, interface.name, interface.index, link->address.ethertype));
+    JS_TRY(js_link_xdp_load(&xdp->program, &interface, &link->address));
     JS_TRY(xdp_bind(xdp, interface.index));
     JS_TRY(js_link_xdp_direct(&xdp->program, XDP_QUEUE, xdp->fd));
     js_link_ethernet_name(link);

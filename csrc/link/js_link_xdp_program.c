@@ -1,17 +1,18 @@
 /* The program that hands our frames to the socket of a link xdp, loaded with bare bpf(2).
  *
- * It compares the EtherType, and leaves everything else to the stack. Program and attachment live
- * as long as their descriptors: nothing stays behind when the process dies. */
+ * It compares EtherType, dcid and epoch, and leaves everything else to the stack: frames for the
+ * packet links of the same interface, too. Program and attachment live as long as their
+ * descriptors: nothing stays behind when the process dies. */
 #include "js_link_xdp_program.h"
 
 #include "js_status.h"
 
 #include <arpa/inet.h>
+#include <endian.h>
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/if_link.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -48,10 +49,13 @@ static struct bpf_insn program_jump(uint8_t code, uint32_t to, uint32_t from, in
     return jump;
 }
 
-/* Frames of the type go to the socket that the map has for their queue; all others, and ours where
- * there is none, to the stack. */
-static int program_install(int map_fd, uint16_t ethertype)
+/* Frames of the type for this endpoint go to the socket that the map has for their queue; all
+ * others, and ours where there is none, to the stack. */
+static int program_install(int map_fd, const js_link_address *own)
 {
+    const int16_t type_at = offsetof(struct ethhdr, h_proto);
+    const int16_t dcid_high_at = ETH_HLEN + 5; /* the frame is little endian */
+    const int16_t epoch_at = ETH_HLEN + 6;
     const int16_t data = offsetof(struct xdp_md, data);
     const int16_t data_end = offsetof(struct xdp_md, data_end);
     const int16_t queue = offsetof(struct xdp_md, rx_queue_index);
@@ -59,10 +63,14 @@ static int program_install(int map_fd, uint16_t ethertype)
         program_load(BPF_W, BPF_REG_2, BPF_REG_1, data),
         program_load(BPF_W, BPF_REG_3, BPF_REG_1, data_end),
         program_with(BPF_ALU64 | BPF_MOV | BPF_X, BPF_REG_4, BPF_REG_2, 0),
-        program_with(BPF_ALU64 | BPF_ADD | BPF_K, BPF_REG_4, 0, ETH_HLEN),
-        program_jump(BPF_JMP | BPF_JGT | BPF_X, BPF_REG_4, BPF_REG_3, 0, 8),
-        program_load(BPF_H, BPF_REG_5, BPF_REG_2, offsetof(struct ethhdr, h_proto)),
-        program_jump(BPF_JMP | BPF_JNE | BPF_K, BPF_REG_5, 0, htons(ethertype), 6),
+        program_with(BPF_ALU64 | BPF_ADD | BPF_K, BPF_REG_4, 0, ETH_HLEN + 8),
+        program_jump(BPF_JMP | BPF_JGT | BPF_X, BPF_REG_4, BPF_REG_3, 0, 12),
+        program_load(BPF_H, BPF_REG_5, BPF_REG_2, type_at),
+        program_jump(BPF_JMP | BPF_JNE | BPF_K, BPF_REG_5, 0, htons(own->ethertype), 10),
+        program_load(BPF_B, BPF_REG_5, BPF_REG_2, dcid_high_at),
+        program_jump(BPF_JMP | BPF_JNE | BPF_K, BPF_REG_5, 0, own->dcid >> 8, 8),
+        program_load(BPF_H, BPF_REG_5, BPF_REG_2, epoch_at),
+        program_jump(BPF_JMP | BPF_JNE | BPF_K, BPF_REG_5, 0, htole16(own->epoch), 6),
         program_load(BPF_W, BPF_REG_2, BPF_REG_1, queue),
         program_with(BPF_LD | BPF_DW | BPF_IMM, BPF_REG_1, BPF_PSEUDO_MAP_FD, map_fd),
         program_with(0, 0, 0, 0), /* second half of the one before */
@@ -94,17 +102,10 @@ static int program_attach(int program_fd, int32_t interface, uint32_t mode)
     return program_bpf(BPF_LINK_CREATE, &attributes);
 }
 
-/* Is there hardware behind the interface? */
-static bool program_is_adapter(const char *interface)
+int32_t js_link_xdp_load(js_link_xdp_program *program, const js_link_interface *at,
+                         const js_link_address *own)
 {
-    char path[64];
-    snprintf(path, sizeof(path), "/sys/class/net/%.15s/device", interface);
-    return access(path, F_OK) == 0;
-}
-
-int32_t js_link_xdp_load(js_link_xdp_program *program, const char *interface, int32_t index,
-                         uint16_t ethertype)
-{
+    const char *interface = at->name;
     union bpf_attr attributes;
     memset(&attributes, 0, sizeof(attributes));
     attributes.map_type = BPF_MAP_TYPE_XSKMAP;
@@ -117,7 +118,7 @@ int32_t js_link_xdp_load(js_link_xdp_program *program, const char *interface, in
                            "are needed)",
                            interface);
     }
-    program->program_fd = program_install(program->map_fd, ethertype);
+    program->program_fd = program_install(program->map_fd, own);
     if (program->program_fd < 0) {
         return JS_FAIL_SYS("link xdp: program for %s (CAP_BPF and CAP_NET_ADMIN of the host are "
                            "needed)",
@@ -125,12 +126,13 @@ int32_t js_link_xdp_load(js_link_xdp_program *program, const char *interface, in
     }
     /* In the driver if it can, else where every interface can. A virtual interface is slower with
      * the program in its driver: there the frame has been through the kernel already. */
-    program->is_native = program_is_adapter(interface);
-    program->attach_fd = program_attach(
-        program->program_fd, index, program->is_native ? XDP_FLAGS_DRV_MODE : XDP_FLAGS_SKB_MODE);
+    program->is_native = at->is_adapter;
+    program->attach_fd =
+        program_attach(program->program_fd, at->index,
+                       program->is_native ? XDP_FLAGS_DRV_MODE : XDP_FLAGS_SKB_MODE);
     if (program->attach_fd < 0 && errno != EBUSY && program->is_native) {
         program->is_native = false;
-        program->attach_fd = program_attach(program->program_fd, index, XDP_FLAGS_SKB_MODE);
+        program->attach_fd = program_attach(program->program_fd, at->index, XDP_FLAGS_SKB_MODE);
     }
     if (program->attach_fd < 0 && errno == EBUSY) {
         return JS_FAIL_SYS("link xdp: interface %s has an XDP program already; a link xdp does not "

@@ -2,7 +2,7 @@
 #ifndef JS_LINK_XDP_PROGRAM_H
 #define JS_LINK_XDP_PROGRAM_H
 
-#include "js_base.h"
+#include "js_link_interface.h"
 
 /* Descriptors; -1: not there. */
 typedef struct js_link_xdp_program {
@@ -12,10 +12,10 @@ typedef struct js_link_xdp_program {
     bool is_native; /* in the driver, not behind it */
 } js_link_xdp_program;
 
-/* Loads the program and attaches it to the interface. Returns JS_OK or JS_ERR_SYSTEM; what has been
- * opened by then is for js_link_xdp_unload. */
-int32_t js_link_xdp_load(js_link_xdp_program *program, const char *interface, int32_t index,
-                         uint16_t ethertype);
+/* Loads the program, for frames to `own`, and attaches it to the interface. Returns JS_OK or
+ * JS_ERR_SYSTEM; what has been opened by then is for js_link_xdp_unload. */
+int32_t js_link_xdp_load(js_link_xdp_program *program, const js_link_interface *at,
+                         const js_link_address *own);
 /* Frames of the queue go to this socket. JS_ERR_SYSTEM. */
 int32_t js_link_xdp_direct(const js_link_xdp_program *program, uint32_t queue, int socket_fd);
 void js_link_xdp_unload(js_link_xdp_program *program);

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from jetstream._core.native import check, ffi, lib
 
 __all__ = ["ADDRESS_BYTES", "KINDS", "Link", "LinkSettings"]
+
+_log = logging.getLogger("jetstream.link")
 
 #: Size of what :attr:`Link.address` returns.
 ADDRESS_BYTES = int(ffi.sizeof("js_link_address"))
@@ -40,10 +43,17 @@ class LinkSettings:
     def open(self, rank: int) -> Link:
         """Open an endpoint for the use of one communicator.
 
+        With xdp the first one has the interface's queue for itself; those of further communicators
+        go through packet sockets of the same interface, and the log says so.
+
         Raises ArgumentError, SystemCallError, UnsupportedError.
         """
         config = ffi.new("js_link_config *")
-        config.kind = KINDS[self.kind]
+        kind = self.kind
+        if kind == "xdp" and self.opened:
+            kind = "packet"
+            _log.info("link packet: the link xdp of %s serves another communicator", self.interface)
+        config.kind = KINDS[kind]
         config.interface = self.interface.encode()
         config.ip = self.ip.encode()
         config.mtu_bytes = self.mtu_bytes

@@ -1,4 +1,5 @@
 /* Links of raw Ethernet frames, over a virtual cable in a namespace of the test's own. */
+#include "js_link_interface.h"
 #include "js_test_link.h"
 #include "js_test_net.h"
 
@@ -277,6 +278,18 @@ static void test_choice(void)
                   "udp: 10.9.1.2 is beyond a router, seen from 10.9.0.1 on js0");
 }
 
+/* Of this namespace, whatever devices sysfs shows. */
+static void test_driver(void)
+{
+    ENTER(1500);
+    js_link_interface found;
+    JS_TEST_EQ_I64(js_link_interface_find("js0", &found), JS_OK);
+    JS_TEST_EQ_STR(found.driver, "veth");
+    JS_TEST_CHECK(!found.is_adapter);
+    JS_TEST_EQ_I64(js_link_interface_find("lo", &found), JS_OK);
+    JS_TEST_CHECK(!found.is_adapter);
+}
+
 /* Last: it gives up what it may do. */
 static void test_no_permission(void)
 {
@@ -290,4 +303,4 @@ static void test_no_permission(void)
 JS_TEST_MAIN(JS_TEST(test_one_frame_each_way), JS_TEST(test_bursts), JS_TEST(test_jumbo_frames),
              JS_TEST(test_ring_full), JS_TEST(test_foreign_frames),
              JS_TEST(test_many_on_an_interface), JS_TEST(test_interface_down), JS_TEST(test_errors),
-             JS_TEST(test_choice), JS_TEST(test_no_permission))
+             JS_TEST(test_choice), JS_TEST(test_driver), JS_TEST(test_no_permission))

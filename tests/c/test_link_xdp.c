@@ -106,5 +106,36 @@ static void test_one_per_interface(void)
     js_link_close(second);
 }
 
+/* Packet links stand beside the xdp link of an interface: each gets its own frames. */
+static void test_packet_links_beside_it(void)
+{
+    ENTER(1500);
+    const js_link_config packet0 = { .kind = JS_LINK_PACKET, .interface = "js0" };
+    js_test_pair pairs[3];
+    js_link_packet packets[16];
+    js_test_pair_open(&pairs[0], &xdp0, &packet1);
+    js_test_pair_open(&pairs[1], &packet0, &packet1);
+    js_test_pair_open(&pairs[2], &packet0, &xdp1);
+    for (uint32_t round = 0; round < 12; round++) {
+        uint32_t from = round & 1;
+        for (uint32_t i = 0; i < JS_ARRAY_LEN(pairs); i++) {
+            JS_TEST_CHECK(js_test_send(&pairs[i], from, 100 + i, round));
+            js_link_flush(pairs[i].link[from]);
+        }
+        for (uint32_t i = 0; i < JS_ARRAY_LEN(pairs); i++) {
+            js_link *to = pairs[i].link[1 - from];
+            js_link_address address;
+            js_link_get_address(to, &address);
+            JS_TEST_REQUIRE(js_test_await(to, packets, JS_ARRAY_LEN(packets)) == 1);
+            JS_TEST_CHECK(js_test_frame_is(&packets[0], 100 + i, round, &address));
+            js_link_release(to);
+        }
+    }
+    for (uint32_t i = 0; i < JS_ARRAY_LEN(pairs); i++) {
+        js_test_pair_close(&pairs[i]);
+    }
+}
+
 JS_TEST_MAIN(JS_TEST(test_exchange), JS_TEST(test_with_a_packet_link), JS_TEST(test_large_frames),
-             JS_TEST(test_buffers_full), JS_TEST(test_one_per_interface))
+             JS_TEST(test_buffers_full), JS_TEST(test_one_per_interface),
+             JS_TEST(test_packet_links_beside_it))

@@ -65,6 +65,26 @@ def test_everything(
     run_ranks(run_everything, count, hosts=hosts, link="udp", faults=faults, timeout_s=120)
 
 
+def count_frames_of_groups(comm: Communicator) -> list[int]:
+    counts = []
+    for group in (comm.split(comm.rank % 2), comm.dup()):
+        assert group is not None
+        with group:
+            for count in (3, 20_000):
+                ones = group.all_reduce(np.ones(count, np.int32))
+                assert (ones == group.size).all()
+            counts.append(group.link_counters()["frames_received"])
+    assert comm.all_reduce(np.ones(1))[0] == comm.size
+    return counts
+
+
+@pytest.mark.ranks(4, hosts=2, link="xdp")
+def test_groups_beside_a_link_xdp(comm: Communicator) -> None:
+    """The interface has one endpoint of xdp; the groups' are packet sockets beside it."""
+    assert all(count > 0 for count in count_frames_of_groups(comm))
+    assert comm.link_counters()["frames_received"] > 0
+
+
 def run_damaged(comm: Communicator) -> dict[str, int]:
     for number in range(50):
         assert comm.all_reduce(np.full(2, number))[0] == number * comm.size
