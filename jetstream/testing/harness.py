@@ -110,6 +110,11 @@ class RankPool:
         """Process ids by rank; empty before the first function and after a death."""
         return tuple(process.pid for process in self._processes)
 
+    @property
+    def network(self) -> Network | None:
+        """What joins the hosts, if they are namespaces and the ranks have been started."""
+        return self._network
+
     def run(self, fn: Callable[..., Any], *args: Any, timeout_s: float | None = None) -> list[Any]:
         """Runs ``fn(comm, *args)`` on every rank and returns the results. Raises as run_ranks."""
         __tracebackhide__ = True

@@ -7,6 +7,10 @@ then those of the hosts), or b"error: ..." with the reason. The namespaces have 
 as long as a descriptor or process of theirs, and the interfaces live with them. So nothing has to
 be cleaned up, whoever is killed.
 
+    python -I -S namespaces.py enter FD,FD COMMAND ...
+
+enters the namespaces of these descriptors and becomes the command. What is to be built:
+
     {"hosts": 3, "interfaces": 1, "mtu": 1500, "drop": 0.01, "is_user": false}
 
 interfaces: of each host, eth0 (which has an address) and so on; drop: share of the frames (but ARP
@@ -129,6 +133,15 @@ def _rules(drop: float) -> str:
     """
 
 
+def _become(fds: str, command: list[str]) -> None:
+    enter(tuple(map(int, fds.split(","))))
+    path = os.environ.get("PATH", "") + ":" + _SBIN
+    found = shutil.which(command[0], path=path)
+    if found is None:
+        raise OSError(f"there is no program {command[0]}")
+    os.execv(found, command)
+
+
 def _main(fd: int, spec: dict[str, Any]) -> None:
     with socket.socket(fileno=fd) as answers:
         try:
@@ -140,4 +153,7 @@ def _main(fd: int, spec: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), json.loads(sys.argv[2]))
+    if sys.argv[1] == "enter":
+        _become(sys.argv[2], sys.argv[3:])
+    else:
+        _main(int(sys.argv[1]), json.loads(sys.argv[2]))

@@ -84,6 +84,24 @@ class Network:
         """What a process enters to be on that host, in order."""
         return (*self._user, self._nets[host])
 
+    def cut(self, host: int, *, is_one_way: bool = False) -> None:
+        """From now on the bridge loses all frames of a host and, unless ``is_one_way``, to it.
+
+        Needs nft. Raises NoNetworkError.
+        """
+        ways = ["iifname"] if is_one_way else ["iifname", "oifname"]
+        drops = "".join(f'{way} "host{host}eth*" counter drop\n' for way in ways)
+        chain = "type filter hook forward priority -1; policy accept;"
+        rules = f"table bridge cut{host} {{ chain forward {{ {chain}\n{drops}}}\n}}"
+        fds = (*self._user, self._held[len(self._user)])
+        command = [sys.executable, "-I", "-S", str(Path(namespaces.__file__)), "enter"]
+        command += [",".join(map(str, fds)), "nft", "-f", "-"]
+        done = subprocess.run(
+            command, input=rules, text=True, capture_output=True, check=False, pass_fds=fds
+        )
+        if done.returncode != 0:
+            raise NoNetworkError(f"the bridge loses no frames: {done.stderr.strip()}")
+
     def close(self) -> None:
         """Lets the namespaces go. Idempotent."""
         for fd in self._held:
