@@ -99,6 +99,8 @@ class Coordinator(Machine):
         self._selection = ""
         self._ready: set[int] = {0}
         self._told: set[int] = {0}
+        #: How long this process was away, stopped or kept from running, in seconds.
+        self.absent_s = 0.0
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -283,11 +285,12 @@ class Coordinator(Machine):
     def _roster(self) -> str:
         missing = [rank for rank in range(self._me.world_size) if rank not in self._arrived]
         arrived = ", ".join(map(self._who, self.members))
+        away = f"; rank 0 itself was away for {self.absent_s:.1f} s" if self.absent_s else ""
         if missing:
-            return f"arrived: {arrived}; not arrived: {describe_ranks(missing)}"
+            return f"arrived: {arrived}; not arrived: {describe_ranks(missing)}{away}"
         done = self._ready if self.welcome else self._offers.keys()
         waiting = [member for member in self.members if member.rank not in done]
-        return f"arrived: {arrived}; not ready: {', '.join(map(self._who, waiting))}"
+        return f"arrived: {arrived}; not ready: {', '.join(map(self._who, waiting))}{away}"
 
     def violation(self, event: object, peer: bytes) -> ProtocolError:
         """Names the sender as well."""

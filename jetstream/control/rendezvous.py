@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -56,8 +57,16 @@ _log = logging.getLogger("jetstream.control")
 #: there it takes no time, one that is gone must not hold this rank up.
 _FLUSH_MS = 1000
 
-#: How long a message of a dead process may still be on its way through zmq's own thread.
+#: How long a message that has arrived may still be on its way through zmq's own thread.
 _LAST_WORDS_S = 0.2
+
+#: After so much time in which it should have looked at its messages, a process was away: stopped,
+#: or kept from running.
+_ABSENT_S = 0.5
+#: After so much silence of rank 0 a joiner says why that may be, if it can tell.
+_WARN_S = 5.0
+#: How long it tries to find out.
+_TRY_S = 1.0
 
 
 class SegmentHandle(Protocol):
@@ -234,6 +243,8 @@ class _Session:
         self._lost: set[int] = set()
         self._wire = Wire(config)
         now_s, timeout_s = time.monotonic(), config.init_timeout_s
+        self._due_s = now_s
+        self._warn_s = now_s + _WARN_S
         self._machine: Coordinator | Joiner
         if self._wire.is_bound:
             self._machine = Coordinator(
@@ -257,6 +268,7 @@ class _Session:
         """Drives the machine to its end."""
         try:
             while True:
+                self._catch_up()
                 self._machine.tick(now_s=time.monotonic())
                 self._perform()
                 if self._machine.is_final:
@@ -286,8 +298,11 @@ class _Session:
 
     def _explained(self, error: JetstreamError) -> JetstreamError:
         """Adds what only the socket knows."""
-        if not isinstance(error, RendezvousError) or not self._wire.count_refused():
+        if not isinstance(error, RendezvousError):
             return error
+        if not self._wire.count_refused():
+            why = self._wire.explain_silence(timeout_s=_TRY_S)
+            return RendezvousError(f"{error}; {why}") if why else error
         return RendezvousError(
             f"{error}; connections failed in the handshake: JETSTREAM_JOB_SECRET may differ "
             "between ranks, or two jobs use the same JETSTREAM_RENDEZVOUS"
@@ -302,6 +317,19 @@ class _Session:
             self._segment.close()
         self._wire.close(linger_ms=_FLUSH_MS if self._members or self._wire.is_bound else 0)
 
+    def _catch_up(self) -> None:
+        """Hears the others before time counts against them, if it is this process that was away."""
+        now_s = time.monotonic()
+        if now_s > self._due_s + _ABSENT_S:
+            if isinstance(self._machine, Coordinator):
+                self._machine.absent_s += now_s - self._due_s
+            self._listen()
+        if now_s > self._warn_s:
+            self._warn_s = math.inf
+            why = self._wire.explain_silence(timeout_s=_TRY_S)
+            if why:
+                _log.warning("rank %d waits for rank 0: %s", self._config.rank, why)
+
     def _poll(self) -> None:
         """Waits for the next thing to happen and feeds it to the machine."""
         machine = self._machine
@@ -310,13 +338,14 @@ class _Session:
             # The others are rank 0's to watch until there is a communicator.
             watched = {pidfd: rank for pidfd, rank in watched.items() if rank == 0}
         server = [] if self._server is None else [self._server.fileno()]
+        self._due_s = max(time.monotonic(), machine.next_s)
         readable = self._wire.wait([*watched, *server], timeout_s=machine.next_s - time.monotonic())
         self._receive()
         if self._server is not None and self._server.fileno() in readable:
             self._server.serve_one()
         dead = [rank for pidfd, rank in watched.items() if pidfd in readable]
         if dead:
-            self._hear_last_words()
+            self._listen()
         for rank in dead:
             self._lost.add(rank)
             machine.step(self._loss_of(rank), now_s=time.monotonic())
@@ -333,8 +362,10 @@ class _Session:
         for peer, event in self._wire.receive_all():
             self._machine.step(event, now_s=time.monotonic(), peer=peer)
 
-    def _hear_last_words(self) -> None:
-        """Takes what a process said before it died, which may overtake its death only now."""
+    def _listen(self) -> None:
+        """Takes what others have said and is still on its way through zmq's own thread: before they
+        died, or before this process could run again.
+        """
         until_s = time.monotonic() + _LAST_WORDS_S
         while (left_s := until_s - time.monotonic()) > 0:
             self._wire.wait([], timeout_s=left_s)

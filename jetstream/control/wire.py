@@ -11,6 +11,8 @@ import hmac
 import logging
 import os
 import secrets
+import struct
+from collections import Counter
 from collections.abc import Iterator
 
 import zmq
@@ -19,6 +21,7 @@ import zmq.utils.z85
 from jetstream.config import Config
 from jetstream.control.machine import Unreadable
 from jetstream.control.messages import LIMIT_BYTES, ForeignBytesError, Message, open_sealed, seal
+from jetstream.control.reach import try_tcp
 from jetstream.errors import JetstreamError, RendezvousError
 from jetstream.places import split_tcp
 
@@ -28,6 +31,8 @@ _log = logging.getLogger("jetstream.control")
 
 _CURVE_CONTEXT = b"jetstream rendezvous rank 0"
 _REFUSALS = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_WATCHED = _REFUSALS | zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+_EVENT = struct.Struct("=HI")  # number and value, as zmq_socket_monitor(3) has them
 
 
 class Wire:
@@ -41,7 +46,9 @@ class Wire:
         self._secret = config.job_secret
         self._context = zmq.Context(io_threads=1)
         self._monitor: zmq.Socket[bytes] | None = None
-        self._refused = 0
+        self._address = config.rendezvous
+        #: How often each thing has happened to the connections of a TCP socket.
+        self._events: Counter[int] = Counter()
         self.is_bound = config.rank == 0 and self._open(zmq.ROUTER, config.rendezvous)
         if not self.is_bound:
             self._open(zmq.DEALER, config.rendezvous)
@@ -56,6 +63,7 @@ class Wire:
             if address.startswith("tcp:"):
                 self._socket.setsockopt(zmq.IPV6, int("[" in address))
                 self._encrypt(is_server=is_server)
+                self._monitor = self._socket.get_monitor_socket(_WATCHED)
             if is_server:
                 # A rank whose connection was broken comes back under its name.
                 self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -95,11 +103,11 @@ class Wire:
         else:
             self._socket.curve_serverkey = public
             self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
-        self._monitor = self._socket.get_monitor_socket(_REFUSALS)
 
     def _close_monitor(self) -> None:
         if self._monitor is not None:
             self._socket.disable_monitor()
+            self._monitor.close()
             self._monitor = None
 
     def count_refused(self) -> int:
@@ -107,10 +115,32 @@ class Wire:
 
         Each failing rank makes many of them: it tries again and again.
         """
+        if not self._secret:
+            return 0
+        return sum(count for event, count in self._look().items() if event & _REFUSALS)
+
+    def explain_silence(self, *, timeout_s: float) -> str:
+        """Says what became of the TCP connection to a rank 0 that has never spoken.
+
+        Returns "" if it has, and where that cannot be told. Takes at most about `timeout_s`.
+        """
+        events = self._look()
+        if self._monitor is None or self.is_bound or events[zmq.EVENT_HANDSHAKE_SUCCEEDED]:
+            return ""
+        host, port = split_tcp(self._address)
+        # Only where nobody has answered: rank 0 would take a probe for one without the secret.
+        if not events[zmq.EVENT_CONNECTED]:
+            return try_tcp(host, port, timeout_s=timeout_s)
+        return (
+            f"a TCP connection to {host} port {port} comes up, but no rank 0 speaks there: it is "
+            "stopped, or another program listens"
+        )
+
+    def _look(self) -> Counter[int]:
         while self._monitor is not None and self._monitor.poll(0):
-            self._monitor.recv_multipart(zmq.NOBLOCK)
-            self._refused += 1
-        return self._refused
+            event, _ = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+            self._events[event] += 1
+        return self._events
 
     def send(self, peer: bytes, message: Message) -> None:
         """Sends or, where nobody takes it, drops: what matters is repeated or times out."""

@@ -18,82 +18,7 @@ from typing import Any
 import pytest
 import zmq
 
-PROGRAM = """
-import json, os, sys, time
-from jetstream.config import load_config
-from jetstream.control.rendezvous import join
-from jetstream.errors import ConfigurationError, SegmentError
-
-PLAN = json.loads(os.environ["PLAN"])
-
-class Memfd:
-    def __init__(self, fd):
-        self.fd = fd
-        self.text = os.pread(fd, 99, 0).decode()
-    @classmethod
-    def create(cls, world, *, all_bytes=0, heap_bytes=0):
-        if PLAN.get("create") == "fail":
-            raise SegmentError("no room")
-        fd = os.memfd_create("test")
-        os.write(fd, f"{os.getpid()} {world} {all_bytes}".encode())
-        return cls(fd)
-    @classmethod
-    def attach(cls, fd):
-        if PLAN.get("attach") == "fail":
-            raise SegmentError("bad magic")
-        if PLAN.get("attach") == "hang":
-            say({"hangs": True})
-            time.sleep(120)
-        return cls(os.dup(fd))
-    def close(self):
-        os.close(self.fd)
-
-def say(value):
-    sys.stdout.write(json.dumps(value) + "\\n")
-    sys.stdout.flush()
-
-def fds():
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            pass
-    return found
-
-def open_link(settings):
-    if PLAN.get("link") == "fail":
-        raise ConfigurationError(f"no interface {settings.interface}")
-    if PLAN.get("link") == "hang":
-        say({"hangs": True})
-        time.sleep(120)
-    return f"{settings.kind} {settings.address} {os.getpid()}".encode()
-
-before = set(fds())
-say({"starts": os.getpid()})
-try:
-    for _ in range(PLAN.get("repeat", 1)):
-        member = join(load_config(), segments=Memfd, build=PLAN.get("build", "b1"),
-                      open_link=open_link)
-        result = {
-            "rank": member.rank, "size": member.size,
-            "local": [member.local_rank, member.local_size],
-            "host_index": member.host_index, "machine_index": member.machine_index,
-            "endpoints": [endpoint.decode() for endpoint in member.endpoints],
-            "hosts": member.hosts, "pids": member.pids, "cpus": [sorted(c) for c in member.cpus],
-            "own_pidfd": member.pidfds[member.rank],
-            "pidfds": [fd >= 0 and fds()[fd] for fd in member.pidfds],
-            "segment": member.segment.text, "threads": len(os.listdir("/proc/self/task")),
-            "sockets": sum("socket" in name for fd, name in fds().items() if fd not in before),
-        }
-        member.close()
-        result["leaked"] = [name for fd, name in fds().items() if fd not in before]
-        say(result)
-except BaseException as error:
-    leaked = [name for fd, name in fds().items() if fd not in before]
-    say({"error": type(error).__name__, "text": str(error), "leaked": leaked,
-         "threads": len(os.listdir("/proc/self/task"))})
-"""
+PROGRAM = Path(__file__).with_name("rendezvous_rank.py")
 #: Bounds what a broken test may take; nothing is expected to take long.
 PATIENCE_S = 60.0
 
@@ -119,7 +44,7 @@ class Job:
             "PLAN": json.dumps(plan),
         }
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, str(PROGRAM)],
             env=environ | (env or {}),
             stdout=subprocess.PIPE,
             text=True,
@@ -300,6 +225,31 @@ def test_silent_on_another_host(job: Job, rank: int) -> None:
     assert "silent for 1.5 s" in text
 
 
+def test_a_stopped_rank_0_blames_nobody(job: Job) -> None:
+    """It hears what the others have said meanwhile before their silence counts."""
+    hosts = [{"JETSTREAM_HOST": host, "JETSTREAM_LINK_TIMEOUT": "30"} for host in "abb"]
+    more = {"JETSTREAM_LINK_TIMEOUT": "1", "JETSTREAM_BUFFSIZE": "256K"}
+    zero = job.start(0, 3, env=hosts[0] | more)
+    one = job.start(1, 3, env=hosts[1])
+    for process in (zero, one):
+        assert "starts" in line_of(process)
+    time.sleep(1)  # rank 1 has arrived, and calls every second
+    zero.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    zero.send_signal(signal.SIGCONT)
+    check_joined_over("abb", [zero, one, job.start(2, 3, env=hosts[2])])
+
+
+def test_a_rank_0_stopped_for_too_long_says_so(job: Job) -> None:
+    zero, one = job.start(0, 3, timeout_s=1.5), job.start(1, 3)
+    wait_for_hellos(zero, 1)
+    zero.send_signal(signal.SIGSTOP)
+    time.sleep(2.2)
+    zero.send_signal(signal.SIGCONT)
+    ((_, text),) = errors_of([zero, one])
+    assert "not arrived: 2; rank 0 itself was away for" in text
+
+
 def test_late_rank_0(job: Job) -> None:
     one = job.start(1, 2)
     assert "starts" in line_of(one)
@@ -344,6 +294,23 @@ def test_missing_rank_0_is_named(job: Job) -> None:
     assert error == "RendezvousError"
     assert "heard nothing from rank 0" in text
     assert job.name in text
+
+
+def test_closed_port_is_named(job: Job) -> None:
+    port = free_port()
+    job.name = f"tcp://127.0.0.1:{port}"
+    ((error, text),) = errors_of([job.start(1, 2, timeout_s=0.5)])
+    assert error == "RendezvousError"
+    assert "heard nothing from rank 0" in text
+    assert f"a TCP connection to 127.0.0.1 port {port} is refused" in text
+
+
+def test_port_of_another_program_is_named(job: Job) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        job.name = f"tcp://127.0.0.1:{port}"
+        ((_, text),) = errors_of([job.start(1, 2, timeout_s=0.5)])
+    assert f"127.0.0.1 port {port} comes up, but no rank 0 speaks there" in text
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -1,0 +1,107 @@
+"""A rank of test_rendezvous.py: joins as PLAN says and prints, line by line, what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jetstream.config import load_config
+from jetstream.control.rendezvous import join
+from jetstream.errors import ConfigurationError, SegmentError
+
+PLAN = json.loads(os.environ["PLAN"])
+
+
+class Memfd:
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.text = os.pread(fd, 99, 0).decode()
+
+    @classmethod
+    def create(cls, world: int, *, all_bytes: int = 0, heap_bytes: int = 0) -> Memfd:
+        if PLAN.get("create") == "fail":
+            raise SegmentError("no room")
+        fd = os.memfd_create("test")
+        os.write(fd, f"{os.getpid()} {world} {all_bytes}".encode())
+        return cls(fd)
+
+    @classmethod
+    def attach(cls, fd: int) -> Memfd:
+        if PLAN.get("attach") == "fail":
+            raise SegmentError("bad magic")
+        if PLAN.get("attach") == "hang":
+            say({"hangs": True})
+            time.sleep(120)
+        return cls(os.dup(fd))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def say(value: object) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def fds() -> dict[int, str]:
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found[int(path.name)] = str(path.readlink())
+    return found
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def open_link(settings: Any) -> bytes:
+    if PLAN.get("link") == "fail":
+        raise ConfigurationError(f"no interface {settings.interface}")
+    if PLAN.get("link") == "hang":
+        say({"hangs": True})
+        time.sleep(120)
+    return f"{settings.kind} {settings.address} {os.getpid()}".encode()
+
+
+before = set(fds())
+say({"starts": os.getpid()})
+try:
+    for _ in range(PLAN.get("repeat", 1)):
+        member = join(
+            load_config(), segments=Memfd, build=PLAN.get("build", "b1"), open_link=open_link
+        )
+        result = {
+            "rank": member.rank,
+            "size": member.size,
+            "local": [member.local_rank, member.local_size],
+            "host_index": member.host_index,
+            "machine_index": member.machine_index,
+            "endpoints": [endpoint.decode() for endpoint in member.endpoints],
+            "hosts": member.hosts,
+            "pids": member.pids,
+            "cpus": [sorted(c) for c in member.cpus],
+            "own_pidfd": member.pidfds[member.rank],
+            "pidfds": [fd >= 0 and fds()[fd] for fd in member.pidfds],
+            "segment": member.segment.text,
+            "threads": threads(),
+            "sockets": sum("socket" in name for fd, name in fds().items() if fd not in before),
+        }
+        member.close()
+        result["leaked"] = [name for fd, name in fds().items() if fd not in before]
+        say(result)
+except BaseException as error:
+    leaked = [name for fd, name in fds().items() if fd not in before]
+    say(
+        {
+            "error": type(error).__name__,
+            "text": str(error),
+            "leaked": leaked,
+            "threads": threads(),
+        }
+    )
