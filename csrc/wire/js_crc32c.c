@@ -5,7 +5,13 @@
  * at once, which are joined by carry-less multiplication: what has been computed of a lane is moved
  * on by n bytes when it is multiplied by x^(8n) modulo the polynomial. A product of two registers
  * is x^1 too high in 64 bits and the instruction, which reduces it, multiplies by x^32, so the
- * factor is x^(8n-33). */
+ * factor is x^(8n-33).
+ *
+ * With carry-less multiplication of vectors (VPCLMULQDQ) 256 bytes are one step: what lies D bits
+ * further on in the message has the 128 bits of a lane added to it, times x^D (Gopal et al., "Fast
+ * CRC Computation for Generic Polynomials Using PCLMULQDQ", 2009). The first 64 bits of a lane lie
+ * x^64 higher than the others, and a product of two registers is x^1 too high in 128 bits: the
+ * factors are x^(D+63) and x^(D-1). */
 #include "js_crc32c.h"
 
 #include "js_atomic.h"
@@ -23,6 +29,7 @@ enum crc_way {
     CRC_UNKNOWN,
     CRC_TABLE,
     CRC_INSTRUCTION,
+    CRC_VECTOR,
 };
 
 /* Which way js_crc32c goes. Any thread, relaxed: each finds the same. */
@@ -77,8 +84,7 @@ uint32_t js_crc32c_by_table(uint32_t crc, const void *bytes, size_t count)
 
 /* --- by the instruction --------------------------------------------------------------------- */
 #if defined(__x86_64__)
-#include <nmmintrin.h>
-#include <wmmintrin.h>
+#include <immintrin.h>
 
 #define CRC_TARGET __attribute__((target("sse4.2,pclmul")))
 /* x^(8n-33) for n of one lane and of two; a test compares the result with that of the tables. */
@@ -128,37 +134,137 @@ CRC_TARGET static uint32_t crc_by_instruction(uint32_t before, const uint8_t *ne
     return ~rest;
 }
 
-static bool crc_has_instruction(void)
+/* --- by vectors ----------------------------------------------------------------------------- */
+#define CRC_VECTOR_TARGET __attribute__((target("sse4.2,pclmul,avx512f,avx512vl,vpclmulqdq")))
+#define CRC_VECTOR_BYTES_MIN 256u /* what is shorter goes faster by the instruction */
+/* x^(D-1) and x^(D+63); a test compares the result with that of the tables. */
+#define CRC_FACTORS_128 0x3171d43000000000, 0x3743f7bd00000000
+#define CRC_FACTORS_512 0x75bba45b00000000, 0x1c19243b00000000
+#define CRC_FACTORS_2048 0x1426a81500000000, (int64_t)0xe9a5d8be00000000
+
+/* What is D bits before `next` has to be added to that. */
+CRC_VECTOR_TARGET static __m512i crc_fold(__m512i before, __m512i next, __m512i factors)
 {
-    return js_cpu_has(JS_CPU_SSE42) && __builtin_cpu_supports("pclmul");
+    __m512i first = _mm512_clmulepi64_epi128(before, factors, 0x00);
+    __m512i second = _mm512_clmulepi64_epi128(before, factors, 0x11);
+    return _mm512_ternarylogic_epi64(first, second, next, 0x96);
+}
+
+CRC_VECTOR_TARGET static __m128i crc_fold_lane(__m128i before, __m128i next, __m128i factors)
+{
+    __m128i first = _mm_clmulepi64_si128(before, factors, 0x00);
+    __m128i second = _mm_clmulepi64_si128(before, factors, 0x11);
+    return _mm_ternarylogic_epi64(first, second, next, 0x96);
+}
+
+/* Four vectors that follow each other in the message: the remainder of all. */
+CRC_VECTOR_TARGET static uint64_t crc_join(const __m512i part[4])
+{
+    __m512i factors = _mm512_broadcast_i32x4(_mm_set_epi64x(CRC_FACTORS_512));
+    __m512i all = crc_fold(part[0], part[1], factors);
+    all = crc_fold(all, part[2], factors);
+    all = crc_fold(all, part[3], factors);
+    __m128i lane_factors = _mm_set_epi64x(CRC_FACTORS_128);
+    __m128i lane = _mm512_extracti32x4_epi32(all, 0);
+    lane = crc_fold_lane(lane, _mm512_extracti32x4_epi32(all, 1), lane_factors);
+    lane = crc_fold_lane(lane, _mm512_extracti32x4_epi32(all, 2), lane_factors);
+    lane = crc_fold_lane(lane, _mm512_extracti32x4_epi32(all, 3), lane_factors);
+    uint64_t crc = _mm_crc32_u64(0, (uint64_t)_mm_extract_epi64(lane, 0));
+    return _mm_crc32_u64(crc, (uint64_t)_mm_extract_epi64(lane, 1));
+}
+
+/* Loads 64 bytes, and copies them unless `to` is NULL. */
+CRC_VECTOR_TARGET static __m512i crc_take(uint8_t *to, const uint8_t *from, size_t at)
+{
+    __m512i bytes = _mm512_loadu_si512(from + at);
+    if (to != NULL) {
+        _mm512_storeu_si512(to + at, bytes);
+    }
+    return bytes;
+}
+
+/* At least CRC_VECTOR_BYTES_MIN; the bytes are copied too unless `to` is NULL. */
+CRC_VECTOR_TARGET static uint32_t crc_by_vectors(uint32_t before, uint8_t *to, const uint8_t *from,
+                                                 size_t count)
+{
+    __m512i factors = _mm512_broadcast_i32x4(_mm_set_epi64x(CRC_FACTORS_2048));
+    __m512i start = _mm512_zextsi128_si512(_mm_cvtsi32_si128((int32_t)~before));
+    __m512i part[4] = { _mm512_xor_si512(start, crc_take(to, from, 0)), crc_take(to, from, 64),
+                        crc_take(to, from, 128), crc_take(to, from, 192) };
+    size_t done = 256;
+    for (; count - done >= 256; done += 256) {
+        part[0] = crc_fold(part[0], crc_take(to, from, done), factors);
+        part[1] = crc_fold(part[1], crc_take(to, from, done + 64), factors);
+        part[2] = crc_fold(part[2], crc_take(to, from, done + 128), factors);
+        part[3] = crc_fold(part[3], crc_take(to, from, done + 192), factors);
+    }
+    if (to != NULL) {
+        memcpy(to + done, from + done, count - done);
+    }
+    return crc_by_instruction(~(uint32_t)crc_join(part), from + done, count - done);
+}
+
+static enum crc_way crc_find_way(void)
+{
+    if (!js_cpu_has(JS_CPU_SSE42) || !__builtin_cpu_supports("pclmul")) {
+        return CRC_TABLE;
+    }
+    bool has_vectors =
+        js_cpu_has(JS_CPU_AVX512F | JS_CPU_AVX512VL) && __builtin_cpu_supports("vpclmulqdq");
+    return has_vectors ? CRC_VECTOR : CRC_INSTRUCTION;
 }
 #else
+#define CRC_VECTOR_BYTES_MIN 0u
+
 static uint32_t crc_by_instruction(uint32_t before, const uint8_t *next, size_t count)
 {
     return js_crc32c_by_table(before, next, count);
 }
 
-static bool crc_has_instruction(void)
+static uint32_t crc_by_vectors(uint32_t before, uint8_t *to, const uint8_t *next, size_t count)
 {
-    return false;
+    (void)to;
+    return js_crc32c_by_table(before, next, count);
+}
+
+static enum crc_way crc_find_way(void)
+{
+    return CRC_TABLE;
 }
 #endif
 
 static JS_NOINLINE uint32_t crc_choose(void)
 {
-    uint32_t way = crc_has_instruction() ? CRC_INSTRUCTION : CRC_TABLE;
+    uint32_t way = crc_find_way();
     js_store_rlx_u32(&crc_way, way);
     return way;
 }
 
-uint32_t js_crc32c(uint32_t crc, const void *bytes, size_t count)
+JS_INLINE uint32_t crc_get_way(void)
 {
     uint32_t way = js_load_rlx_u32(&crc_way);
-    if (JS_UNLIKELY(way == CRC_UNKNOWN)) {
-        way = crc_choose();
+    return JS_UNLIKELY(way == CRC_UNKNOWN) ? crc_choose() : way;
+}
+
+uint32_t js_crc32c_by_instruction(uint32_t crc, const void *bytes, size_t count)
+{
+    return crc_get_way() == CRC_TABLE ? js_crc32c_by_table(crc, bytes, count)
+                                      : crc_by_instruction(crc, bytes, count);
+}
+
+uint32_t js_crc32c(uint32_t crc, const void *bytes, size_t count)
+{
+    if (count >= CRC_VECTOR_BYTES_MIN && crc_get_way() == CRC_VECTOR) {
+        return crc_by_vectors(crc, NULL, bytes, count);
     }
-    if (JS_LIKELY(way == CRC_INSTRUCTION)) {
-        return crc_by_instruction(crc, bytes, count);
+    return js_crc32c_by_instruction(crc, bytes, count);
+}
+
+uint32_t js_crc32c_copy(uint32_t crc, void *to, const void *from, size_t count)
+{
+    if (count >= CRC_VECTOR_BYTES_MIN && crc_get_way() == CRC_VECTOR) {
+        return crc_by_vectors(crc, to, from, count);
     }
-    return js_crc32c_by_table(crc, bytes, count);
+    memcpy(to, from, count);
+    return js_crc32c(crc, to, count);
 }

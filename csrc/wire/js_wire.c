@@ -6,6 +6,7 @@
 #include "js_wire.h"
 
 #include "js_assert.h"
+#include "js_crc32c.h"
 
 #include <endian.h>
 #include <string.h>
@@ -235,15 +236,15 @@ uint32_t js_wire_encode(const js_wire_frame *frame, uint32_t padded_bytes, uint8
     wire_put_u16(out + 14, frame->credit);
     wire_put_operation(frame, padding, out);
     uint8_t *end = out + header_bytes;
+    if (padding != 0) {
+        memset(end + frame->bytes, 0, padding);
+    }
+    uint32_t crc = js_crc32c(0, out, header_bytes);
     if (frame->bytes != 0) {
-        memcpy(end, frame->payload, frame->bytes);
+        crc = js_crc32c_copy(crc, end, frame->payload, frame->bytes);
         end += frame->bytes;
     }
-    if (padding != 0) {
-        memset(end, 0, padding);
-        end += padding;
-    }
-    wire_put_u32(end, js_crc32c(0, out, (size_t)(end - out)));
+    wire_put_u32(end + padding, js_crc32c(crc, end, padding));
     return size + padding;
 }
 

@@ -137,6 +137,10 @@ static void test_crc_of_all_lengths(void)
         uint32_t want = slow_crc(begin, count);
         JS_TEST_EQ_U64(js_crc32c(0, begin, count), want);
         JS_TEST_EQ_U64(js_crc32c_by_table(0, begin, count), want);
+        JS_TEST_EQ_U64(js_crc32c_by_instruction(0, begin, count), want);
+        uint8_t copy[sizeof(bytes)] = { 0 };
+        JS_TEST_EQ_U64(js_crc32c_copy(0, copy + 1, begin, count), want);
+        JS_TEST_CHECK(memcmp(copy + 1, begin, count) == 0 && copy[0] == 0 && copy[1 + count] == 0);
         size_t half = count / 3;
         uint32_t crc = js_crc32c(0, begin, half);
         JS_TEST_EQ_U64(js_crc32c(crc, begin + half, count - half), want);
