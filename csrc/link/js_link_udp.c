@@ -27,7 +27,8 @@ enum {
     UDP_IPV4_BYTES = 28, /* headers of IP and UDP */
     UDP_IPV6_BYTES = 48,
     UDP_DATAGRAM_BYTES = 65507, /* the largest, for both */
-    UDP_FRAMES_MAX = 64,        /* between flushes; the kernel segments at least so many */
+    UDP_FRAMES_MAX = 128,       /* between flushes: a window of one connection */
+    UDP_SEGMENTS_MAX = 64,      /* in a call: the kernel takes at least so many */
     UDP_SEND_BYTES = 512 << 10,
     UDP_SLOTS = 16,               /* received datagrams, or runs of them */
     UDP_SLOT_BYTES = 65536 + 192, /* not a power of two: slots share no cache set */
@@ -195,8 +196,8 @@ static void udp_commit(js_link *link, uint32_t peer, uint32_t bytes)
 {
     udp_link *udp = udp_of(link);
     udp_batch *last = udp->batch_count > 0 ? &udp->batches[udp->batch_count - 1] : NULL;
-    if (last != NULL && last->peer == peer && !last->is_closed && bytes <= last->segment_bytes &&
-        last->bytes + bytes <= UDP_DATAGRAM_BYTES - 20) {
+    if (last != NULL && last->peer == peer && !last->is_closed && last->frames < UDP_SEGMENTS_MAX &&
+        bytes <= last->segment_bytes && last->bytes + bytes <= UDP_DATAGRAM_BYTES - 20) {
         last->bytes += bytes;
         last->frames++;
         last->is_closed = bytes < last->segment_bytes;
