@@ -7,8 +7,8 @@
 #include <sched.h>
 #include <string.h>
 
-/* Steps of a plan in a round, beyond the first, where they lead to other hosts: 400 KiB in the usual
- * chunks. Fewer cost up to a fifth of the rate, more gain nothing. */
+/* Steps of a plan in a round, beyond the first, where they lead to other hosts: 400 KiB in the
+ * usual chunks. Fewer cost up to a fifth of the rate, more gain nothing. */
 #define DUTY_REMOTE_STEPS 12u
 
 /* --- completions ------------------------------------------------------------------------ */

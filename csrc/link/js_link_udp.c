@@ -28,6 +28,7 @@ enum {
     UDP_IPV6_BYTES = 48,
     UDP_DATAGRAM_BYTES = 65507, /* the largest, for both */
     UDP_FRAMES_MAX = 128,       /* between flushes: a window of one connection */
+    UDP_PADDING_SHARE = 4,      /* at most this part of a frame is padding */
     UDP_SEGMENTS_MAX = 64,      /* in a call: the kernel takes at least so many */
     UDP_SEND_BYTES = 512 << 10,
     UDP_SLOTS = 16,               /* received datagrams, or runs of them */
@@ -192,10 +193,25 @@ static uint8_t *udp_begin(js_link *link, uint32_t peer)
     return is_full ? NULL : udp->send_buffer + udp->send_used;
 }
 
+/* Fills a frame up that is a little shorter than those before it, so that more can follow in the
+ * same call; the receiver ignores what is behind a frame. Returns its size. */
+static uint32_t udp_pad(uint8_t *frame, uint32_t bytes, uint32_t segment_bytes)
+{
+    uint32_t missing = bytes < segment_bytes ? segment_bytes - bytes : 0;
+    if (missing == 0 || missing > segment_bytes / UDP_PADDING_SHARE) {
+        return bytes;
+    }
+    memset(frame + bytes, 0, missing);
+    return segment_bytes;
+}
+
 static void udp_commit(js_link *link, uint32_t peer, uint32_t bytes)
 {
     udp_link *udp = udp_of(link);
     udp_batch *last = udp->batch_count > 0 ? &udp->batches[udp->batch_count - 1] : NULL;
+    if (last != NULL && last->peer == peer && !last->is_closed) {
+        bytes = udp_pad(udp->send_buffer + udp->send_used, bytes, last->segment_bytes);
+    }
     if (last != NULL && last->peer == peer && !last->is_closed && last->frames < UDP_SEGMENTS_MAX &&
         bytes <= last->segment_bytes && last->bytes + bytes <= UDP_DATAGRAM_BYTES - 20) {
         last->bytes += bytes;

@@ -152,6 +152,15 @@ static uint32_t send_repeat(js_rel *rel, uint64_t now_ns, uint8_t *out)
     return send_data(rel, sent, rel->una + index, JS_WIRE_FLAG_RETX, out);
 }
 
+/* In how large parts a chunk of several frames goes: as few as there can be, of one size, since a
+ * link sends frames of one size with one system call. */
+static uint32_t send_divide(const js_rel *rel, uint32_t bytes)
+{
+    uint32_t count = (bytes + rel->part_bytes_max - 1) / rel->part_bytes_max;
+    uint32_t part_bytes = (uint32_t)js_round_up((bytes + count - 1) / count, 8);
+    return (uint32_t)js_min_u64(part_bytes, rel->part_bytes_max);
+}
+
 /* Takes the next frame from the first chunk; returns whether that was its last. */
 static bool send_cut(js_rel *rel, js_rel_sent *sent)
 {
@@ -169,7 +178,10 @@ static bool send_cut(js_rel *rel, js_rel_sent *sent)
         sent->total_bytes = 0;
     } else {
         uint32_t done = rel->chunk_sent_bytes;
-        uint32_t bytes = (uint32_t)js_min_u64(chunk->bytes - done, rel->part_bytes_max);
+        if (done == 0) {
+            rel->part_bytes = send_divide(rel, chunk->bytes);
+        }
+        uint32_t bytes = (uint32_t)js_min_u64(chunk->bytes - done, rel->part_bytes);
         sent->opcode = JS_WIRE_PUT;
         sent->payload = chunk->payload + done;
         sent->bytes = (uint16_t)bytes;

@@ -85,10 +85,11 @@ struct js_rel {
     uint32_t chunk_end;
     uint32_t chunk_sent_bytes; /* of the first chunk */
     uint32_t part_bytes_max;
-    uint64_t base_ns;  /* data or its acknowledgement last moved, */
-    uint64_t timer_ns; /* js_rel_run_timers is needed then, or earlier than it would be */
-    uint64_t heard_ns; /* last frame of the peer */
-    uint64_t pto_ns;   /* derived from the round trip time */
+    uint32_t part_bytes; /* of the first chunk, where it takes several frames */
+    uint64_t base_ns;    /* data or its acknowledgement last moved, */
+    uint64_t timer_ns;   /* js_rel_run_timers is needed then, or earlier than it would be */
+    uint64_t heard_ns;   /* last frame of the peer */
+    uint64_t pto_ns;     /* derived from the round trip time */
     /* Receiving. */
     uint32_t rcv_nxt;
     uint32_t rcv_high; /* after the highest that came */
