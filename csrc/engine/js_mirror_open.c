@@ -136,40 +136,56 @@ static void mirror_describe(const js_link_address *address, char *text, size_t r
                    m[5]);
 }
 
-/* Names the first rank that is not connected, and the direction in which frames are lost. */
-static int32_t mirror_fail_open(const js_comm *comm, uint64_t timeout_ns)
+/* The rank that is in the way: one whose connection has failed, else the first without one. */
+static const js_mirror_peer *mirror_find_missing(const js_mirror *mirror)
 {
-    const js_mirror *mirror = comm->mirror;
-    js_link_address own;
-    js_link_get_address(mirror->link, &own);
+    const js_mirror_peer *missing = NULL;
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
-        const js_mirror_peer *peer = &mirror->peers[i];
-        if (js_rel_get_state(peer->rel) == JS_REL_OPEN) {
-            continue;
+        js_rel_state state = js_rel_get_state(mirror->peers[i].rel);
+        if (state == JS_REL_FAILED) {
+            return &mirror->peers[i];
         }
-        char here[80];
-        char there[80];
-        mirror_describe(&own, here, sizeof(here));
-        mirror_describe(&peer->address, there, sizeof(there));
-        bool hears = js_rel_get_stats(peer->rel)->frames_received != 0;
-        return JS_FAIL(JS_ERR_UNREACHABLE,
-                       "rank %u at %s cannot be reached from %s%s%.16s within %.1f s: %s",
-                       comm->members[peer->rank], there, here, own.interface[0] ? " of " : "",
-                       own.interface, (double)timeout_ns * 1e-9,
-                       hears ? "its frames arrive here, ours do not arrive there"
-                             : "nothing of it arrives here");
+        if (state != JS_REL_OPEN && missing == NULL) {
+            missing = &mirror->peers[i];
+        }
     }
-    return JS_FAIL(JS_ERR_UNREACHABLE, "a connection has failed");
+    return missing;
 }
 
-static bool mirror_is_open(const js_mirror *mirror)
+/* Names a rank that is not connected, and the direction in which frames are lost; tells those that
+ * are, which would wait for this one. */
+static int32_t mirror_fail_open(js_comm *comm, const js_mirror_peer *peer, uint64_t timeout_ns)
 {
-    for (uint32_t i = 0; i < mirror->peer_count; i++) {
-        if (js_rel_get_state(mirror->peers[i].rel) != JS_REL_OPEN) {
-            return false;
-        }
+    bool hears = js_rel_get_stats(peer->rel)->frames_received != 0;
+    js_fault fault;
+    js_fault_describe(comm, &fault);
+    fault.status = JS_ERR_UNREACHABLE;
+    fault.culprit = (int32_t)peer->rank;
+    fault.culprit_job = comm->members[peer->rank];
+    (void)js_fault_raise(comm, &fault);
+    js_link_address own;
+    js_link_get_address(comm->mirror->link, &own);
+    char here[80];
+    char there[80];
+    mirror_describe(&own, here, sizeof(here));
+    mirror_describe(&peer->address, there, sizeof(there));
+    return JS_FAIL(
+        JS_ERR_UNREACHABLE, "rank %u at %s cannot be reached from %s%s%.16s within %.1f s: %s",
+        comm->members[peer->rank], there, here, own.interface[0] ? " of " : "", own.interface,
+        (double)timeout_ns * 1e-9,
+        hears ? "its frames arrive here, ours do not arrive there" : "nothing of it arrives here");
+}
+
+/* Another rank has failed before all were connected. */
+static int32_t mirror_adopt(js_comm *comm)
+{
+    int32_t result = js_fault_adopt(comm);
+    const js_fault *fault = &comm->fault;
+    if (fault->status == JS_ERR_UNREACHABLE) {
+        return JS_FAIL(JS_ERR_UNREACHABLE, "rank %d cannot reach rank %d, and has given up",
+                       fault->reporter_job, fault->culprit_job);
     }
-    return true;
+    return result;
 }
 
 static int32_t mirror_connect(js_comm *comm, uint64_t timeout_ns, uint64_t give_up_ns)
@@ -180,15 +196,17 @@ static int32_t mirror_connect(js_comm *comm, uint64_t timeout_ns, uint64_t give_
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
         JS_TRY(mirror_open_peer(comm, &mirror->peers[i], js_max_u64(timeout_ns, give_up_ns)));
     }
-    while (!mirror_is_open(mirror)) {
+    const js_mirror_peer *missing;
+    while ((missing = mirror_find_missing(mirror)) != NULL) {
         js_mirror_send(comm);
         js_mirror_sleep(comm, MIRROR_SLICE_NS);
         (void)js_mirror_receive(comm);
         if (js_load_rlx_u32(&comm->control->abort) != 0) {
-            return js_fault_adopt(comm);
+            return mirror_adopt(comm);
         }
-        if (mirror->looked_ns > until_ns) {
-            return mirror_fail_open(comm, timeout_ns);
+        bool has_failed = js_rel_get_state(missing->rel) == JS_REL_FAILED;
+        if (has_failed || mirror->looked_ns > until_ns) {
+            return mirror_fail_open(comm, missing, timeout_ns);
         }
     }
     js_mirror_send(comm);

@@ -93,14 +93,22 @@ class Network:
         drops = "".join(f'{way} "host{host}eth*" counter drop\n' for way in ways)
         chain = "type filter hook forward priority -1; policy accept;"
         rules = f"table bridge cut{host} {{ chain forward {{ {chain}\n{drops}}}\n}}"
-        fds = (*self._user, self._held[len(self._user)])
-        command = [sys.executable, "-I", "-S", str(Path(namespaces.__file__)), "enter"]
-        command += [",".join(map(str, fds)), "nft", "-f", "-"]
+        command, fds = self.inside(None, "nft", "-f", "-")
         done = subprocess.run(
             command, input=rules, text=True, capture_output=True, check=False, pass_fds=fds
         )
         if done.returncode != 0:
             raise NoNetworkError(f"the bridge loses no frames: {done.stderr.strip()}")
+
+    def inside(self, host: int | None, *command: str) -> tuple[list[str], tuple[int, ...]]:
+        """What runs a command on a host, or where the bridge, "bridge0", is (None); and the
+        descriptors that it has to be passed.
+        """
+        bridge = (*self._user, self._held[len(self._user)])
+        fds = bridge if host is None else self.fds(host)
+        numbers = ",".join(map(str, fds))
+        enter = [sys.executable, "-I", "-S", str(Path(namespaces.__file__)), "enter", numbers]
+        return [*enter, *command], fds
 
     def close(self) -> None:
         """Lets the namespaces go. Idempotent."""

@@ -11,16 +11,17 @@
 #define COUNT 5000u
 #define CONNECT_NS 20000000000u
 #define SILENCE_NS 20000000000u
+#define GIVE_UP_NS 300000000u
 
 typedef struct mirror_job {
     uint32_t world;
+    bool is_absent; /* the last rank does not connect, and rank 0 soon gives up */
     uint16_t hosts[JS_TEST_RANKS_MAX];
     const char *fault;
     void (*body)(js_test_rank *self);
     js_seg *segs[JS_TEST_RANKS_MAX]; /* by host */
     js_link *links[JS_TEST_RANKS_MAX];
     js_link_address addresses[JS_TEST_RANKS_MAX];
-    int32_t connected[JS_TEST_RANKS_MAX];
 } mirror_job;
 
 static void *mirror_main(void *argument)
@@ -33,13 +34,19 @@ static void *mirror_main(void *argument)
                     JS_OK);
     JS_TEST_REQUIRE(js_engine_set_hosts(self->engine, job->hosts) == JS_OK);
     JS_TEST_REQUIRE(js_comm_open(self->engine, &self->comm) == JS_OK);
-    int32_t result =
-        js_comm_connect(self->comm, job->links[self->rank], job->addresses, CONNECT_NS, SILENCE_NS);
-    if (result != JS_OK) {
-        fprintf(stderr, "rank %u: %s\n", self->rank, js_last_error()->text);
+    if (job->is_absent && self->rank == self->world - 1) {
+        js_test_meet(self);
+        js_link_close(job->links[self->rank]);
+    } else {
+        uint64_t timeout_ns = job->is_absent && self->rank == 0 ? GIVE_UP_NS : CONNECT_NS;
+        int32_t result = js_comm_connect(self->comm, job->links[self->rank], job->addresses,
+                                         timeout_ns, SILENCE_NS);
+        if (result != JS_OK && !job->is_absent) {
+            fprintf(stderr, "rank %u: %s\n", self->rank, js_last_error()->text);
+        }
+        JS_TEST_REQUIRE(result == (job->is_absent ? JS_ERR_UNREACHABLE : JS_OK));
+        self->body(self);
     }
-    JS_TEST_REQUIRE(result == JS_OK);
-    self->body(self);
     js_comm_close(self->comm);
     js_engine_free(self->engine);
     return NULL;
@@ -284,5 +291,29 @@ static void test_abort(void)
     mirror_run(&three, &small);
 }
 
+/* A rank that cannot be reached: whoever finds out tells those that it has reached, which else would
+ * wait for their time to be up. */
+static void body_absent(js_test_rank *self)
+{
+    const char *text = js_last_error()->text;
+    if (self->rank == 0) {
+        JS_TEST_CHECK(strstr(text, "rank 2 at udp 127.0.0.1 port") != NULL);
+        JS_TEST_CHECK(strstr(text, "nothing of it arrives here") != NULL);
+    } else {
+        JS_TEST_CHECK(strstr(text, "rank 0 cannot reach rank 2, and has given up") != NULL);
+    }
+    js_fault fault;
+    js_comm_fault(self->comm, &fault);
+    JS_TEST_EQ_I64(fault.reporter, 0);
+    JS_TEST_EQ_I64(fault.culprit, 2);
+    js_test_meet(self);
+}
+
+static void test_absent(void)
+{
+    mirror_job three = { .world = 3, .is_absent = true, .hosts = { 0, 1, 2 }, .body = body_absent };
+    mirror_run(&three, &small);
+}
+
 JS_TEST_MAIN(JS_TEST(test_reduce), JS_TEST(test_reduce_with_faults), JS_TEST(test_messages),
-             JS_TEST(test_mismatch), JS_TEST(test_leave), JS_TEST(test_abort))
+             JS_TEST(test_mismatch), JS_TEST(test_leave), JS_TEST(test_abort), JS_TEST(test_absent))

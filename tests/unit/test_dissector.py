@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from jetstream._core.native import check, ffi, lib
 from jetstream.cli.info import dissector_path
 from jetstream.errors import ArgumentError, ProtocolError
-from jetstream.testing import run_ranks
+from jetstream.testing import NoNetworkError, RankPool, run_ranks
 from jetstream.transport.captures import frame_bytes, read_capture
 from jetstream.transport.frames import (
     Ack,
@@ -384,6 +386,56 @@ def test_of_ranks(tmp_path: Path) -> None:
                 expect(row, data)
         opcodes = {row.get("opcode") for row in rows}
         assert {Opcode.SEND, Opcode.PUT, Opcode.ACK, Opcode.HELLO, Opcode.HELLO_ACK} <= opcodes
+
+
+@contextmanager
+def listening(network: Any, path: Path) -> Iterator[None]:
+    """What passes the bridge meanwhile goes into that file; skips where that is not permitted."""
+    listen = ("-i", "bridge0", "-U", "--immediate-mode", "-B", "32768", "-w", str(path))
+    for host in (0, 1):  # as on a cable: datagrams that leave in one call go one by one
+        command, fds = network.inside(host, "ip", "link", "set", "eth0", "gso_max_segs", "1")
+        subprocess.run(command, pass_fds=fds, timeout=30, check=True)
+    command, fds = network.inside(None, "tcpdump", "-Z", "root", *listen)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, pass_fds=fds) as tcpdump:
+        assert tcpdump.stderr is not None
+        said = []
+        try:
+            while "listening on" not in (line := tcpdump.stderr.readline()):
+                said.append(line)
+                if not line:
+                    pytest.skip(f"tcpdump on a bridge: {''.join(said).strip()}")
+            yield
+            time.sleep(0.2)
+        finally:
+            tcpdump.send_signal(signal.SIGINT)
+            report = tcpdump.communicate(timeout=30)[1]
+    assert "0 packets dropped by kernel" in report, report
+
+
+@needs_tshark
+@pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed here")
+@pytest.mark.parametrize("link", ["packet", "udp"])
+def test_on_a_bridge(tmp_path: Path, link: str) -> None:
+    """What tcpdump sees on the bridge between namespaces while ranks call collectives."""
+    path = tmp_path / "bridge.pcap"
+    with RankPool(2, fresh=True, hosts=2, link=link, namespaces=True) as pool:
+        try:
+            pool.run(sums)
+        except NoNetworkError as error:
+            pytest.skip(str(error))
+        with listening(pool.network, path):
+            pool.run(sums)
+    packets = list(read_capture(path))
+    rows = tshark(path)
+    assert len(rows) == len(packets)
+    for row, packet in zip(rows, packets, strict=True):
+        data = frame_bytes(packet)
+        assert len(packet.data) <= 1514 or data is None  # TCP, by which they meet, may be longer
+        if data is not None:
+            assert refusal_of(data) is None
+            expect(row, data)
+    opcodes = {row.get("opcode") for row in rows}
+    assert {Opcode.SEND, Opcode.PUT, Opcode.ACK, Opcode.HELLO, Opcode.HELLO_ACK} <= opcodes
 
 
 def test_path_is_printed() -> None:
