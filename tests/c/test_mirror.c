@@ -291,8 +291,8 @@ static void test_abort(void)
     mirror_run(&three, &small);
 }
 
-/* A rank that cannot be reached: whoever finds out tells those that it has reached, which else would
- * wait for their time to be up. */
+/* A rank that cannot be reached: whoever finds out tells those that it has reached, which else
+ * would wait for their time to be up. */
 static void body_absent(js_test_rank *self)
 {
     const char *text = js_last_error()->text;
