@@ -49,7 +49,10 @@ RECORD_DTYPE = np.dtype(_FIELDS)
 
 @dataclass(frozen=True, slots=True)
 class OperationRecord:
-    """One finished collective of this rank. Times in ns; stamps on CLOCK_MONOTONIC."""
+    """One finished collective of this rank. Times in ns; stamps on CLOCK_MONOTONIC.
+
+    ``retransmits``: frames to other hosts that were repeated since the record before this one.
+    """
 
     op_id: int
     kind: str
@@ -68,6 +71,7 @@ class OperationRecord:
     reduce_ns: int
     last_peer: int
     gap_before_us: int
+    retransmits: int
 
     @property
     def latency_ns(self) -> int:
@@ -75,10 +79,11 @@ class OperationRecord:
         return self.t_exit_ns - self.t_enter_ns
 
     def __str__(self) -> str:
+        repeats = f", {self.retransmits} frames repeated" if self.retransmits else ""
         return (
             f"{self.kind} #{self.op_id} ({self.dtype}, {self.nbytes} bytes, {self.algorithm}): "
             f"{self.latency_ns / 1e3:.2f} us, waiting {self.wait_ns / 1e3:.2f} us, "
-            f"last frame from rank {self.last_peer}"
+            f"last frame from rank {self.last_peer}{repeats}"
         )
 
 
@@ -102,6 +107,7 @@ def from_native(record: Any) -> OperationRecord:
         reduce_ns=record.reduce_ns,
         last_peer=record.last_peer,
         gap_before_us=record.gap_before_us,
+        retransmits=record.retransmits,
     )
 
 

@@ -76,7 +76,8 @@ typedef struct js_mirror {
     uint64_t looked_ns;   /* when this rank was last here */
     uint64_t asked_ns;    /* when peers were last asked for their boards, */
     uint64_t ask_ns;      /* and how long until the next time */
-    uint64_t retransmits; /* that records tell of */
+    uint64_t retransmits; /* that records tell of, */
+    uint64_t repeated;    /* and that js_mirror_has_repeated has told of */
     bool has_aborted;
     bool is_behind;                    /* the last look did not take all that had come */
     bool is_closing;                   /* this rank is about to leave */
@@ -99,6 +100,8 @@ void js_mirror_close(struct js_comm *comm);
 void js_mirror_sleep(struct js_comm *comm, uint64_t slice_ns);
 /* Frames repeated since this was last asked, at most 65535. */
 uint16_t js_mirror_take_retransmits(struct js_comm *comm);
+/* Have frames been repeated since this was last asked? */
+bool js_mirror_has_repeated(struct js_comm *comm);
 bool js_mirror_is_remote(const struct js_comm *comm, uint32_t rank);
 /* The peer that a rank of another host is; NULL: it is of this one. */
 const js_mirror_peer *js_mirror_find(const struct js_comm *comm, uint32_t rank);

@@ -48,13 +48,27 @@ static uint64_t mirror_quantile(const js_rel_stats *stats, uint32_t per_mille)
     return 0;
 }
 
-uint16_t js_mirror_take_retransmits(js_comm *comm)
+static uint64_t mirror_retransmits(const js_mirror *mirror)
 {
-    js_mirror *mirror = comm->mirror;
     uint64_t total = 0;
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
         total += js_rel_get_stats(mirror->peers[i].rel)->retransmits;
     }
+    return total;
+}
+
+bool js_mirror_has_repeated(js_comm *comm)
+{
+    uint64_t total = mirror_retransmits(comm->mirror);
+    bool has_repeated = total != comm->mirror->repeated;
+    comm->mirror->repeated = total;
+    return has_repeated;
+}
+
+uint16_t js_mirror_take_retransmits(js_comm *comm)
+{
+    js_mirror *mirror = comm->mirror;
+    uint64_t total = mirror_retransmits(mirror);
     uint64_t more = js_min_u64(total - mirror->retransmits, UINT16_MAX);
     mirror->retransmits = total;
     return (uint16_t)more;

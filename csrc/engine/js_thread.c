@@ -31,6 +31,8 @@
 #define THREAD_SLICE_BLIND_NS 1000000u
 #define THREAD_DOORS_MAX 64u
 #define THREAD_TICK_NS 10000000u
+#define THREAD_TICK_LOSSY_NS 1000000u /* where frames have got lost, for so long after the last: */
+#define THREAD_LOSSY_NS 1000000000u
 #define THREAD_SLICE_REMOTE_NS 1000000u /* no futex rings for what comes over a link */
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
@@ -233,18 +235,37 @@ void js_thread_unlock(js_engine *engine)
 
 /* --- the ticker --------------------------------------------------------------------------- */
 
+/* A round for one. True: frames have had to be repeated since the last one. */
+static bool ticker_round(js_comm *comm)
+{
+    if (js_load_acq_u32(&comm->has_mirror) == 0) {
+        return false;
+    }
+    (void)thread_round(comm, true);
+    if (comm->is_biased || !js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
+        return false; /* whoever is inside makes rounds */
+    }
+    bool is_lossy = comm->mirror != NULL && js_mirror_has_repeated(comm);
+    (void)js_comm_leave(comm, JS_OK);
+    return is_lossy;
+}
+
+/* The last frame of a call may get lost when the process has gone on to compute; nobody repeats it
+ * before the next tick. So ticks are closer together where that is known to happen. */
 static void *ticker_main(void *argument)
 {
     js_engine *engine = argument;
-    struct timespec tick = { .tv_nsec = THREAD_TICK_NS };
+    uint64_t lossy = 0; /* when frames were last repeated; 0: long ago */
     while (js_load_acq_u32(&engine->thread_stops) == 0) {
+        if (lossy != 0 && thread_ns(engine, lossy) > THREAD_LOSSY_NS) {
+            lossy = 0;
+        }
+        struct timespec tick = { .tv_nsec = lossy != 0 ? THREAD_TICK_LOSSY_NS : THREAD_TICK_NS };
         (void)syscall(SYS_futex, &engine->thread_stops, FUTEX_WAIT, 0u, &tick, NULL, 0u);
         thread_check_liveness(engine);
         pthread_mutex_lock(&engine->lock);
         for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
-            if (js_load_acq_u32(&comm->has_mirror) != 0) {
-                (void)thread_round(comm, true);
-            }
+            lossy = ticker_round(comm) ? js_clock_ticks() : lossy;
         }
         pthread_mutex_unlock(&engine->lock);
     }

@@ -95,11 +95,16 @@ def test_an_end_is_named(end: tuple[str, str], no_leaks: Any) -> None:
 @pytest.mark.ranks(2, hosts=2, link="packet", kernel_drop=0.05)
 def test_records_tell_of_repeats(comm: Communicator) -> None:
     """What was sent again for a call is in its record; all of them together in the counters."""
+    told = 0
     for _ in range(30):
         comm.all_reduce(np.ones(40_000, np.float32))
+        record = comm.last_op
+        assert record is not None
+        assert (f"{record.retransmits} frames repeated" in str(record)) == (record.retransmits > 0)
+        told += record.retransmits
     records = comm.records()
     repeats = int(records["retransmits"].sum())
     counted = comm.peer_counters(1 - comm.rank)["retransmits"]
-    assert 0 < repeats <= counted
+    assert 0 < repeats == told <= counted
     assert counted - repeats < 20  # what was repeated after the last call had ended
     assert len(records) == 30
