@@ -1,6 +1,7 @@
 """Many to one: what arrives at a rank to which all others send at once, and how fairly.
 
-    python bench/incast.py [--senders 8] [--bytes 1M] [--seconds 5] [--link udp] [--faults SPEC]
+    python bench/incast.py [--senders 8] [--bytes 1M] [--seconds 5] [--links udp packet]
+                           [--losses none link=0.01 bridge=0.01] [--json]
 
 Every rank is a host of its own. Goodput is what the receiver has got in the time; fairness is the
 share of the best served sender over that of the worst (1 is fair).
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from typing import Any
 
@@ -18,10 +18,16 @@ import numpy as np
 from report import parse_size
 
 from jetstream import Communicator
-from jetstream.testing import run_ranks
+from jetstream.testing import NoNetworkError, run_ranks
 
 AHEAD = 2  # messages of each sender that are awaited at a time
 LAST = 251  # first byte of the message that ends it
+LOSSES = ["none", "link=0.001", "link=0.01", "link=0.05", "bridge=0.01"]
+SENT = ("frames_sent", "retransmits", "spurious", "timeouts", "probes", "credit_stalls")
+HEAD = (
+    "| link | loss | goodput, Gb/s | fairness | repeated, % | arrived twice, % | dropped by receiver |",
+    "|---|---|---:|---:|---:|---:|---:|",
+)
 
 
 def receive(comm: Communicator, size_bytes: int) -> dict[str, Any]:
@@ -73,7 +79,8 @@ def send(comm: Communicator, size_bytes: int, seconds: float) -> dict[str, Any]:
         count += 1
     message[0] = LAST
     comm.send(message, 0, timeout=120)
-    return {"retransmits": comm.peer_counters(0)["retransmits"]}
+    counters = comm.peer_counters(0)
+    return {name: counters[name] for name in SENT}
 
 
 def run(comm: Communicator, size_bytes: int, seconds: float) -> dict[str, Any]:
@@ -82,28 +89,61 @@ def run(comm: Communicator, size_bytes: int, seconds: float) -> dict[str, Any]:
     return send(comm, size_bytes, seconds) if comm.rank else receive(comm, size_bytes)
 
 
-def main() -> None:
-    """Runs it and prints a line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--senders", type=int, default=8, help="ranks that send (8)")
-    parser.add_argument("--bytes", type=parse_size, default="1M", help="of a message (1M)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long (5)")
-    parser.add_argument("--link", default="udp", choices=("udp", "packet"), help="(udp)")
-    parser.add_argument("--faults", default="", help="what the links do to frames, as drop=0.01")
-    chosen = parser.parse_args()
+def measure(chosen: argparse.Namespace, link: str, loss: str) -> dict[str, Any]:
+    """Goodput, fairness and repeats with one kind of link and one kind of loss."""
+    by, _, share = loss.partition("=")
+    spread = {"faults": f"drop={share},seed=1"} if by == "link" else {}
+    if by == "bridge":
+        spread = {"kernel_drop": float(share)}
     results: Any = run_ranks(
         run,
         chosen.senders + 1,
         chosen.bytes,
         chosen.seconds,
         hosts=chosen.senders + 1,
-        link=chosen.link,
-        faults=chosen.faults,
-        timeout_s=chosen.seconds + 300,
+        link=link,
+        bind=True,
+        timeout_s=chosen.seconds + 120,
+        **spread,
     )
-    line = results[0] | {"retransmits": sum(row["retransmits"] for row in results[1:])}
-    json.dump(line, sys.stdout)
-    print()
+    found: dict[str, Any] = {"link": link, "loss": loss, **results[0]}
+    for name in SENT:
+        found[name] = sum(row[name] for row in results[1:])
+    return found
+
+
+def line_of(found: dict[str, Any]) -> str:
+    """A row of the table."""
+    cells = [found["link"], found["loss"], f"{found['gbit_per_s']:.2f}", f"{found['fairness']:.2f}"]
+    for name in ("retransmits", "duplicates"):
+        cells.append(f"{100 * found[name] / max(1, found['frames_sent']):.1f}")
+    return "| " + " | ".join([*cells, str(found["drops"])]) + " |"
+
+
+def main() -> None:
+    """Measures all that is asked for; prints a table, or lines of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--senders", type=int, default=8, help="ranks that send (8)")
+    parser.add_argument("--bytes", type=parse_size, default="1M", help="of a message (1M)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long, each (5)")
+    parser.add_argument("--links", nargs="+", default=["udp", "packet"], help="(udp packet)")
+    parser.add_argument(
+        "--losses", nargs="+", default=LOSSES, metavar="HOW",
+        help=f"none; link=SHARE: by the sending link; bridge=SHARE: by the kernel, between "
+        f"namespaces ({' '.join(LOSSES)})",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="every count, a line for each case")
+    chosen = parser.parse_args()
+    if not chosen.json:
+        print(*HEAD, sep="\n")
+    for link in chosen.links:
+        for loss in chosen.losses:
+            try:
+                found = measure(chosen, link, loss)
+            except NoNetworkError as error:
+                print(f"| {link} | {loss} | not possible here: {error} |", flush=True)
+                continue
+            print(json.dumps(found) if chosen.json else line_of(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer, uint64_t gi
     };
     js_rel_sink sink = { js_mirror_place, js_mirror_deliver, js_mirror_read_note, peer };
     js_rel_init(peer->rel, &config, &sink);
-    js_rel_set_share(peer->rel, mirror->link->buffer_frames / mirror->peer_count);
+    /* A quarter of the link's buffers is for control frames and repeats, which no credit holds. */
+    js_rel_set_share(peer->rel, mirror->link->buffer_frames / 4 * 3 / mirror->peer_count);
     js_mirror_write_note(peer);
     js_rel_open(peer->rel, mirror->looked_ns, mtu);
     peer->is_touched = true;
