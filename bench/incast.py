@@ -25,7 +25,7 @@ LAST = 251  # first byte of the message that ends it
 LOSSES = ["none", "link=0.001", "link=0.01", "link=0.05", "bridge=0.01"]
 SENT = ("frames_sent", "retransmits", "spurious", "timeouts", "probes", "credit_stalls")
 HEAD = (
-    "| link | loss | goodput, Gb/s | fairness | repeated, % | arrived twice, % | dropped by receiver |",
+    "| link | loss | goodput, Gb/s | fairness | repeated, % | arrived twice, % | receiver drops |",
     "|---|---|---:|---:|---:|---:|---:|",
 )
 
