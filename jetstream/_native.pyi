@@ -344,6 +344,12 @@ class _Lib:
         a0: FFI.CData,  # struct js_comm *
         /,
     ) -> None: ...  # void
+    def js_comm_frame_bytes(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint32_t
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_free_graph(
         self,
         a0: FFI.CData,  # struct js_comm *

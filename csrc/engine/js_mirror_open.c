@@ -16,6 +16,12 @@
 #define MIRROR_SLICE_NS 200000u
 #define MIRROR_KEY_STEP 0x9e3779b97f4a7c15ull
 
+/* MTUs that paths have whose interfaces take more, falling: without jumbo frames, of tunnels, the
+ * least of IPv6, what any IPv4 host takes. */
+static const uint16_t mirror_path_mtus[] = { 9000, 4096, 1500, 1450, 1400, 1280, 576 };
+
+JS_STATIC_ASSERT(JS_ARRAY_LEN(mirror_path_mtus) < JS_REL_SIZES_MAX, "fits a connection");
+
 /* Of all frames to one rank, those of each sender are numbered from another start. */
 static uint32_t mirror_first_psn(const js_link_address *to, uint32_t from)
 {
@@ -87,6 +93,9 @@ static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer, uint64_t gi
         .ack_delay_ns = MIRROR_ACK_DELAY_NS,
         .give_up_ns = give_up_ns,
     };
+    for (uint32_t i = 0; i < JS_ARRAY_LEN(mirror_path_mtus); i++) {
+        config.lesser_bytes[i] = (uint16_t)(mirror_path_mtus[i] - js_link_header_bytes(&own));
+    }
     js_rel_sink sink = { js_mirror_place, js_mirror_deliver, js_mirror_read_note, peer };
     js_rel_init(peer->rel, &config, &sink);
     /* A quarter of the link's buffers is for control frames and repeats, which no credit holds. */
@@ -170,11 +179,15 @@ static int32_t mirror_fail_open(js_comm *comm, const js_mirror_peer *peer, uint6
     char there[80];
     mirror_describe(&own, here, sizeof(here));
     mirror_describe(&peer->address, there, sizeof(there));
-    return JS_FAIL(
-        JS_ERR_UNREACHABLE, "rank %u at %s cannot be reached from %s%s%.16s within %.1f s: %s",
-        comm->members[peer->rank], there, here, own.interface[0] ? " of " : "", own.interface,
-        (double)timeout_ns * 1e-9,
-        hears ? "its frames arrive here, ours do not arrive there" : "nothing of it arrives here");
+    uint32_t least = mirror_path_mtus[JS_ARRAY_LEN(mirror_path_mtus) - 1];
+    return JS_FAIL(JS_ERR_UNREACHABLE,
+                   "rank %u at %s cannot be reached from %s%s%.16s within %.1f s: %s, not even "
+                   "frames of %u bytes",
+                   comm->members[peer->rank], there, here, own.interface[0] ? " of " : "",
+                   own.interface, (double)timeout_ns * 1e-9,
+                   hears ? "its frames arrive here, ours do not arrive there"
+                         : "nothing of it arrives here",
+                   least - js_link_header_bytes(&own));
 }
 
 /* Another rank has failed before all were connected. */

@@ -24,6 +24,7 @@ static const mirror_counter mirror_counters[] = {
     { "srtt_ns", offsetof(js_rel_stats, srtt_ns) },
     { "rttvar_ns", offsetof(js_rel_stats, rttvar_ns) },
     { "rtt_min_ns", offsetof(js_rel_stats, rtt_min_ns) },
+    { "frame_bytes", offsetof(js_rel_stats, frame_bytes) },
 };
 
 static const struct {
@@ -115,6 +116,18 @@ int32_t js_comm_refused(js_comm *comm, uint64_t *out, uint32_t capacity)
     return js_comm_leave(comm, JS_OK);
 }
 
+int32_t js_comm_frame_bytes(js_comm *comm, uint32_t rank)
+{
+    if (rank >= comm->world) {
+        return JS_FAIL(JS_ERR_INVALID, "there is no rank %u", rank);
+    }
+    JS_TRY(js_comm_enter(comm));
+    const js_mirror_peer *peer = js_mirror_find(comm, rank);
+    uint32_t bytes = peer != NULL ? js_rel_frame_bytes(peer->rel) : 0;
+    (void)js_comm_leave(comm, JS_OK);
+    return (int32_t)bytes;
+}
+
 int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out)
 {
     if (comm->mirror == NULL) {
@@ -122,5 +135,9 @@ int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out)
     }
     JS_TRY(js_comm_enter(comm));
     js_link_get_stats(comm->mirror->link, out);
+    for (uint32_t i = 0; i < comm->mirror->peer_count; i++) {
+        uint64_t bytes = js_rel_frame_bytes(comm->mirror->peers[i].rel);
+        out->frame_bytes = js_min_u64(out->frame_bytes, bytes);
+    }
     return js_comm_leave(comm, JS_OK);
 }

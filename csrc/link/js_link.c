@@ -105,6 +105,7 @@ void js_link_get_address(const js_link *link, js_link_address *out)
 void js_link_get_stats(js_link *link, js_link_stats *out)
 {
     uint64_t faults = link->stats.faults;
+    uint64_t mtu_bytes = link->mtu_bytes;
     while (link->inner != NULL) {
         link = link->inner;
         faults += link->stats.faults;
@@ -114,6 +115,8 @@ void js_link_get_stats(js_link *link, js_link_stats *out)
     }
     *out = link->stats;
     out->faults = faults;
+    out->mtu_bytes = mtu_bytes;
+    out->frame_bytes = mtu_bytes;
 }
 
 const char *js_link_name(const js_link *link)

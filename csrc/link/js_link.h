@@ -51,6 +51,12 @@ struct js_link {
     char name[JS_LINK_NAME_BYTES];
 };
 
+/* What an interface's MTU counts beside a frame: headers of IP and UDP. */
+JS_INLINE uint32_t js_link_header_bytes(const js_link_address *address)
+{
+    return address->kind != JS_LINK_UDP ? 0 : address->is_ipv6 ? 48 : 28;
+}
+
 /* Says where frames for a peer go; its number is what the other calls want. */
 JS_INLINE int32_t js_link_add_peer(js_link *link, const js_link_address *address,
                                    uint32_t *out_peer)

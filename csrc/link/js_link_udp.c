@@ -24,8 +24,6 @@
 #include <unistd.h>
 
 enum {
-    UDP_IPV4_BYTES = 28, /* headers of IP and UDP */
-    UDP_IPV6_BYTES = 48,
     UDP_DATAGRAM_BYTES = 65507, /* the largest, for both */
     UDP_FRAMES_MAX = 128,       /* between flushes: a window of one connection */
     UDP_PADDING_SHARE = 4,      /* at most this part of a frame is padding */
@@ -535,7 +533,7 @@ static int32_t udp_setup(udp_link *udp, const js_link_config *config)
     js_link_interface interface;
     js_link *link = &udp->link;
     JS_TRY(udp_find_address(config, &link->address, &udp->scope, &interface));
-    uint32_t headers = link->address.is_ipv6 ? UDP_IPV6_BYTES : UDP_IPV4_BYTES;
+    uint32_t headers = js_link_header_bytes(&link->address);
     uint32_t most = interface.mtu_bytes > headers ? interface.mtu_bytes - headers : 0;
     most = most > UDP_DATAGRAM_BYTES ? UDP_DATAGRAM_BYTES : most;
     uint32_t usual =

@@ -13,6 +13,13 @@ size_t js_rel_bytes(void)
     return sizeof(js_rel);
 }
 
+void js_rel_set_frame_bytes(js_rel *rel, uint32_t bytes)
+{
+    rel->mtu_bytes = bytes;
+    rel->part_bytes_max = bytes - JS_WIRE_PUT_BYTES - JS_WIRE_CRC_BYTES;
+    rel->stats.frame_bytes = bytes;
+}
+
 void js_rel_init(js_rel *rel, const js_rel_config *config, const js_rel_sink *sink)
 {
     memset(rel, 0, sizeof(*rel));
@@ -32,8 +39,7 @@ void js_rel_init(js_rel *rel, const js_rel_config *config, const js_rel_sink *si
     rel->promised = config->receive_psn;
     rel->trigger = config->receive_psn - 1;
     rel->rack_psn = config->send_psn;
-    rel->mtu_bytes = config->mtu_bytes;
-    rel->part_bytes_max = config->mtu_bytes - JS_WIRE_PUT_BYTES - JS_WIRE_CRC_BYTES;
+    js_rel_set_frame_bytes(rel, config->mtu_bytes);
     rel->distance = JS_REL_DISTANCE_FRAMES;
     rel->reorder_steps = 1;
     rel->timer_ns = JS_REL_NEVER;
@@ -48,7 +54,7 @@ void js_rel_open(js_rel *rel, uint64_t now_ns, uint32_t probe_bytes)
     }
     rel->state = JS_REL_OPENING;
     rel->was_open = true;
-    rel->probe_bytes = (uint32_t)js_min_u64(probe_bytes, rel->config.mtu_bytes);
+    js_rel_path_begin(rel, probe_bytes);
     rel->due |= JS_REL_DUE_HELLO;
     rel->shake_ns = now_ns;
     rel->heard_ns = now_ns;
@@ -156,6 +162,11 @@ js_rel_state js_rel_get_state(const js_rel *rel)
 js_rel_error js_rel_get_error(const js_rel *rel)
 {
     return (js_rel_error)rel->error;
+}
+
+uint32_t js_rel_frame_bytes(const js_rel *rel)
+{
+    return rel->mtu_bytes;
 }
 
 bool js_rel_has_backlog(const js_rel *rel)

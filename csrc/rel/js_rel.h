@@ -25,6 +25,8 @@
 #define JS_REL_CHUNKS_MAX 64u /* accepted and not wholly sent, over both channels */
 #define JS_REL_CHUNK_BYTES_MAX (1u << 17)
 #define JS_REL_NEVER UINT64_MAX
+#define JS_REL_PATHS_MAX 4u
+#define JS_REL_SIZES_MAX 8u
 
 typedef struct js_rel_chunk {
     const uint8_t *payload; /* as long as it may have to be repeated: until it is acknowledged */
@@ -60,7 +62,9 @@ typedef struct js_rel_config {
     uint32_t send_psn;    /* first PSN of this side, */
     uint32_t receive_psn; /* and of the peer */
     uint32_t mtu_bytes;   /* largest frame, trailer included */
-    uint32_t window;      /* frames in flight, 1 .. JS_REL_WINDOW_MAX */
+    /* Sizes of frames to make do with where the longest get lost; falling, 0 is the end. */
+    uint16_t lesser_bytes[JS_REL_SIZES_MAX - 1];
+    uint32_t window;                       /* frames in flight, 1 .. JS_REL_WINDOW_MAX */
     uint32_t ring_bytes[JS_WIRE_CHANNELS]; /* of the rings: bounds of offsets */
     uint64_t rto_min_ns;
     uint64_t rto_max_ns;
@@ -109,6 +113,7 @@ typedef struct js_rel_stats {
     uint64_t srtt_ns;
     uint64_t rttvar_ns;
     uint64_t rtt_min_ns;
+    uint64_t frame_bytes;       /* js_rel_frame_bytes */
     uint64_t rtt_histogram[32]; /* by log2 of ns */
 } js_rel_stats;
 
@@ -118,7 +123,8 @@ typedef struct js_rel js_rel;
 size_t js_rel_bytes(void);
 void js_rel_init(js_rel *rel, const js_rel_config *config, const js_rel_sink *sink);
 
-/* Begins the handshake. probe_bytes: HELLOs are as long as this, so that it proves the path. */
+/* Begins the handshake. probe_bytes: HELLOs are as long as this, so that it proves the path; where
+ * they get lost and shorter ones (lesser_bytes) do not, frames become that short. */
 void js_rel_open(js_rel *rel, uint64_t now_ns, uint32_t probe_bytes);
 /* Orderly end: BYE when everything is acknowledged. js_rel_state tells when it is over. */
 void js_rel_close(js_rel *rel, uint64_t now_ns);
@@ -161,6 +167,8 @@ void js_rel_ask(js_rel *rel);
 
 js_rel_state js_rel_get_state(const js_rel *rel);
 js_rel_error js_rel_get_error(const js_rel *rel);
+/* The longest frame that goes to the peer, as the handshake finds; until then what may go. */
+uint32_t js_rel_frame_bytes(const js_rel *rel);
 /* Is something posted that has not been sent once, and still may be? */
 bool js_rel_has_backlog(const js_rel *rel);
 /* Is everything that was posted acknowledged? */

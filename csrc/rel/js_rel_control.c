@@ -6,7 +6,6 @@ void js_rel_become_open(js_rel *rel, uint64_t now_ns)
 {
     rel->state = JS_REL_OPEN;
     rel->shake_tries = 0;
-    rel->has_hello_ack = true;
     rel->due &= ~(uint32_t)JS_REL_DUE_HELLO;
     rel->backoff = 0;
     rel->base_ns = now_ns;
@@ -30,38 +29,41 @@ void js_rel_check_drained(js_rel *rel, uint64_t now_ns)
 static bool control_take_hello(js_rel *rel, const js_wire_frame *frame)
 {
     uint16_t credit = (uint16_t)(frame->credit - frame->ack);
+    bool is_answer = frame->opcode == JS_WIRE_HELLO_ACK;
     if (frame->mtu < JS_REL_MTU_MIN || credit > JS_REL_WINDOW_MAX) {
         return false;
     }
     if (rel->state != JS_REL_OPENING) {
         return true; /* a late copy */
     }
-    if (frame->ack != (uint16_t)rel->una) {
+    if (frame->ack != (uint16_t)rel->una ||
+        (is_answer && !js_rel_path_take_answer(rel, frame->mtu))) {
         return false;
     }
     uint32_t limit = rel->una + credit;
     if (js_rel_before(rel->limit, limit)) {
         rel->limit = limit;
     }
-    rel->mtu_bytes = (uint32_t)js_min_u64(rel->mtu_bytes, frame->mtu);
-    rel->part_bytes_max = rel->mtu_bytes - JS_WIRE_PUT_BYTES - JS_WIRE_CRC_BYTES;
+    if (!is_answer) {
+        rel->mtu_bytes = (uint32_t)js_min_u64(rel->mtu_bytes, frame->mtu);
+    }
     return true;
 }
 
 static js_wire_reason control_shake(js_rel *rel, uint64_t now_ns, const js_wire_frame *frame)
 {
+    bool is_first = rel->proven_bytes == 0;
     if (!control_take_hello(rel, frame)) {
         return JS_WIRE_WINDOW;
     }
     if (frame->opcode == JS_WIRE_HELLO) {
         rel->due |= JS_REL_DUE_HELLO_ACK;
-        rel->has_hello = true;
+        js_rel_path_note_hello(rel, frame);
     } else if (rel->state == JS_REL_OPENING) {
-        if (rel->shake_tries == 1 && !rel->has_hello_ack && rel->shake_ns >= rel->sample_from_ns &&
+        if (is_first && rel->shake_tries == 1 && rel->shake_ns >= rel->sample_from_ns &&
             now_ns > rel->shake_ns) {
             js_rel_sample(rel, now_ns - rel->shake_ns);
         }
-        rel->has_hello_ack = true;
     }
     if (rel->state == JS_REL_OPENING && rel->has_hello && rel->has_hello_ack) {
         js_rel_become_open(rel, now_ns);

@@ -239,7 +239,7 @@ static js_wire_reason receive_dispatch(js_rel *rel, uint64_t now_ns, const js_wi
             rel->due |= rel->error != JS_REL_RESET ? JS_REL_DUE_RESET : 0;
             return JS_WIRE_STALE;
         }
-        /* Whoever sends data has seen the handshake through; only its last frame to us is lost. */
+        /* Whoever sends data has seen its side of the handshake through. */
         if (rel->state == JS_REL_OPENING && (!rel->has_hello || frame->opcode == JS_WIRE_ACK)) {
             return JS_WIRE_STALE;
         }
@@ -253,7 +253,10 @@ static js_wire_reason receive_dispatch(js_rel *rel, uint64_t now_ns, const js_wi
     }
     js_wire_reason reason = js_rel_rx_data(rel, now_ns, frame);
     if (JS_UNLIKELY(rel->state == JS_REL_OPENING && reason == JS_WIRE_OK)) {
-        js_rel_become_open(rel, now_ns);
+        js_rel_path_note_data(rel);
+        if (rel->has_hello_ack) {
+            js_rel_become_open(rel, now_ns);
+        }
     }
     return reason;
 }

@@ -80,11 +80,12 @@ static uint8_t send_note_control(js_rel *rel, uint64_t now_ns, uint32_t bit)
     case JS_REL_DUE_HELLO_ACK:
         return JS_WIRE_HELLO_ACK;
     case JS_REL_DUE_HELLO:
+        return JS_WIRE_HELLO;
     case JS_REL_DUE_BYE:
         rel->shake_ns = now_ns;
         rel->shake_tries++;
         rel->timer_ns = 0;
-        return bit == JS_REL_DUE_BYE ? JS_WIRE_BYE : JS_WIRE_HELLO;
+        return JS_WIRE_BYE;
     case JS_REL_DUE_BYE_ACK:
         return JS_WIRE_BYE_ACK;
     case JS_REL_DUE_PROBE_ACK:
@@ -120,7 +121,8 @@ static uint32_t send_control(js_rel *rel, uint64_t now_ns, uint8_t *out)
         .ack = (uint16_t)rel->rcv_nxt,
         .credit = send_credit(rel),
         .key = rel->config.remote_key,
-        .mtu = (uint16_t)rel->config.mtu_bytes,
+        .mtu =
+            bit == JS_REL_DUE_HELLO_ACK ? js_rel_path_answer(rel) : (uint16_t)rel->config.mtu_bytes,
     };
     bool has_note =
         (bit & (JS_REL_DUE_RESET | JS_REL_DUE_BYE | JS_REL_DUE_PROBE | JS_REL_DUE_PROBE_ACK)) != 0;
@@ -129,7 +131,8 @@ static uint32_t send_control(js_rel *rel, uint64_t now_ns, uint8_t *out)
         frame.bytes = (uint16_t)js_min_u64(rel->note_bytes, room);
         frame.payload = rel->note;
     }
-    uint32_t bytes = js_wire_encode(&frame, bit == JS_REL_DUE_HELLO ? rel->probe_bytes : 0, out);
+    uint32_t padded = bit == JS_REL_DUE_HELLO ? js_rel_path_next_hello(rel, now_ns) : 0;
+    uint32_t bytes = js_wire_encode(&frame, padded, out);
     send_count(rel, bytes);
     return bytes;
 }

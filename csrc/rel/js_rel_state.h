@@ -6,6 +6,7 @@
  *   js_rel_receive.c  data frames: window, duplicates, placing, delivery
  *   js_rel_ack.c      what an acknowledgement frees and what it shows to be lost
  *   js_rel_control.c  handshake, probes, the end
+ *   js_rel_path.c     the handshake's search for the longest frames that get through
  *   js_rel_timer.c    round trip times and everything that happens because time passes
  *
  * PSNs are compared as serial numbers. Bits about frames in flight count from `una`, bits about
@@ -30,6 +31,7 @@ __extension__ typedef unsigned __int128 js_rel_bits;
 #define JS_REL_BYE_TRIES 8u
 #define JS_REL_STALE_FRAMES (1u << 14) /* an ACK older than this has nothing new to tell */
 #define JS_REL_MTU_MIN 128u
+#define JS_REL_SEARCH_ROUNDS 8u /* of HELLOs after the first answer: what is longer does not come */
 
 /* Frames that wait to be sent; in the order in which they go. */
 enum {
@@ -153,8 +155,14 @@ struct js_rel {
     bool has_bye;
     bool was_open;
 
-    uint32_t probe_bytes;
-    uint32_t mtu_bytes; /* that both sides can do */
+    /* The search: js_rel_path.c. */
+    uint16_t hello_bytes[JS_REL_SIZES_MAX]; /* sizes of HELLOs, falling */
+    uint32_t hello_sizes;
+    uint32_t hello_next;   /* of this round */
+    uint32_t hello_rounds; /* since the first answer */
+    uint32_t proven_bytes; /* of our HELLOs the longest that has come to the peer; 0: none */
+    uint32_t seen_bytes;   /* and of the peer's to us */
+    uint32_t mtu_bytes;    /* that both sides can do */
     uint32_t note_bytes;
     js_rel_config config;
     js_rel_sink sink;
@@ -241,6 +249,7 @@ JS_INLINE bool js_rel_can_send(const js_rel *rel)
 
 /* js_rel.c */
 void js_rel_fail(js_rel *rel, js_rel_error error);
+void js_rel_set_frame_bytes(js_rel *rel, uint32_t bytes);
 /* js_rel_receive.c */
 js_wire_reason js_rel_rx_data(js_rel *rel, uint64_t now_ns, const js_wire_frame *frame);
 /* js_rel_ack.c */
@@ -256,6 +265,20 @@ js_wire_reason js_rel_rx_control(js_rel *rel, uint64_t now_ns, const js_wire_fra
 void js_rel_become_open(js_rel *rel, uint64_t now_ns);
 /* Is it time for BYE, or for the end? */
 void js_rel_check_drained(js_rel *rel, uint64_t now_ns);
+/* js_rel_path.c */
+void js_rel_path_begin(js_rel *rel, uint32_t probe_bytes);
+/* Size of the HELLO that is to go now; the bit stays due while more of its round are to go. */
+uint32_t js_rel_path_next_hello(js_rel *rel, uint64_t now_ns);
+/* A HELLO has come. */
+void js_rel_path_note_hello(js_rel *rel, const js_wire_frame *frame);
+/* What HELLO_ACK says. */
+uint16_t js_rel_path_answer(const js_rel *rel);
+/* HELLO_ACK says this; false: it cannot. */
+bool js_rel_path_take_answer(js_rel *rel, uint32_t bytes);
+/* The peer has sent data: HELLOs must have come to it. */
+void js_rel_path_note_data(js_rel *rel);
+/* Another round is due; true: the search is over without it. */
+bool js_rel_path_ends(js_rel *rel);
 /* js_rel_timer.c */
 void js_rel_run_timers(js_rel *rel, uint64_t now_ns);
 void js_rel_sample(js_rel *rel, uint64_t rtt_ns);

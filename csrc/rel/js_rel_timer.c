@@ -62,9 +62,17 @@ static uint64_t timer_shake(js_rel *rel, uint64_t now_ns)
     if ((rel->due & bit) != 0) {
         return JS_REL_NEVER; /* on its way */
     }
-    uint64_t due_ns = rel->shake_ns + timer_rto(rel, rel->shake_tries);
+    uint32_t tries = rel->state == JS_REL_OPENING && rel->proven_bytes != 0 ? rel->hello_rounds
+                                                                            : rel->shake_tries;
+    uint64_t due_ns = rel->shake_ns + timer_rto(rel, tries);
     if (now_ns < due_ns) {
         return due_ns;
+    }
+    if (is_hello && js_rel_path_ends(rel)) {
+        if (rel->has_hello) {
+            js_rel_become_open(rel, now_ns);
+        }
+        return JS_REL_NEVER;
     }
     if (is_bye && rel->shake_tries >= JS_REL_BYE_TRIES) {
         rel->state = JS_REL_CLOSED; /* all that was sent has come: there is nothing to lose */

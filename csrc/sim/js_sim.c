@@ -54,8 +54,11 @@ static bool sim_is_valid(const js_sim_config *config)
            config->ring_bytes <= 1u << 26 && config->buffer_frames != 0 &&
            config->buffer_frames <= JS_SIM_FRAMES && config->rto_min_us != 0 &&
            config->rto_max_us >= config->rto_min_us && config->limit_us != 0 &&
+           (config->carries_bytes[0] == 0) == (config->carries_bytes[1] == 0) &&
            config->drift_ppm >= -1000 && config->drift_ppm <= 1000;
 }
+
+static const uint16_t sim_lesser_bytes[] = { 1500, 1280, 576, 300, 200, JS_REL_MTU_MIN };
 
 static js_rel *sim_new_rel(const js_sim *sim, js_sim_side *side)
 {
@@ -79,6 +82,9 @@ static js_rel *sim_new_rel(const js_sim *sim, js_sim_side *side)
         .ack_delay_ns = config->ack_delay_us * 1000ull,
         .give_up_ns = JS_REL_NEVER / 4,
     };
+    if (config->carries_bytes[0] != 0) {
+        memcpy(rel_config.lesser_bytes, sim_lesser_bytes, sizeof(sim_lesser_bytes));
+    }
     js_rel_sink sink = { js_sim_on_place, js_sim_on_deliver, NULL, side };
     side->before = aligned_alloc(JS_CACHE_LINE, js_rel_bytes());
     js_rel *rel = aligned_alloc(JS_CACHE_LINE, js_rel_bytes());

@@ -30,6 +30,15 @@ static void draw_faults(uint64_t *state, js_sim_config *out)
     }
 }
 
+/* A path that does not carry what both ends take. */
+static void draw_path(uint64_t *state, js_sim_config *out)
+{
+    if (draw_below(state, 4) == 0) {
+        out->carries_bytes[0] = JS_REL_MTU_MIN + draw_below(state, 1500);
+        out->carries_bytes[1] = JS_REL_MTU_MIN + draw_below(state, 1500);
+    }
+}
+
 void js_sim_draw(uint64_t seed, js_sim_config *out)
 {
     static const uint32_t windows[] = { 1, 2, 3, 7, 16, 64, 127, 128 };
@@ -63,8 +72,10 @@ void js_sim_draw(uint64_t seed, js_sim_config *out)
     out->ack_delay_us = draw_below(state, 50);
     draw_faults(state, out);
     out->heal_us = 2000 + draw_below(state, 100000);
+    draw_path(state, out);
     /* A window of one frame over a long way takes this long, with time to spare. */
-    uint32_t frames = out->chunk_bytes / (out->mtu_bytes - 36) + 1;
+    uint32_t frame_bytes = out->carries_bytes[0] != 0 ? JS_REL_MTU_MIN : out->mtu_bytes;
+    uint32_t frames = out->chunk_bytes / (frame_bytes - 36) + 1;
     uint32_t trips = out->messages * out->message_chunks * frames;
     uint32_t trip_us = out->delay_ns / 1000 + 50;
     if (out->share > out->buffer_frames) {

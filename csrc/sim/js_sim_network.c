@@ -183,8 +183,9 @@ static void network_replay(js_sim *sim, js_sim_side *from, uint64_t arrival_ns, 
 void js_sim_send(js_sim *sim, js_sim_side *from, uint32_t bytes)
 {
     const js_sim_config *config = &sim->config;
+    uint32_t carries = config->carries_bytes[from->index];
     uint64_t depart_ns = network_depart(sim, from, bytes);
-    if (depart_ns == JS_SIM_NEVER) {
+    if (depart_ns == JS_SIM_NEVER || (carries != 0 && bytes > carries)) {
         return;
     }
     if (js_sim_is_healed(sim)) {

@@ -125,6 +125,7 @@ static bool wire_get_operation(const uint8_t *frame, js_wire_frame *out, uint32_
                out->total_bytes > JS_WIRE_INLINE_BYTES;
     }
     *out_padding = wire_get_u16(frame + 18);
+    out->padding = (uint16_t)*out_padding;
     out->key = wire_get_u64(frame + 20);
     out->mtu = wire_get_u16(frame + 28);
     *out_reserved = wire_get_u16(frame + 30);

@@ -142,7 +142,10 @@ class Endpoint:
         self.engine.links = settings
         native = ffi.from_buffer("js_link_address[]", b"".join(addresses))
         limits = (int(1e9 * settings.connect_s), int(1e9 * settings.silence_s))
+        own = link.address
         check(lib.js_comm_connect(self.handle, link.release(), native, *limits))
+        sizes = [lib.js_comm_frame_bytes(self.handle, rank) for rank in range(len(addresses))]
+        settings.tell_paths(own, addresses, sizes)
 
     def offer(self, group: Any) -> None:
         """Take memory for the communicator of a ``js_group *`` and fill in where it is.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jetstream._core.native import check, ffi, lib
+from jetstream._core.native import check, ffi, lib, text_of
 
 __all__ = ["ADDRESS_BYTES", "KINDS", "Link", "LinkSettings"]
+
+_log = logging.getLogger("jetstream.link")
 
 _log = logging.getLogger("jetstream.link")
 
@@ -39,6 +42,8 @@ class LinkSettings:
     silence_s: float = 10.0
     #: Links opened so far.
     opened: int = 0
+    #: Whether it has been said that paths carry less than the interface takes.
+    has_told: bool = False
 
     def open(self, rank: int) -> Link:
         """Open an endpoint for the use of one communicator.
@@ -68,6 +73,35 @@ class LinkSettings:
         check(lib.js_link_open(config, out))
         self.opened += 1
         return Link(out[0])
+
+    def tell_paths(self, own: bytes, peers: Sequence[bytes], frame_bytes: Sequence[int]) -> None:
+        """Say, once, that frames have to be shorter than the interfaces of both ends take.
+
+        ``own``: the address of this end. ``peers[r]``, ``frame_bytes[r]``: the address of rank r,
+        and the longest frame that gets there; 0 for ranks of this host.
+        """
+        most, interface = _interface_of(own)
+        short = []
+        for rank, (peer, found) in enumerate(zip(peers, frame_bytes, strict=True)):
+            wanted, there = _interface_of(peer)
+            if 0 < found < min(most, wanted):
+                short.append((found, rank, there, wanted))
+        if not short or self.has_told:
+            return
+        self.has_told = True
+        found, rank, there, wanted = min(short)
+        others = f" and {len(short) - 1} others" if len(short) > 1 else ""
+        _log.warning(
+            "longer frames than %d bytes do not get to rank %d%s, though %s here takes %d and %s "
+            "there %d: they are cut to that size; a switch or tunnel on the way has a smaller MTU",
+            *(found, rank, others, interface, most, there, wanted),
+        )
+
+
+def _interface_of(address: bytes) -> tuple[int, str]:
+    """The longest frame that fits the interface of an endpoint, and its name."""
+    native = ffi.from_buffer("js_link_address *", address)
+    return int(native.mtu_bytes), text_of(native.interface) or "the interface"
 
 
 class Link:

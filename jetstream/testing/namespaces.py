@@ -11,10 +11,11 @@ be cleaned up, whoever is killed.
 
 enters the namespaces of these descriptors and becomes the command. What is to be built:
 
-    {"hosts": 3, "interfaces": 1, "mtu": 1500, "drop": 0.01, "is_user": false}
+    {"hosts": 3, "interfaces": 1, "mtu": 1500, "path_mtu": 1500, "drop": 0.01, "is_user": false}
 
-interfaces: of each host, eth0 (which has an address) and so on; drop: share of the frames (but ARP
-and TCP) that the bridge loses; is_user: inside a user namespace, whose descriptor then comes first.
+interfaces: of each host, eth0 (which has addresses) and so on; drop: share of the frames (but ARP
+and TCP) that the bridge loses; path_mtu: of its ports, so that longer frames get lost; is_user:
+inside a user namespace, whose descriptor then comes first.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ CLONE_NEWNET = 0x40000000
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def address_of(host: int) -> str:
+def address_of(host: int, *, is_ipv6: bool = False) -> str:
     """IP address of a host, by number from 0."""
+    if is_ipv6:
+        return f"fd77::{host + 1:x}"
     return f"10.77.{(host + 1) // 256}.{(host + 1) % 256}"
 
 
@@ -90,12 +93,13 @@ def _build(spec: dict[str, Any]) -> list[int]:
         hosts.append(_own("net"))
     _call("setns", bridge, CLONE_NEWNET)
     mtu = spec["mtu"]
-    lines = [f"link add bridge0 mtu {mtu} type bridge mcast_snooping 0", "link set bridge0 up"]
+    path_mtu = spec["path_mtu"]
+    lines = [f"link add bridge0 mtu {path_mtu} type bridge mcast_snooping 0", "link set bridge0 up"]
     interfaces = [interface_of(number) for number in range(spec["interfaces"])]
     for (host, fd), name in itertools.product(enumerate(hosts), interfaces):
         port = f"host{host}{name}"
         lines += [
-            f"link add {port} mtu {mtu} type veth peer name {name} mtu {mtu} "
+            f"link add {port} mtu {path_mtu} type veth peer name {name} mtu {mtu} "
             f"netns /proc/self/fd/{fd}",
             f"link set {port} master bridge0 up",
         ]
@@ -105,7 +109,10 @@ def _build(spec: dict[str, Any]) -> list[int]:
     for host, fd in enumerate(hosts):
         _call("setns", fd, CLONE_NEWNET)
         lines = ["link set lo up", f"addr add {address_of(host)}/16 dev {interfaces[0]}"]
+        lines += [f"addr add {address_of(host, is_ipv6=True)}/64 dev {interfaces[0]} nodad"]
         lines += [f"link set {name} up" for name in interfaces]
+        if path_mtu < mtu:  # TCP has no probe for it, and would stop
+            lines += [f"route change 10.77.0.0/16 dev {interfaces[0]} advmss {path_mtu - 40}"]
         _run("ip", "-batch", "-", text="\n".join(lines))
     return [*fds, bridge, *hosts]
 

@@ -39,10 +39,17 @@ class Network:
     """
 
     def __init__(
-        self, hosts: int, *, interfaces: int = 1, mtu: int = 1500, drop: float = 0.0
+        self,
+        hosts: int,
+        *,
+        interfaces: int = 1,
+        mtu: int = 1500,
+        path_mtu: int = 0,
+        drop: float = 0.0,
     ) -> None:
-        """``interfaces`` of each host, of which the first has an address; ``mtu``, bytes; ``drop``:
-        share of the frames that the bridge loses (needs nft).
+        """``interfaces`` of each host, of which the first has an address; ``mtu``, bytes;
+        ``path_mtu``: what the bridge forwards, if that is less; ``drop``: share of the frames that
+        it loses (needs nft).
 
         As root, the namespaces belong to the user namespace of this process; else to a new one.
         Raises NoNetworkError.
@@ -50,7 +57,7 @@ class Network:
         is_user = not _has_capabilities(_CAP_SYS_ADMIN, _CAP_NET_ADMIN)
         spec = {
             **{"hosts": hosts, "interfaces": interfaces},
-            **{"mtu": mtu, "drop": drop, "is_user": is_user},
+            **{"mtu": mtu, "path_mtu": path_mtu or mtu, "drop": drop, "is_user": is_user},
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
@@ -123,7 +130,8 @@ class Hosts:
 
     ``index[r]``: the host of rank r. ``link``: "shm" (one host), "udp", "packet" or "xdp".
     ``faults``: JETSTREAM_LINK_FAULT. ``kernel_drop``: share of the frames that the bridge loses.
-    ``is_network``: namespaces, not virtual hosts.
+    ``mtu`` of interfaces, ``path_mtu`` of the bridge. ``is_network``: namespaces, not virtual
+    hosts; ``is_ipv6``: addresses of udp there.
     """
 
     index: tuple[int, ...]
@@ -131,7 +139,9 @@ class Hosts:
     faults: str
     kernel_drop: float
     mtu: int
+    path_mtu: int
     is_network: bool
+    is_ipv6: bool
 
     @classmethod
     def make(
@@ -144,6 +154,8 @@ class Hosts:
         kernel_drop: float = 0.0,
         namespaces: bool | None = None,
         mtu: int = 1500,
+        path_mtu: int = 0,
+        is_ipv6: bool = False,
     ) -> Hosts:
         """Checks the parameters of run_ranks. Raises ArgumentError."""
         if link not in LINKS:
@@ -155,18 +167,20 @@ class Hosts:
             raise ArgumentError(f"link {link!r} with {text}: 'shm' is for one, the others for more")
         if not 0 <= kernel_drop < 1:
             raise ArgumentError(f"kernel_drop is {kernel_drop!r}: a share from 0 to below 1")
-        needs_network = link in ("packet", "xdp") or kernel_drop > 0
+        needs_network = link in ("packet", "xdp") or kernel_drop > 0 or path_mtu > 0
         if is_one and (faults or needs_network or namespaces):
             raise ArgumentError("faults, kernel_drop and namespaces are for several hosts")
         if needs_network and namespaces is False:
-            raise ArgumentError("packet, xdp and kernel_drop need namespaces")
+            raise ArgumentError("packet, xdp, kernel_drop and path_mtu need namespaces")
         return cls(
             index=index,
             link=link,
             faults=faults,
             kernel_drop=kernel_drop,
             mtu=mtu,
+            path_mtu=path_mtu,
             is_network=needs_network or bool(namespaces),
+            is_ipv6=is_ipv6,
         )
 
     def build(self) -> Network | None:
@@ -181,6 +195,7 @@ class Hosts:
             max(self.index) + 1,
             interfaces=ranks_max if self.link == "xdp" else 1,
             mtu=self.mtu,
+            path_mtu=self.path_mtu,
             drop=self.kernel_drop,
         )
 
@@ -195,6 +210,8 @@ class Hosts:
         if self.is_network:
             number = self.index[:rank].count(host) if self.link == "xdp" else 0
             found["JETSTREAM_INTERFACE"] = namespaces.interface_of(number)
+            if self.is_ipv6:
+                found["JETSTREAM_LINK_ADDRESS"] = namespaces.address_of(host, is_ipv6=True)
         return found
 
     def new_address(self) -> str:

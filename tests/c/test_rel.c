@@ -48,6 +48,61 @@ static void test_handshake(void)
     js_test_pair_free(pair);
 }
 
+/* Runs until the two are open, on a way that loses frames of more than so many bytes. */
+static void rel_open_over(js_test_pair *pair, uint32_t to_0, uint32_t to_1, uint64_t span_ns)
+{
+    const uint32_t carries[2] = { to_0, to_1 };
+    uint64_t end_ns = pair->now_ns + span_ns;
+    for (uint32_t i = 0; i < 2; i++) {
+        js_rel_open(pair->sides[i].rel, pair->now_ns, JS_TEST_REL_MTU);
+    }
+    while (pair->now_ns < end_ns) {
+        for (uint32_t i = 0; i < 2; i++) {
+            (void)js_test_send(pair, i);
+        }
+        pair->now_ns += 10000;
+        for (uint32_t i = 0; i < 2; i++) {
+            for (uint32_t k = 0; k < pair->sides[i].in.count; k++) {
+                const js_test_frame *frame = &pair->sides[i].in.frames[k];
+                (void)(frame->bytes <= carries[i] ? js_test_give(pair, i, frame) : JS_WIRE_OK);
+            }
+            pair->sides[i].in.count = 0;
+        }
+    }
+}
+
+/* Each direction has the longest size that gets through; chunks are cut to it. */
+static void test_path_search(void)
+{
+    static const uint16_t lesser[] = { 220, 200, 150, 128 };
+    static const struct {
+        uint32_t carries;
+        uint32_t found; /* 0: none */
+    } paths[] = {
+        { 256, 256 }, { 255, 220 }, { 220, 220 }, { 149, 128 }, { 128, 128 }, { 127, 0 }
+    };
+    for (uint32_t i = 0; i < JS_ARRAY_LEN(paths); i++) {
+        js_rel_config a = js_test_rel_config(0);
+        js_rel_config b = js_test_rel_config(1);
+        memcpy(a.lesser_bytes, lesser, sizeof(lesser));
+        memcpy(b.lesser_bytes, lesser, sizeof(lesser));
+        js_test_pair *pair = js_test_pair_new(&a, &b);
+        rel_open_over(pair, JS_TEST_REL_MTU, paths[i].carries, 1000 * MS);
+        js_rel *rel = pair->sides[0].rel;
+        if (paths[i].found == 0) {
+            JS_TEST_EQ_U64(js_rel_get_state(rel), JS_REL_OPENING);
+        } else {
+            JS_TEST_EQ_U64(js_rel_get_state(rel), JS_REL_OPEN);
+            JS_TEST_EQ_U64(js_rel_get_state(pair->sides[1].rel), JS_REL_OPEN);
+            JS_TEST_EQ_U64(js_rel_frame_bytes(rel), paths[i].found);
+            JS_TEST_EQ_U64(js_rel_frame_bytes(pair->sides[1].rel), JS_TEST_REL_MTU);
+            rel_exchange(pair, 100);
+            JS_TEST_EQ_U64(js_rel_get_stats(rel)->retransmits, 0);
+        }
+        js_test_pair_free(pair);
+    }
+}
+
 static void test_exchange(void)
 {
     js_test_pair *pair = js_test_pair_open();
@@ -124,4 +179,5 @@ static void test_bad_network(void)
     }
 }
 
-JS_TEST_MAIN(JS_TEST(test_handshake), JS_TEST(test_exchange), JS_TEST(test_bad_network))
+JS_TEST_MAIN(JS_TEST(test_handshake), JS_TEST(test_path_search), JS_TEST(test_exchange),
+             JS_TEST(test_bad_network))

@@ -341,6 +341,7 @@ static void model_send(uint32_t side, uint64_t now_ns)
         memcpy(frame.consumed, decoded.consumed, sizeof(frame.consumed));
         frame.key = decoded.key;
         frame.mtu = decoded.mtu;
+        frame.padding = decoded.padding;
         if (js_wire_is_data(frame.opcode)) {
             const uint8_t *content = contents[frame.imm >> 8][side][frame.imm & 0xff];
             frame.payload = content + frame.offset;

@@ -405,6 +405,9 @@ JS_API int32_t js_comm_peer_counters(js_comm *comm, uint32_t rank, uint64_t *out
                                      uint32_t capacity);
 JS_API const char *js_peer_counter_name(uint32_t index); /* NULL: there are no more */
 JS_API int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out);
+/* The longest frame that goes to a rank of another host, in bytes, as connecting has found; 0 for a
+ * rank of this one; JS_ERR_INVALID: there is no such rank. */
+JS_API int32_t js_comm_frame_bytes(js_comm *comm, uint32_t rank);
 /* Frames that were refused before it was known whose they are, by js_wire_reason. */
 JS_API int32_t js_comm_refused(js_comm *comm, uint64_t *out, uint32_t capacity);
 /* Leaves; peers that still wait for this rank get JS_ERR_PEER_CLOSED. JS_ERR_BUSY: another thread

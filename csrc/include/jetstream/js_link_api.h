@@ -50,7 +50,9 @@ typedef struct js_link_stats {
     uint64_t send_drops;    /* the kernel had no room */
     uint64_t receive_drops; /* the kernel had no room, as far as it tells */
     uint64_t system_calls;
-    uint64_t faults; /* frames dropped, repeated, ... on purpose */
+    uint64_t faults;      /* frames dropped, repeated, ... on purpose */
+    uint64_t mtu_bytes;   /* longest frame that the interface takes, */
+    uint64_t frame_bytes; /* and that gets through to every peer; the same before there are any */
 } js_link_stats;
 
 typedef struct js_link js_link;

@@ -55,8 +55,9 @@ typedef struct js_sim_config {
     uint32_t stall_every_us;
     uint32_t partition_us; /* nothing passes, */
     uint32_t partition_every_us;
-    uint32_t partition_ways; /* 1: from 0 to 1, 2: from 1 to 0, 3: both */
-    int32_t drift_ppm;       /* of the second clock */
+    uint32_t partition_ways;   /* 1: from 0 to 1, 2: from 1 to 0, 3: both */
+    uint32_t carries_bytes[2]; /* longer frames of that side are lost; 0: none, for both */
+    int32_t drift_ppm;         /* of the second clock */
     uint32_t rto_min_us;
     uint32_t rto_max_us;
     uint32_t ack_delay_us;

@@ -58,6 +58,7 @@ typedef struct js_wire_frame {
     uint16_t consumed[JS_WIRE_CHANNELS];
     uint64_t key;
     uint16_t mtu;
+    uint16_t padding;       /* zeros behind a note; js_wire_encode is told otherwise */
     const uint8_t *payload; /* payload or note, in the frame */
 } js_wire_frame;
 

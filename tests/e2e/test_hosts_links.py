@@ -1,0 +1,102 @@
+"""Links whose paths are not what their interfaces promise."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import pytest
+
+from jetstream.communicator import Communicator
+from jetstream.testing import NoNetworkError, RankError, run_ranks
+
+PATIENCE_S = 60.0
+SEARCH_S = 3.0
+
+
+def check_sums(comm: Communicator) -> None:
+    for count in (1, 1000, 100_000):
+        x = np.arange(count, dtype=np.float32) + comm.rank
+        expected = comm.size * np.arange(count, dtype=np.float32) + sum(range(comm.size))
+        assert (comm.all_reduce(x) == expected).all()
+
+
+class Heard(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def sizes_and_words(comm: Communicator) -> tuple[int, int, list[str]]:
+    """Frames of the first communicator are known; what is said of the path comes once."""
+    check_sums(comm)
+    counters = comm.link_counters()
+    heard = Heard()
+    logging.getLogger("jetstream.link").addHandler(heard)
+    began_s = time.monotonic()
+    again = comm.split(0)
+    assert again is not None
+    assert time.monotonic() - began_s < SEARCH_S
+    check_sums(again)
+    assert again.link_counters()["frame_bytes"] == counters["frame_bytes"]
+    assert not heard.texts
+    again.close()
+    other = (comm.rank + 1) % comm.size
+    assert comm.peer_counters(other)["frame_bytes"] == counters["frame_bytes"]
+    assert comm.peer_counters(other)["retransmits"] < 50
+    return counters["mtu_bytes"], counters["frame_bytes"], heard.texts
+
+
+@pytest.mark.parametrize(
+    ("link", "is_ipv6", "path_mtu", "expected"),
+    [
+        ("packet", False, 1500, (9000, 1500)),
+        ("packet", False, 4500, (9000, 4096)),
+        ("udp", False, 1400, (8972, 1372)),
+        ("udp", True, 1300, (8952, 1232)),
+    ],
+)
+def test_a_path_that_carries_less_than_the_interfaces(
+    link: str,
+    is_ipv6: bool,
+    path_mtu: int,
+    expected: tuple[int, int],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    try:
+        results = run_ranks(
+            sizes_and_words,
+            2,
+            link=link,
+            namespaces=True,
+            mtu=9000,
+            path_mtu=path_mtu,
+            is_ipv6=is_ipv6,
+            env={"JETSTREAM_DEBUG": "WARN"},
+            timeout_s=PATIENCE_S,
+        )
+    except NoNetworkError as error:
+        pytest.skip(str(error))
+    assert results == [(*expected, [])] * 2
+    said = capfd.readouterr().err
+    assert said.count(f"longer frames than {expected[1]} bytes do not get to rank") == 2
+
+
+def test_a_path_that_carries_next_to_nothing() -> None:
+    with pytest.raises(RankError) as caught:
+        run_ranks(
+            check_sums,
+            2,
+            link="udp",
+            faults="mtu=500",
+            env={"JETSTREAM_INIT_TIMEOUT": "2"},
+            timeout_s=PATIENCE_S,
+        )
+    text = str(caught.value)
+    assert "UnreachableError" in text
+    assert "udp 127.0.0.1 port" in text
+    assert "of lo within 2.0 s: nothing of it arrives here, not even frames of 548 bytes" in text
