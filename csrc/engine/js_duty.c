@@ -266,10 +266,25 @@ static int32_t duty_run_plan(js_comm *comm)
 
 /* --- the round --------------------------------------------------------------------------- */
 
+/* Moves messages one part on, and between hosts as far as they go: see duty_step_remote. */
+static int32_t duty_step_messages(js_comm *comm)
+{
+    int32_t progress = js_message_progress(&comm->message);
+    int32_t moved = progress;
+    for (uint32_t i = 0; comm->mirror != NULL && i < DUTY_REMOTE_STEPS && moved > 0; i++) {
+        if (comm->message.outstanding == 0) {
+            break;
+        }
+        moved = js_message_progress(&comm->message);
+        progress = moved < 0 ? moved : progress + moved;
+    }
+    return progress;
+}
+
 static int32_t duty_run_messages(js_comm *comm)
 {
     js_message *m = &comm->message;
-    int32_t progress = js_message_progress(m);
+    int32_t progress = duty_step_messages(comm);
     if (progress < 0) {
         js_fault fault;
         js_fault_describe(comm, &fault);
