@@ -13,10 +13,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-#define PUT_SLOTS 32u
-#define PUT_RING_BYTES 65536u
-#define PUT_CHUNK_BYTES 16384u
+#define PUT_SLOTS 64u
+#define PUT_RING_BYTES (256u << 10)
+#define PUT_CHUNK_BYTES 32768u
 #define PUT_PENDING 64u /* puts under way to one peer */
 
 typedef struct put_head {
@@ -47,7 +48,8 @@ struct js_mirror_put {
     uint32_t end;
     put_pending pending[PUT_PENDING];
     uint64_t ends[PUT_SLOTS];
-    uint8_t *memory;
+    uint8_t *memory; /* both streams */
+    uint64_t memory_bytes;
 };
 
 int32_t js_mirror_put_open(js_mirror_peer *peer)
@@ -61,10 +63,17 @@ int32_t js_mirror_put_open(js_mirror_peer *peer)
     uint64_t bytes = js_stream_bytes(&layout);
     js_mirror_put *put = calloc(1, sizeof(*put));
     peer->put = put;
-    if (put == NULL || (put->memory = aligned_alloc(4096, 2 * bytes)) == NULL) {
+    if (put == NULL) {
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for puts to rank %u", peer->rank);
     }
-    memset(put->memory, 0, 2 * bytes);
+    /* Zeroed, and no page of it costs memory before the first put. */
+    void *memory =
+        mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return JS_FAIL_SYS("no memory for puts to rank %u", peer->rank);
+    }
+    put->memory = memory;
+    put->memory_bytes = 2 * bytes;
     uint64_t route = js_frame_route(JS_FRAME_CHANNEL_PUT, (uint16_t)peer->comm->rank, 0);
     js_stream_open_tx(&put->tx, put->memory, &layout, put->ends, route);
     js_stream_open_rx(&put->rx, put->memory + bytes, &layout, 0);
@@ -75,8 +84,8 @@ int32_t js_mirror_put_open(js_mirror_peer *peer)
 
 void js_mirror_put_close(js_mirror_peer *peer)
 {
-    if (peer->put != NULL) {
-        free(peer->put->memory);
+    if (peer->put != NULL && peer->put->memory != NULL) {
+        (void)munmap(peer->put->memory, peer->put->memory_bytes);
     }
     free(peer->put);
 }
