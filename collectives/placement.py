@@ -31,6 +31,11 @@ class Placement:
         return len(self.groups)
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of ranks of each host."""
+        return tuple(len(ranks) for ranks in self.groups)
+
+    @property
     def is_one_host(self) -> bool:
         """Whether all ranks share a host."""
         return len(self.groups) == 1

@@ -23,6 +23,7 @@ __all__ = [
     "REMOTE_ONE_SHOT_BYTES_MAX",
     "Rule",
     "Selection",
+    "Where",
     "algorithms_of",
     "choose",
     "chunk_bytes_for",
@@ -84,17 +85,21 @@ class Rule:
     chunk_bytes: int
 
 
+#: Whom rules are for: so many ranks on one host, or the numbers of ranks of several.
+Where = int | tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """What the ranks of a job choose by; the same on all of them.
 
-    ``crowded``: ranks share cores. ``rules``: what has been measured, by world and kind, sizes
+    ``crowded``: ranks share cores. ``rules``: what has been measured, by ranks and kind, sizes
     ascending, the last without limit; where there are none the tables of this module decide.
     ``source`` says where the rules come from, empty where there are none.
     """
 
     crowded: bool = False
-    rules: Mapping[tuple[int, Kind], tuple[Rule, ...]] = field(default_factory=dict)
+    rules: Mapping[tuple[Where, Kind], tuple[Rule, ...]] = field(default_factory=dict)
     source: str = ""
 
 
@@ -116,21 +121,22 @@ def choose(
     ``nbytes`` is what the longest operation works on, in bytes, but for two-shot, where it is the
     array: ``count`` of the call, or the largest of its ``counts``. ``forced`` overrides the
     choice of algorithm; raises ArgumentError if the kind does not have it. What has been measured
-    on one host (``selection``) says nothing about ranks whose ``placement`` is on several.
+    (``selection``) counts for ranks that are spread over hosts as those measured were.
     """
     if forced is not None and forced not in algorithms_of(kind):
         known = ", ".join(algorithm.label for algorithm in algorithms_of(kind))
         raise ArgumentError(f"{kind.label} has no algorithm {forced.label}, only {known}")
-    if placement is not None and not placement.is_one_host:
-        over_hosts = _over_hosts(kind, nbytes, placement) if forced is None else forced
-        return over_hosts, chunk_bytes_for(over_hosts, nbytes, world)
-    for rule in selection.rules.get((world, kind), ()):
+    is_spread = placement is not None and not placement.is_one_host
+    where: Where = placement.sizes if placement is not None and is_spread else world
+    for rule in selection.rules.get((where, kind), ()):
         if rule.bytes_max is None or nbytes <= rule.bytes_max:
             if forced in (None, rule.algorithm):
                 return rule.algorithm, rule.chunk_bytes
             break
     algorithm = forced
-    if algorithm is None:
+    if algorithm is None and placement is not None and is_spread:
+        algorithm = _over_hosts(kind, nbytes, placement)
+    elif algorithm is None:
         algorithm = _built_in(kind, nbytes, world, is_crowded=selection.crowded)
     return algorithm, chunk_bytes_for(algorithm, nbytes, world)
 

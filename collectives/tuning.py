@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jetstream.collectives.calls import CHUNK_ALIGN, CHUNK_BYTES_MAX, RANKS_MAX
-from jetstream.collectives.select import Rule, Selection, algorithms_of
+from jetstream.collectives.select import Rule, Selection, Where, algorithms_of
 from jetstream.dtypes import Kind
 from jetstream.errors import TuningError
 
@@ -22,6 +22,7 @@ __all__ = [
     "HostName",
     "Rules",
     "merge_rules",
+    "name_where",
     "parse",
     "read_rules",
     "selection_from_text",
@@ -37,7 +38,7 @@ _LISTS_MAX = 1024
 _BYTES_MAX = 1 << 48
 _KINDS = {kind.label: kind for kind in Kind if kind is not Kind.NONE}
 
-Rules = Mapping[tuple[int, Kind], tuple[Rule, ...]]
+Rules = Mapping[tuple[Where, Kind], tuple[Rule, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def write_rules(rules: Rules, *, is_crowded: bool) -> list[dict[str, Any]]:
     """What goes under ``rules`` in the document."""
     return [
         {
-            "world": world,
+            **name_where(where),
             "crowded": is_crowded,
             "kind": kind.label,
             "sizes": [
@@ -84,8 +85,20 @@ def write_rules(rules: Rules, *, is_crowded: bool) -> list[dict[str, Any]]:
                 for rule in listed
             ],
         }
-        for (world, kind), listed in sorted(rules.items())
+        for (where, kind), listed in sorted(rules.items(), key=_order)
     ]
+
+
+def _order(item: tuple[tuple[Where, Kind], tuple[Rule, ...]]) -> tuple[bool, tuple[int, ...], Kind]:
+    where, kind = item[0]
+    return (False, (where,), kind) if isinstance(where, int) else (True, where, kind)
+
+
+def name_where(where: Where) -> dict[str, Any]:
+    """Fields that tell whom rules are for."""
+    if isinstance(where, int):
+        return {"world": where}
+    return {"world": sum(where), "hosts": list(where)}
 
 
 def merge_rules(points: Iterable[tuple[int, Rule]]) -> tuple[Rule, ...]:
@@ -146,10 +159,11 @@ def parse(text: str) -> Any:
 def _read_all(items: Any) -> dict[bool, Rules]:
     if type(items) is not list or len(items) > _LISTS_MAX:
         raise TuningError(f"rules is no list of up to {_LISTS_MAX}")
-    found: dict[bool, dict[tuple[int, Kind], tuple[Rule, ...]]] = {False: {}, True: {}}
+    found: dict[bool, dict[tuple[Where, Kind], tuple[Rule, ...]]] = {False: {}, True: {}}
     for i, item in enumerate(items):
         where = f"rules[{i}]"
-        _expect_keys(item, {"world", "crowded", "kind", "sizes"}, where)
+        more = {"hosts"} if type(item) is dict and "hosts" in item else set()
+        _expect_keys(item, {"world", "crowded", "kind", "sizes"} | more, where)
         world, is_crowded, label = item["world"], item["crowded"], item["kind"]
         if type(world) is not int or not 1 <= world <= RANKS_MAX:
             raise TuningError(f"{where}.world is {world!r:.40}, not 1 to {RANKS_MAX}")
@@ -157,11 +171,20 @@ def _read_all(items: Any) -> dict[bool, Rules]:
             raise TuningError(f"{where}.crowded is {is_crowded!r:.40}, not true or false")
         if type(label) is not str or label not in _KINDS:
             raise TuningError(f"{where}.kind is {label!r:.40}, not one of {', '.join(_KINDS)}")
-        key = (world, _KINDS[label])
+        key = (_read_hosts(item["hosts"], world, where) if more else world, _KINDS[label])
         if key in found[is_crowded]:
             raise TuningError(f"{where} is there twice")
         found[is_crowded][key] = _read_list(item["sizes"], key[1], f"{where}.sizes")
     return dict(found)
+
+
+def _read_hosts(hosts: Any, world: int, where: str) -> tuple[int, ...]:
+    is_list = type(hosts) is list and 2 <= len(hosts) <= world
+    if not is_list or not all(type(ranks) is int and ranks >= 1 for ranks in hosts):
+        raise TuningError(f"{where}.hosts is {hosts!r:.40}, not the ranks of 2 hosts or more")
+    if sum(hosts) != world:
+        raise TuningError(f"{where}.hosts have {sum(hosts)} ranks, world is {world}")
+    return tuple(hosts)
 
 
 def _expect_keys(item: Any, keys: set[str], where: str) -> None:

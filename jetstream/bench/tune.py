@@ -22,7 +22,13 @@ from jetstream.bench.measure import no_garbage_collection
 from jetstream.bench.worker import Emit, print_event
 from jetstream.collectives.algorithms import ALGORITHMS
 from jetstream.collectives.calls import CHUNK_BYTES_MAX
-from jetstream.collectives.select import Selection, algorithms_of, choose
+from jetstream.collectives.placement import Placement, place
+from jetstream.collectives.select import (
+    REMOTE_CHUNK_BYTES_MAX,
+    Selection,
+    algorithms_of,
+    choose,
+)
 from jetstream.dtypes import Algorithm, DType, Kind
 from jetstream.errors import JetstreamError
 
@@ -44,6 +50,8 @@ _WARMUP = 2
 _ALL_BYTES_MAX = 64 << 20
 _FAILED = 3
 _KINDS = {kind.label: kind for kind in Kind}
+#: Kinds whose calls take algo=; of the others only chunk sizes are compared.
+_NAMING = frozenset((Kind.ALL_REDUCE, Kind.REDUCE))
 #: Kinds in which a rank may run ahead of the others: a barrier goes before each call.
 _LOOSE = frozenset((*ROOTED, *PREFIXES))
 
@@ -134,24 +142,49 @@ class Result:
         return cls(values["kind"], values["bytes"], times, rule, best)
 
 
-def candidates(kind: Kind, nbytes: int, world: int) -> list[Candidate]:
+def candidates(
+    kind: Kind, nbytes: int, world: int, placement: Placement | None = None
+) -> list[Candidate]:
     """Every algorithm with every chunk size that makes a difference; one chunk comes first."""
+    largest = _largest_chunk(placement)
     found = []
     for algorithm in algorithms_of(kind):
-        if (kind, algorithm) not in ALGORITHMS:
-            continue  # on one host it is one of the others
-        longest = _op_bytes(algorithm, nbytes, world)
-        sizes = [CHUNK_BYTES_MAX, *(size for size in _CHUNKS if size < longest)]
+        if not _is_comparable(kind, algorithm, placement):
+            continue
+        if (
+            kind not in _NAMING
+            and algorithm is not choose(kind, nbytes, world, placement=placement)[0]
+        ):
+            continue
+        longest = min(_op_bytes(algorithm, nbytes, world), largest)
+        sizes = [largest, *(size for size in _CHUNKS if size < longest)]
         found += [Candidate(algorithm, size) for size in sizes]
     return found
 
 
-def selected(kind: Kind, nbytes: int, world: int, *, is_crowded: bool) -> Candidate:
+def _largest_chunk(placement: Placement | None) -> int:
+    """Longer chunks are not sent between hosts, or at all."""
+    is_one = placement is None or placement.is_one_host
+    return CHUNK_BYTES_MAX if is_one else REMOTE_CHUNK_BYTES_MAX
+
+
+def _is_comparable(kind: Kind, algorithm: Algorithm, placement: Placement | None) -> bool:
+    """Whether it is something else than the others on those hosts, and may be faster."""
+    if placement is None or placement.is_one_host:
+        return (kind, algorithm) in ALGORITHMS
+    is_flat = (kind, algorithm) in ALGORITHMS
+    return algorithm is not Algorithm.LEND and (is_flat or not placement.is_one_each)
+
+
+def selected(
+    kind: Kind, nbytes: int, world: int, *, is_crowded: bool, placement: Placement | None = None
+) -> Candidate:
     """The candidate that stands for the built-in choice."""
     selection = Selection(crowded=is_crowded)
-    algorithm, chunk_bytes = choose(kind, nbytes, world, selection=selection)
-    if chunk_bytes >= _op_bytes(algorithm, nbytes, world):
-        chunk_bytes = CHUNK_BYTES_MAX
+    algorithm, chunk_bytes = choose(kind, nbytes, world, selection=selection, placement=placement)
+    largest = _largest_chunk(placement)
+    if chunk_bytes >= min(_op_bytes(algorithm, nbytes, world), largest):
+        chunk_bytes = largest
     return Candidate(algorithm, chunk_bytes)
 
 
@@ -163,6 +196,7 @@ def _op_bytes(algorithm: Algorithm, nbytes: int, world: int) -> int:
 def run_cells(comm: Communicator, request: Request, emit: Emit) -> None:
     """Measures all cells on all ranks together; stops when twice the budget is spent."""
     cells = request.cells(comm.size)
+    emit({"event": "hosts", "ranks": place(comm.host_index, comm.size).sizes})
     begin_s = time.monotonic()
     for index, (label, nbytes) in enumerate(cells):
         spent_s = _largest(comm, time.monotonic() - begin_s)
@@ -181,14 +215,17 @@ class _Cell:
         kind = _KINDS[label]
         self._comm = comm
         self._label, self._nbytes = label, nbytes
-        self._listed = candidates(kind, nbytes, comm.size)
-        self._rule = selected(kind, nbytes, comm.size, is_crowded=request.is_crowded)
+        placement = place(comm.host_index, comm.size)
+        self._listed = candidates(kind, nbytes, comm.size, placement)
+        self._rule = selected(
+            kind, nbytes, comm.size, is_crowded=request.is_crowded, placement=placement
+        )
         itemsize = DType[request.dtype.upper()].itemsize
         all_bytes = max(nbytes, itemsize) * (comm.size if label in SHARDED else 1)
         redop, root = "sum" if label in REDUCING else "none", 0 if label in ROOTED else -1
         case = Case(label, comm.size, all_bytes, request.dtype, redop, root)
         self._operation = build(comm, case)
-        self._names_algorithm = len(algorithms_of(kind)) > 1
+        self._names_algorithm = kind in _NAMING
         self._steps: dict[Candidate, Callable[[], object]] = {}
 
     def measure(self, budget_s: float) -> Result:

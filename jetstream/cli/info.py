@@ -217,8 +217,14 @@ def _tuning() -> list[Finding]:
     if not found.is_used:
         why = "JETSTREAM_TUNE is off" if setting == "off" else "see 'jetstream tune'"
         return [Finding("measurements", f"none, the built-in choice is used ({why})")]
-    worlds = sorted({world for rules in found.rules.values() for world, _ in rules})
-    text = f"{found.path}, for jobs of {', '.join(map(str, worlds))} ranks"
+    places = {where for rules in found.rules.values() for where, _ in rules}
+    texts = sorted(
+        str(where)
+        if isinstance(where, int)
+        else f"{' + '.join(map(str, where))} on {len(where)} hosts"
+        for where in places
+    )
+    text = f"{found.path}, for jobs of {', '.join(texts)} ranks"
     return [Finding("measurements", text)]
 
 

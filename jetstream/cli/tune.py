@@ -15,6 +15,7 @@ from jetstream.errors import ConfigurationError, JetstreamError, TuningError
 
 if TYPE_CHECKING:
     from jetstream.bench.tune import Candidate, Request, Result
+    from jetstream.collectives.select import Where
     from jetstream.collectives.tuning import Rules
 
 __all__ = ["add_parser"]
@@ -34,6 +35,7 @@ describes it. Sizes are those of the array, or of one rank's part.
 examples:
   jetstream tune -n 2
   jetstream tune all_reduce reduce -n 4 --sizes 1K,8K,64K --output mine.json
+  jetstream tune -n 1 --nnodes 2 --node-rank 0 --rendezvous node0:29400 --secret-file s
 """
 
 
@@ -49,7 +51,13 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="what to measure (everything)")
-    parser.add_argument("-n", "--ranks", type=int, default=2, help="number of ranks (2)")
+    parser.add_argument(
+        "-n",
+        "--ranks",
+        type=int,
+        default=2,
+        help="number of ranks (2); with --nnodes: on each host",
+    )
     parser.add_argument("--sizes", metavar="SIZE[,SIZE...]", help=f"sizes in bytes ({_SIZES})")
     parser.add_argument("-d", "--dtype", default="float32", help="element type (float32)")
     parser.add_argument("--quick", action="store_true", help="few sizes, a few seconds")
@@ -65,6 +73,16 @@ def add_parser(subparsers: Any) -> None:
         "--output", type=Path, metavar="FILE",
         help="write here instead of the place where jobs look",
     )  # fmt: skip
+    hosts = parser.add_argument_group("several hosts, started on each; see 'jetstream run --help'")
+    hosts.add_argument("--nnodes", type=int, metavar="M", help="number of hosts")
+    hosts.add_argument(
+        "--node-rank", type=int, metavar="I", help="number of this one; 0 keeps the results"
+    )
+    hosts.add_argument("--rendezvous", metavar="HOST:PORT", help="a port of host 0")
+    hosts.add_argument("--secret-file", metavar="FILE", help="file with the secret")
+    hosts.add_argument(
+        "--hosts", type=int, metavar="H", help="act as if there were H hosts; needs --output"
+    )
     parser.set_defaults(func=partial(_run, parser))
 
 
@@ -80,7 +98,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"--output {arguments.output}: {error.strerror}")
-    console = _Console(arguments.ranks, request, sys.stdout, sys.stderr)
+    console = _Console(_world(arguments), request, sys.stdout, sys.stderr)
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         status = _measure(arguments, request, console)
@@ -89,8 +107,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if status:
         sys.stderr.write(f"jetstream tune: the ranks ended with status {status}\n")
         return status
+    if arguments.node_rank:
+        sys.stdout.write("# the results are at host 0\n")
+        return 0
     console.summarize()
-    _store(path, arguments.ranks, request, console.results)
+    _store(path, console.where, request, console.results)
     sys.stdout.write(f"# written: {path}\n")
     return 0
 
@@ -107,8 +128,10 @@ def _request(arguments: argparse.Namespace) -> Request:
     for kind in arguments.kinds:
         if kind not in TUNABLE:
             raise ConfigurationError(f"kind {kind!r} is not one of {', '.join(TUNABLE)}")
-    if not 2 <= arguments.ranks <= RANKS_MAX:
+    if not 2 <= _world(arguments) <= RANKS_MAX or arguments.ranks < 1:
         raise ConfigurationError(f"-n must be from 2 to {RANKS_MAX}, not {arguments.ranks}")
+    if arguments.hosts is not None and arguments.output is None:
+        raise ConfigurationError("--hosts acts as if: it needs --output, jobs do not look there")
     summed = [dtype.label for dtype in DType if RedOp.SUM in dtype.redops]
     (dtype,) = parse_dtypes([arguments.dtype])[:1]
     if dtype not in summed:
@@ -127,6 +150,21 @@ def _request(arguments: argparse.Namespace) -> Request:
     return Request(kinds, tuple(sizes), dtype, budget_s, is_crowded(cpus))
 
 
+def _world(arguments: argparse.Namespace) -> int:
+    """The number of ranks of all hosts."""
+    return int(arguments.ranks * (arguments.nnodes or 1))
+
+
+def _run_options(arguments: argparse.Namespace) -> list[str]:
+    """What goes on to ``jetstream run``, which checks it."""
+    found = []
+    for name in ("nnodes", "node_rank", "rendezvous", "secret_file", "hosts"):
+        value = getattr(arguments, name)
+        if value is not None:
+            found += [f"--{name.replace('_', '-')}", str(value)]
+    return found
+
+
 def _output_path(chosen: Path | None) -> Path:
     from jetstream.tuning import default_path, this_host
 
@@ -142,7 +180,7 @@ def _measure(arguments: argparse.Namespace, request: Request, console: _Console)
     has_cores = arguments.ranks <= len(os.sched_getaffinity(0))
     bind = arguments.bind if has_cores else "none"
     return run_worker(
-        ["-n", str(arguments.ranks), "--bind", bind],
+        ["-n", str(arguments.ranks), "--bind", bind, *_run_options(arguments)],
         ["jetstream.bench.tune", request.to_json()],
         console.handle,
         console.write,
@@ -158,6 +196,7 @@ class _Console:
 
     def __init__(self, ranks: int, request: Request, out: TextIO, progress: TextIO) -> None:
         self.results: list[Result] = []
+        self.where: Where = ranks  # whom the results are for
         self._ranks = ranks
         self._request = request
         self._out = out
@@ -180,7 +219,9 @@ class _Console:
         if self._progress is not None:
             self._progress.write(CLEAR_LINE)
             self._progress.flush()
-        if event["event"] == "cell":
+        if event["event"] == "hosts" and len(event["ranks"]) > 1:
+            self.where = tuple(event["ranks"])
+        elif event["event"] == "cell":
             self._show_progress(event)
         elif event["event"] == "result":
             result = Result.from_dict(event["result"])
@@ -246,10 +287,10 @@ def _candidate_columns(result: Result, candidate: Candidate) -> str:
 # --- what is stored --------------------------------------------------------------------------
 
 
-def _store(path: Path, ranks: int, request: Request, results: list[Result]) -> None:
+def _store(path: Path, where: Where, request: Request, results: list[Result]) -> None:
     """Writes the file, with what it holds about other worlds and kinds."""
     from jetstream import __version__
-    from jetstream.collectives.tuning import SCHEMA, read_rules, write_rules
+    from jetstream.collectives.tuning import SCHEMA, name_where, read_rules, write_rules
     from jetstream.tuning import read_file, this_host, write_file
 
     host = this_host()
@@ -262,13 +303,13 @@ def _store(path: Path, ranks: int, request: Request, results: list[Result]) -> N
             measurements = [
                 item
                 for item in old.get("measurements", [])
-                if not _is_replaced(item, ranks, request)
+                if not _is_replaced(item, where, request)
             ]
         except (TuningError, AttributeError, TypeError) as error:
             sys.stderr.write(f"jetstream tune: what {path} held is replaced: {error}\n")
     crowded = request.is_crowded
-    all_rules[crowded] = {**all_rules[crowded], **_rules(results, ranks)}
-    named = {"world": ranks, "crowded": crowded, "dtype": request.dtype}
+    all_rules[crowded] = {**all_rules[crowded], **_rules(results, where)}
+    named = {**name_where(where), "crowded": crowded, "dtype": request.dtype}
     measurements += [named | result.to_dict() for result in results]
     document = {
         "schema": SCHEMA,
@@ -285,12 +326,15 @@ def _store(path: Path, ranks: int, request: Request, results: list[Result]) -> N
     write_file(path, document)
 
 
-def _is_replaced(item: Any, ranks: int, request: Request) -> bool:
-    same = (item.get("world"), item.get("crowded")) == (ranks, request.is_crowded)
+def _is_replaced(item: Any, where: Where, request: Request) -> bool:
+    from jetstream.collectives.tuning import name_where
+
+    named = name_where(where) | {"crowded": request.is_crowded}
+    same = all(item.get(name) == named.get(name) for name in ("world", "hosts", "crowded"))
     return same and item.get("kind") in request.kinds
 
 
-def _rules(results: list[Result], ranks: int) -> Rules:
+def _rules(results: list[Result], where: Where) -> Rules:
     """Rules from the best of every cell; sizes without a result are the neighbours' affair."""
     from jetstream.collectives.select import Rule
     from jetstream.collectives.tuning import merge_rules
@@ -301,4 +345,4 @@ def _rules(results: list[Result], ranks: int) -> Rules:
     for result in results:
         rule = Rule(None, result.best.algorithm, result.best.chunk_bytes)
         points.setdefault(result.kind, []).append((result.nbytes, rule))
-    return {(ranks, kinds[label]): merge_rules(found) for label, found in points.items()}
+    return {(where, kinds[label]): merge_rules(found) for label, found in points.items()}

@@ -179,6 +179,32 @@ def test_command_writes_what_jobs_use(tmp_path: Path) -> None:
     assert len(run_ranks(algorithms_by_size, 3, chosen)) == 3
 
 
+def algorithms_over_hosts(comm: Communicator) -> list[str]:
+    seen = []
+    for size in (16, 4096):
+        comm.all_reduce(np.full(size // 4, comm.rank, np.float32))
+        assert comm.last_op is not None
+        seen.append(comm.last_op.algorithm)
+    return seen
+
+
+def test_over_hosts(tmp_path: Path) -> None:
+    """What was measured over hosts is for ranks that are spread like that."""
+    kinds = ("all_reduce", "broadcast")
+    words = [*kinds, "--hosts", "2", "--sizes", "4K", "--budget", "0.2", "--output", "t.json"]
+    done = tune_command(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "t.json").read_text())
+    assert {(rule["world"], tuple(rule["hosts"])) for rule in document["rules"]} == {(2, (1, 1))}
+    (rule, *_) = document["rules"]
+    small = {"up_to_bytes": 64, "algorithm": "two_shot", "chunk_bytes": 64}
+    last = {"up_to_bytes": None, "algorithm": "one_shot", "chunk_bytes": 64}
+    changed = document | {"rules": [rule | {"kind": "all_reduce", "sizes": [small, last]}]}
+    (tmp_path / "t.json").write_text(json.dumps(changed))
+    spread: dict[str, Any] = {"env": {"JETSTREAM_TUNE": str(tmp_path / "t.json")}, "link": "udp"}
+    assert run_ranks(algorithms_over_hosts, 2, hosts=2, **spread) == [["two_shot", "one_shot"]] * 2
+
+
 def test_command_ends_when_its_time_is_up(tmp_path: Path) -> None:
     begin_s = time.monotonic()
     done = tune_command("--budget", "0.01", "--sizes", "1M", "--output", "t.json", cwd=tmp_path)

@@ -295,6 +295,11 @@ def test_choice_over_hosts() -> None:
     rules = {(4, Kind.ALL_REDUCE): (Rule(None, Algorithm.LEND, 64),)}
     found_rule = choose(Kind.ALL_REDUCE, 9, 4, placement=shared, selection=Selection(rules=rules))
     assert found_rule == choose(Kind.ALL_REDUCE, 9, 4, placement=shared)
+    spread = Selection(rules={((2, 2), Kind.ALL_REDUCE): (Rule(8, Algorithm.TWO_SHOT, 64),)})
+    for size, is_ruled in ((8, True), (9, False)):
+        found_rule = choose(Kind.ALL_REDUCE, size, 4, placement=shared, selection=spread)
+        assert (found_rule == (Algorithm.TWO_SHOT, 64)) == is_ruled
+        assert found_rule[0] is not choose(Kind.ALL_REDUCE, size, 4, selection=spread)[0]
 
 
 def test_chunks_are_limited_between_hosts() -> None:

@@ -15,7 +15,8 @@ from jetstream.cli import tune
 from jetstream.cli.main import main
 from jetstream.collectives.algorithms import ALGORITHMS
 from jetstream.collectives.calls import CHUNK_BYTES_MAX
-from jetstream.collectives.select import Rule
+from jetstream.collectives.placement import place
+from jetstream.collectives.select import REMOTE_CHUNK_BYTES_MAX, Rule
 from jetstream.collectives.tuning import read_rules
 from jetstream.dtypes import Algorithm, Kind
 
@@ -42,6 +43,24 @@ def test_chunk_sizes_that_make_no_difference_are_not_compared() -> None:
     assert sizes == [CHUNK_BYTES_MAX, 4096]
     sizes = [candidate.chunk_bytes for candidate in candidates(Kind.BROADCAST, 1 << 20, 2)]
     assert sizes == [CHUNK_BYTES_MAX, 4096, 8192, 16384, 32768]
+
+
+@pytest.mark.parametrize("hosts", [(0, 1), (0, 0, 1, 1), (0, 1, 1)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_over_hosts(kind: Kind, hosts: tuple[int, ...]) -> None:
+    """Nothing that lends, no chunk that is too long; the built-in choice is among them."""
+    placement = place(hosts, len(hosts))
+    for nbytes in (1, 4096, 65536, 1 << 22):
+        listed = candidates(kind, nbytes, len(hosts), placement)
+        found = selected(kind, nbytes, len(hosts), is_crowded=False, placement=placement)
+        assert found in listed and len(set(listed)) == len(listed)
+        assert all(candidate.chunk_bytes <= REMOTE_CHUNK_BYTES_MAX for candidate in listed)
+        algorithms = {candidate.algorithm for candidate in listed}
+        assert Algorithm.LEND not in algorithms
+        assert (Algorithm.HIERARCHICAL in algorithms) <= (not placement.is_one_each)
+        if kind is Kind.ALL_REDUCE:
+            assert {Algorithm.ONE_SHOT, Algorithm.TWO_SHOT} <= algorithms
+            assert (Algorithm.HIERARCHICAL in algorithms) == (not placement.is_one_each)
 
 
 def result_of(kind: str, nbytes: int, best: Candidate) -> Result:
@@ -85,6 +104,10 @@ def test_a_second_run_adds_to_the_file(tmp_path: Path) -> None:
         two: (Rule(None, *fast),)
     }
     assert len(tuning.read_file(path)["measurements"]) == 2
+    tune._store(path, (1, 1), request, both[:1])  # two hosts are something else than one
+    found = read_rules(tuning.read_file(path), tuning.this_host())[False]
+    assert found.keys() == {two, ((1, 1), Kind.ALL_REDUCE)}
+    assert len(tuning.read_file(path)["measurements"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -108,6 +131,8 @@ def test_what_cannot_be_added_to_is_replaced(
         (["barrier"], "kind 'barrier' is not one of"),
         (["-n", "1"], "-n must be from 2 to 256, not 1"),
         (["-d", "text"], "-d: 'text' is not one of float64"),
+        (["-n", "1", "--nnodes", "300"], "-n must be from 2 to 256"),
+        (["--hosts", "2"], "--hosts acts as if: it needs --output"),
         (["--budget", "0"], "--budget must be from"),
         (["--budget", "nan"], "--budget must be from"),
         (["--sizes", "1K,many"], "'many' is no size"),

@@ -37,6 +37,7 @@ RULES = {
         Rule(None, Algorithm.LEND, 32768),
     ),
     (3, Kind.REDUCE): (Rule(None, Algorithm.DIRECT, 64),),
+    ((2, 1), Kind.ALL_REDUCE): (Rule(None, Algorithm.ONE_SHOT, 64),),
 }
 
 
@@ -51,8 +52,9 @@ def document_of(**changes: Any) -> dict[str, Any]:
 
 @st.composite
 def selections(draw: st.DrawFn) -> Selection:
-    rules = {}
-    for world, kind in draw(st.sets(st.tuples(st.integers(1, 256), KINDS), max_size=4)):
+    rules: dict[Any, tuple[Rule, ...]] = {}
+    spread = st.lists(st.integers(1, 8), min_size=2, max_size=8).map(tuple)
+    for world, kind in draw(st.sets(st.tuples(st.integers(1, 256) | spread, KINDS), max_size=4)):
         limits = sorted(draw(st.sets(st.integers(0, 1 << 40), max_size=4)))
         rules[world, kind] = tuple(
             Rule(limit, draw(st.sampled_from(algorithms_of(kind))), draw(CHUNKS))
@@ -133,6 +135,12 @@ RULE = ["rules", 0, "sizes", 0]
         ),
         (damaged(["rules", 0, "kind"], ["x"]), r"kind is \['x'\]"),
         (damaged(["rules", 1], document_of()["rules"][0]), r"rules\[1\] is there twice"),
+        (damaged(["rules", 0, "hosts"], [1, 1, 1]), r"rules\[0\].hosts is \[1, 1, 1\], not the"),
+        (damaged(["rules", 0, "hosts"], [2, 1]), "hosts have 3 ranks, world is 2"),
+        (damaged(["rules", 2, "hosts"], [3]), r"hosts is \[3\]"),
+        (damaged(["rules", 2, "hosts"], [3, 0]), r"hosts is \[3, 0\]"),
+        (damaged(["rules", 2, "hosts"], [2, True]), r"hosts is \[2, True\]"),
+        (damaged(["rules", 2, "hosts"], 3), "hosts is 3"),
         (damaged(["rules", 0, "sizes"], []), r"rules\[0\].sizes is no list"),
         (damaged(["rules", 0, "sizes"], [1] * 99), r"sizes is no list of 1 to 64"),
         (damaged([*RULE, "algorithm"], "direct"), r"sizes\[0\].algorithm is 'direct', not one of"),
