@@ -40,7 +40,7 @@ class Contestant:
     the directory of what `build` makes; `build` also {cc}, {cxx} and {venv}. `on_hosts` is the
     command with every rank in a network namespace of its own; it may also hold {agent}, which is
     hosts.py, and {addresses}. `network` is added to the environment where the ranks do
-    not share memory; {interface} in it is that between them.
+    not share memory; {interface} and, for UCX, {device} in it are what is between them.
     """
 
     name: str
@@ -68,7 +68,9 @@ class Contestant:
         found = {**self.environment, **environment}
         if path != "memory":
             interface = hosts.INTERFACE if path == "hosts" else "lo"
-            found |= {k: v.format(interface=interface) for k, v in self.network.items()}
+            device = interface if path == "hosts" else "all"  # UCX has no way over lo
+            values = {"interface": interface, "device": device}
+            found |= {name: text.format(**values) for name, text in self.network.items()}
         return replace(
             self, command=self.on_hosts if path == "hosts" else self.command, environment=found
         )
@@ -226,7 +228,7 @@ OPENMPI_NETWORK = {
         "OMPI_MCA_btl": "self,tcp",
         "OMPI_MCA_btl_tcp_if_include": "{interface}",
     },
-    "ucx": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "{interface}"},
+    "ucx": {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "{device}"},
 }
 NETWORK = ("network", "hosts")
 BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
