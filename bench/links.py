@@ -94,19 +94,22 @@ def run_ends(program: Path, kind: str, network: Network | None, args: argparse.N
 
     Raises RuntimeError with what an end said when it failed.
     """
-    places = {  # of the link, the floor, the stack
+    # Of the link, the floor, the stack. On one cable each would see the others' Ethernet frames.
+    places = {
         "shm": [("-",) * 3] * 2,
         "udp-lo": [("127.0.0.1",) * 3] * 2,
         "udp": [(IPS[0],) * 3, (IPS[1],) * 3],
-        "packet": [("js0",) * 3, ("js1",) * 3],
+        "packet": [("js0", "js2", "js4"), ("js1", "js3", "js5")],
         "xdp": [("js0", "js2", "js4"), ("js1", "js3", "js5")],
     }[kind]
+    methods = sum(1 << i for i, name in enumerate(METHODS) if name in args.methods)
     cores = sorted(os.sched_getaffinity(0))
     ends = []
     for role, place in enumerate(places):
         core = cores[role % len(cores)]
         command = [str(program), kind.removesuffix("-lo"), str(role), str(core), *place,
-                   str(args.frame), str(args.round_trips), str(args.mib << 20)]  # fmt: skip
+                   str(args.frame), str(args.round_trips), str(args.mib << 20),
+                   str(methods), *map(str, args.sizes)]  # fmt: skip
         enter = network.enter if network is not None and role == 1 else ()
         ends.append(
             subprocess.Popen(
@@ -194,8 +197,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--mib", type=int, default=64, help="length of a stream (64)")
     parser.add_argument("--mtu", type=int, default=1500, help="of the virtual cable (1500)")
     parser.add_argument("--frame", type=int, default=0, help="bytes; 0: what the link chooses")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=tuple(METHODS),
+        default=list(METHODS),
+        metavar="METHOD",
+        help="beside floor, of those below (all)",
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=[8, 64, 1024, 0],
+        metavar="BYTES",
+        help="of ping-pong; 0: a full frame (8 64 1024 0)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
     args = parser.parse_args(arguments)
+    args.methods.append("floor")
     args.kinds = args.kinds or list(KINDS)
     unknown = set(args.kinds) - set(KINDS)
     if unknown:

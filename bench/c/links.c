@@ -5,9 +5,11 @@
  * namespaces, and tells each the other's address.
  *
  * Usage: links KIND 0|1 CORE PLACE FLOOR_PLACE STACK_PLACE FRAME_BYTES ROUND_TRIPS STREAM_BYTES
+ *              METHODS BYTES...
  * KIND: shm, udp, packet or xdp. PLACE is an IP address or the name of an interface; xdp needs one
- * for each. Prints its address as a line of hex digits, reads the other's, and end 0 prints one
- * line of JSON per measurement.
+ * for each. METHODS: a bit for each of links_names. BYTES: of ping-pong; 0: a full frame. Prints
+ * its address as a line of hex digits, reads the other's, and end 0 prints one line of JSON per
+ * measurement.
  */
 #include "js_clock.h"
 #include "js_link.h"
@@ -58,6 +60,7 @@ typedef struct {
     bool puts;            /* by the stack */
     js_floor_link *floor; /* NULL: by the link */
     js_link *link;        /* NULL, and nothing else: there is no such method */
+    bool is_wanted;
     uint32_t peer;
     links_frame frame;
     js_link_packet packets[LINKS_BURST];
@@ -233,7 +236,7 @@ static double links_us(uint64_t round_trip_ticks)
 
 static bool links_is_there(const links_end *end)
 {
-    return end->stack != NULL || end->floor != NULL || end->link != NULL;
+    return end->is_wanted && (end->stack != NULL || end->floor != NULL || end->link != NULL);
 }
 
 static void links_ping_pong(links_end *ends, uint32_t role, uint32_t bytes, uint32_t count)
@@ -373,6 +376,7 @@ typedef struct {
     uint32_t mtu_bytes;
     uint32_t round_trips;
     uint64_t stream_bytes;
+    uint32_t methods;
 } links_options;
 
 /* Opens all methods, and tells the other end; returns the bytes of the longest frame. */
@@ -403,6 +407,7 @@ static uint32_t links_open(const links_options *o, links_end *ends)
     for (uint32_t i = 0; i < LINKS_METHODS; i++) {
         ends[i].frame.dcid = peer.link.dcid;
         ends[i].frame.epoch = peer.link.epoch;
+        ends[i].is_wanted = (o->methods >> i & 1) != 0;
     }
     return own.link.mtu_bytes < FLOOR_FRAME_BYTES_MAX - 64 ? own.link.mtu_bytes
                                                            : FLOOR_FRAME_BYTES_MAX - 64;
@@ -431,11 +436,10 @@ static void links_pin(uint32_t core)
 
 int main(int argc, char **argv)
 {
-    static const uint32_t ping_bytes[] = { 8, 64, 1024 };
     static links_end ends[LINKS_METHODS];
-    if (argc != 10) {
+    if (argc < 12) {
         fprintf(stderr, "usage: links KIND 0|1 CORE PLACE FLOOR_PLACE STACK_PLACE FRAME_BYTES "
-                        "ROUND_TRIPS STREAM_BYTES\n");
+                        "ROUND_TRIPS STREAM_BYTES METHODS BYTES...\n");
         return 2;
     }
     links_options options = {
@@ -448,6 +452,7 @@ int main(int argc, char **argv)
         .mtu_bytes = (uint32_t)atoi(argv[7]),
         .round_trips = (uint32_t)atoi(argv[8]),
         .stream_bytes = strtoull(argv[9], NULL, 10),
+        .methods = (uint32_t)atoi(argv[10]),
     };
     alarm(LINKS_LIMIT_S);
     links_pin(options.core);
@@ -455,11 +460,13 @@ int main(int argc, char **argv)
     links_samples =
         calloc((size_t)LINKS_METHODS * LINKS_TURNS * options.round_trips, sizeof(links_samples[0]));
     uint32_t full = links_open(&options, ends);
-    for (uint32_t i = 0; i < sizeof(ping_bytes) / sizeof(ping_bytes[0]); i++) {
-        links_ping_pong(ends, options.role, ping_bytes[i], options.round_trips);
+    for (int i = 11; i < argc; i++) {
+        uint32_t bytes = (uint32_t)atoi(argv[i]);
+        links_ping_pong(ends, options.role, bytes == 0 ? full : bytes, options.round_trips);
     }
-    links_ping_pong(ends, options.role, full, options.round_trips);
-    links_streams(ends, options.role, full, options.stream_bytes);
+    if (options.stream_bytes != 0) {
+        links_streams(ends, options.role, full, options.stream_bytes);
+    }
     if (options.role == 0) {
         links_print_counters(ends[LINKS_STACK].stack);
     }

@@ -165,6 +165,7 @@ struct js_comm {
     js_comm *next;       /* in the engine's list (its lock) */
     uint32_t has_mirror; /* there are ranks on other hosts; R: any thread, rel/acq */
     uint32_t has_work;   /* it was left with operations in flight; R: any thread, relaxed */
+    bool has_posted;     /* something, since its last round */
     bool is_raised;      /* the engine thread has raised its doorbell here; W: it */
     uint32_t wanted;     /* threads that want in where a device may be inside, or are (add) */
     uint32_t busy;       /* js_comm_busy; whoever enters (cas), the same when it leaves */

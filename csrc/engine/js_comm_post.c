@@ -37,6 +37,7 @@ static int32_t post_take_slot(js_comm *comm, uint64_t *out_wr_id)
     slot->wr_id = comm->wr_next;
     slot->since_ticks = 0;
     slot->state = JS_COMM_SLOT_OUTSTANDING;
+    comm->has_posted = true;
     *out_wr_id = comm->wr_next++;
     return JS_OK;
 }

@@ -285,24 +285,31 @@ static int32_t duty_run_messages(js_comm *comm)
 {
     js_message *m = &comm->message;
     int32_t progress = duty_step_messages(comm);
+    if (progress == 0) {
+        return 0;
+    }
     if (progress < 0) {
         js_fault fault;
         js_fault_describe(comm, &fault);
         fault.status = progress;
         return js_fault_raise(comm, &fault);
     }
-    if (progress > 0) {
-        js_wait_wake_all(comm);
+    js_wait_wake_all(comm);
+    if (m->published != 0) {
+        js_counter_add(comm->counters, JS_COUNTER_FRAMES_SENT, m->published);
+        js_counter_add(comm->counters, JS_COUNTER_FRAMES_REFERRED, m->referred);
+        js_counter_add(comm->counters, JS_COUNTER_FRAMES_STREAMED, m->streamed);
+        js_counter_add(comm->counters, JS_COUNTER_BYTES_SENT, m->bytes_sent);
+        m->published = m->referred = m->streamed = 0;
+        m->bytes_sent = 0;
     }
-    js_counter_add(comm->counters, JS_COUNTER_FRAMES_SENT, m->published);
-    js_counter_add(comm->counters, JS_COUNTER_FRAMES_REFERRED, m->referred);
-    js_counter_add(comm->counters, JS_COUNTER_FRAMES_STREAMED, m->streamed);
-    js_counter_add(comm->counters, JS_COUNTER_FRAMES_RECEIVED, m->consumed);
-    js_counter_add(comm->counters, JS_COUNTER_BYTES_SENT, m->bytes_sent);
-    js_counter_add(comm->counters, JS_COUNTER_BYTES_RECEIVED, m->bytes_received);
-    js_counter_add(comm->counters, JS_COUNTER_UNEXPECTED, m->unexpected);
-    m->published = m->referred = m->streamed = m->consumed = m->unexpected = 0;
-    m->bytes_sent = m->bytes_received = 0;
+    if (m->consumed != 0) {
+        js_counter_add(comm->counters, JS_COUNTER_FRAMES_RECEIVED, m->consumed);
+        js_counter_add(comm->counters, JS_COUNTER_BYTES_RECEIVED, m->bytes_received);
+        js_counter_add(comm->counters, JS_COUNTER_UNEXPECTED, m->unexpected);
+        m->consumed = m->unexpected = 0;
+        m->bytes_received = 0;
+    }
     return progress;
 }
 
@@ -330,7 +337,9 @@ int32_t js_duty_round(js_comm *comm)
 {
     int32_t progress = comm->queue != NULL ? js_queue_read(comm) : 0;
     if (comm->mirror != NULL) {
-        progress += (int32_t)js_mirror_receive(comm);
+        bool has_posted = comm->has_posted || progress > 0;
+        comm->has_posted = false;
+        progress += (int32_t)js_mirror_receive(comm, has_posted);
     }
     int32_t moved = duty_run_plan(comm);
     if (moved >= 0) {

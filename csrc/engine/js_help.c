@@ -21,7 +21,7 @@ uint32_t js_help_round(js_comm *comm)
 {
     if (comm->failed != JS_OK) { /* a device may still post, and other hosts may ask */
         if (comm->mirror != NULL) {
-            (void)js_mirror_receive(comm);
+            (void)js_mirror_receive(comm, false);
             js_mirror_send(comm);
         }
         return comm->queue != NULL ? js_queue_flush(comm, comm->failed) : 0;
@@ -31,6 +31,10 @@ uint32_t js_help_round(js_comm *comm)
         return 1;
     }
     int32_t progress = js_duty_round(comm);
+    if (comm->mirror != NULL && comm->mirror->is_answering && progress >= 0) {
+        comm->mirror->is_answering = false; /* nobody here waits for an answer, but peers may */
+        js_mirror_send(comm);
+    }
     return progress < 0 ? 1 : (uint32_t)progress;
 }
 

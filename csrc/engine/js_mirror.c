@@ -14,6 +14,8 @@
 #define MIRROR_ASK_NS_MIN 1000000u /* between two questions for the peers' boards, at first */
 #define MIRROR_ASK_NS_MAX 64000000u
 #define MIRROR_LOOK_NS 100000u        /* whoever did not look for longer was absent, */
+#define MIRROR_SKIP_NS 4000u          /* whoever looked then may send before looking again */
+#define MIRROR_FEW 2u                 /* frames that are no stream */
 #define MIRROR_STOPPED_NS 1000000000u /* or was stopped */
 #define MIRROR_CLOSE_NS 2000000000u   /* for what is on its way when a communicator is closed */
 #define MIRROR_LAST_WORDS 3u
@@ -155,14 +157,38 @@ static void mirror_look(js_mirror *mirror, uint64_t now_ns)
     mirror->looked_ns = now_ns;
 }
 
-uint32_t js_mirror_receive(js_comm *comm)
+/* A look costs a system call with some links: what has just been posted goes before it. */
+static bool mirror_skips(js_comm *comm)
+{
+    js_mirror *mirror = comm->mirror;
+    uint64_t now_ns = mirror_now_ns(comm);
+    if (mirror->has_skipped || now_ns - mirror->looked_ns > MIRROR_SKIP_NS) {
+        return false;
+    }
+    mirror->has_skipped = true;
+    mirror->is_answering = true;
+    mirror->looked_ns = now_ns;
+    return true;
+}
+
+uint32_t js_mirror_receive(js_comm *comm, bool has_posted)
 {
     js_mirror *mirror = comm->mirror;
     js_link_packet packets[MIRROR_BATCH];
+    if (has_posted && mirror_skips(comm)) {
+        return 0;
+    }
+    mirror->has_skipped = false;
     uint32_t count = js_link_receive(mirror->link, packets, MIRROR_BATCH);
+    if (count == 0 && comm->waiter.since_ticks != 0) { /* nothing but to wait for it */
+        for (uint32_t i = 1; i < mirror->link->looks && count == 0; i++) {
+            count = js_link_receive(mirror->link, packets, MIRROR_BATCH);
+        }
+    }
     uint64_t now_ns = mirror_now_ns(comm);
     mirror_look(mirror, now_ns);
     mirror->is_behind = count == MIRROR_BATCH;
+    mirror->is_answering = count != 0 && count <= MIRROR_FEW;
     if (count == 0) {
         return 0;
     }
@@ -208,24 +234,34 @@ static bool mirror_post(js_mirror_peer *peer, uint32_t channel)
     return true;
 }
 
-/* Tells the connection how much of the peer's frames has been read here. */
-static void mirror_tell_consumed(js_mirror_peer *peer)
+/* Tells the connection how much of the peer's frames has been read here. While somebody waits for
+ * what has just come, or for the answer, telling the peer has time until the next round. */
+static void mirror_tell_consumed(js_mirror_peer *peer, bool is_answering)
 {
     for (uint32_t i = 0; i < JS_MIRROR_CHANNELS; i++) {
         js_mirror_channel *c = &peer->channels[i];
         uint32_t consumed = js_load_rlx_u32(&c->consumed->consumed);
         if (consumed != c->told) {
-            c->told = consumed;
-            js_rel_set_consumed(peer->rel, i, consumed, c->urge);
+            bool waits = is_answering && !peer->is_asked;
+            c->told = waits ? c->told : consumed;
+            js_rel_set_consumed(peer->rel, i, consumed, waits ? 2 * c->urge : c->urge);
             peer->is_touched = true;
         }
     }
+    peer->is_asked = false;
 }
 
-static void mirror_send_peer(js_mirror *mirror, js_mirror_peer *peer, uint64_t now_ns)
+/* Returns whether there was something to send. */
+static bool mirror_send_peer(js_mirror *mirror, js_mirror_peer *peer, uint64_t now_ns)
 {
+    bool has_sent = false;
     peer->is_touched = false;
     for (;;) {
+        /* With nothing due there is no need to ask; a backlog has to be told that it waits. */
+        peer->deadline_ns = js_rel_deadline(peer->rel);
+        if (now_ns < peer->deadline_ns && !js_rel_has_backlog(peer->rel)) {
+            break;
+        }
         uint8_t *frame = js_link_begin(mirror->link, peer->link_peer);
         if (frame == NULL) {
             js_link_flush(mirror->link);
@@ -234,11 +270,13 @@ static void mirror_send_peer(js_mirror *mirror, js_mirror_peer *peer, uint64_t n
         }
         uint32_t bytes = js_rel_tx(peer->rel, now_ns, frame);
         if (bytes == 0) {
+            peer->deadline_ns = js_rel_deadline(peer->rel);
             break;
         }
         js_link_commit(mirror->link, peer->link_peer, bytes);
+        has_sent = true;
     }
-    peer->deadline_ns = js_rel_deadline(peer->rel);
+    return has_sent;
 }
 
 void js_mirror_send(js_comm *comm)
@@ -253,10 +291,9 @@ void js_mirror_send(js_comm *comm)
         bool is_all_posted = mirror_post(peer, JS_FRAME_CHANNEL_PUT) &&
                              mirror_post(peer, JS_FRAME_CHANNEL_COLLECTIVE);
         is_all_posted = is_all_posted && mirror_post(peer, JS_FRAME_CHANNEL_MESSAGE);
-        mirror_tell_consumed(peer);
+        mirror_tell_consumed(peer, mirror->is_answering);
         if (peer->is_touched || now_ns >= peer->deadline_ns) {
-            mirror_send_peer(mirror, peer, now_ns);
-            has_sent = true;
+            has_sent |= mirror_send_peer(mirror, peer, now_ns);
             if (JS_UNLIKELY(js_rel_get_state(peer->rel) == JS_REL_FAILED)) {
                 mirror_follow(peer);
             }
@@ -361,7 +398,7 @@ void js_mirror_free(js_mirror *mirror)
 static uint64_t mirror_wait_round(js_comm *comm)
 {
     js_mirror_sleep(comm, MIRROR_LOCAL_SLICE_NS);
-    (void)js_mirror_receive(comm);
+    (void)js_mirror_receive(comm, false);
     js_mirror_send(comm);
     return comm->mirror->looked_ns;
 }
@@ -372,7 +409,7 @@ static void mirror_drain(js_comm *comm)
     js_mirror *mirror = comm->mirror;
     uint64_t now_ns = mirror_now_ns(comm);
     uint64_t until_ns = now_ns + MIRROR_CLOSE_NS;
-    (void)js_mirror_receive(comm);
+    (void)js_mirror_receive(comm, false);
     js_mirror_send(comm);
     while (mirror->has_backlog && now_ns < until_ns) { /* what is published has to be handed over */
         now_ns = mirror_wait_round(comm);

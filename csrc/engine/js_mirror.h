@@ -56,6 +56,7 @@ typedef struct js_mirror_peer {
     bool is_touched;      /* something has, since it was last asked what to send */
     bool is_over;         /* its end has been dealt with */
     bool is_overrun;      /* it has sent more than it may */
+    bool is_asked;        /* has carried out a put that the peer waits for */
     bool was_told;        /* that this communicator has failed */
     js_link_address address;
     /* What it has said of itself: as js_board of a rank of this host. Not kept in the segment: what
@@ -79,15 +80,18 @@ typedef struct js_mirror {
     uint64_t retransmits; /* that records tell of, */
     uint64_t repeated;    /* and that js_mirror_has_repeated has told of */
     bool has_aborted;
-    bool is_behind;                    /* the last look did not take all that had come */
-    bool is_closing;                   /* this rank is about to leave */
+    bool has_skipped;  /* the last look at the link, for what was to be sent */
+    bool is_answering; /* what has come or goes now is little, and somebody waits for it */
+    bool is_behind;    /* the last look did not take all that had come */
+    bool is_closing;   /* this rank is about to leave */
     uint64_t refused[JS_WIRE_REASONS]; /* frames of nobody, by reason */
     uint16_t index[JS_RANKS_MAX];      /* 1 + place among the peers, by rank; 0: a local rank */
     js_mirror_peer peers[];
 } js_mirror;
 
-/* Takes in what has come; returns the number of frames delivered. */
-uint32_t js_mirror_receive(struct js_comm *comm);
+/* Takes in what has come; returns the number of frames delivered. has_posted: something is about to
+ * be sent, which then need not wait for a look at the link. */
+uint32_t js_mirror_receive(struct js_comm *comm, bool has_posted);
 /* Sends what has been published, and what the connections want to send. */
 void js_mirror_send(struct js_comm *comm);
 /* Asks all peers for their boards and tells them that of this rank; not too often. */

@@ -214,7 +214,7 @@ static int32_t mirror_connect(js_comm *comm, uint64_t timeout_ns, uint64_t give_
     while ((missing = mirror_find_missing(mirror)) != NULL) {
         js_mirror_send(comm);
         js_mirror_sleep(comm, MIRROR_SLICE_NS);
-        (void)js_mirror_receive(comm);
+        (void)js_mirror_receive(comm, false);
         if (js_load_rlx_u32(&comm->control->abort) != 0) {
             return mirror_adopt(comm);
         }

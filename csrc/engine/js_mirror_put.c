@@ -1,10 +1,12 @@
 /* One-sided writes to ranks of other hosts: a stream of its own per pair of ranks, of which each
  * side keeps its copy in private memory.
  *
- * A put is a frame that says where it goes (put_head), then its bytes, in frames of at most
- * PUT_CHUNK_BYTES. The owner's data plane writes them into the region, as far as key and bounds
- * allow, then its signal. The descriptor completes when all of that has happened there. Frames of
- * puts and of messages arrive in the order in which they were sent. */
+ * A put is a frame that says where it goes (put_head), with its bytes behind that if all of them
+ * fit, or else in further frames of at most PUT_CHUNK_BYTES. The owner's data plane writes them into
+ * the region, as far as key and bounds allow, then its signal. The descriptor completes when all of
+ * that has happened there: the owner says so at once if somebody waits for it, else when it has
+ * nothing better to do. Frames of puts and of messages arrive in the order in which they were sent.
+ */
 #include "js_comm.h"
 #include "js_counter.h"
 #include "js_frame.h"
@@ -19,6 +21,7 @@
 #define PUT_RING_BYTES (256u << 10)
 #define PUT_CHUNK_BYTES 32768u
 #define PUT_PENDING 64u /* puts under way to one peer */
+#define PUT_ASKS 1u     /* flag: somebody waits for the completion */
 
 typedef struct put_head {
     uint64_t offset; /* in the region */
@@ -26,7 +29,8 @@ typedef struct put_head {
     uint64_t signal_value;
     uint32_t key;
     uint16_t signal;
-    uint16_t signal_op;
+    uint8_t signal_op;
+    uint8_t flags; /* PUT_ASKS */
 } put_head;
 
 JS_STATIC_ASSERT(sizeof(put_head) <= JS_STREAM_INLINE_BYTES, "a head is one line");
@@ -92,62 +96,82 @@ void js_mirror_put_close(js_mirror_peer *peer)
 
 /* --- what goes ---------------------------------------------------------------------------- */
 
-static bool put_begin(js_mirror_put *put, const js_sqe *entry)
+/* Is there room for a head and a frame more? */
+static bool put_has_room(js_mirror_put *put)
 {
-    if (put->end - put->first == PUT_PENDING || put->tx.room_until - put->tx.psn < 2) {
-        js_stream_refresh(&put->tx);
-        if (put->end - put->first == PUT_PENDING || put->tx.room_until - put->tx.psn < 2) {
-            return false;
-        }
+    if (put->end - put->first != PUT_PENDING && put->tx.room_until - put->tx.psn >= 2) {
+        return true;
     }
+    js_stream_refresh(&put->tx);
+    return put->end - put->first != PUT_PENDING && put->tx.room_until - put->tx.psn >= 2;
+}
+
+/* Publishes `head`, if it is not NULL, and `bytes` behind it, as one frame. */
+static bool put_publish(js_mirror_put *put, const put_head *head, const uint8_t *from,
+                        uint32_t bytes, uint32_t flags)
+{
+    uint32_t head_bytes = head != NULL ? sizeof(*head) : 0;
+    uint64_t route = js_frame_with_flags(put->tx.route, flags);
+    uint64_t body = js_frame_body(head_bytes + bytes, 0, 0);
+    uint8_t inlined[JS_STREAM_INLINE_BYTES];
+    bool is_inline = head_bytes + bytes <= sizeof(inlined);
+    if (!js_stream_has_slot(&put->tx)) {
+        return false;
+    }
+    uint8_t *to = is_inline ? inlined : js_stream_reserve(&put->tx, head_bytes + bytes);
+    if (to == NULL) {
+        return false;
+    }
+    if (head != NULL) {
+        memcpy(to, head, sizeof(*head));
+    }
+    if (bytes != 0) {
+        memcpy(to + head_bytes, from, bytes);
+    }
+    if (is_inline) {
+        js_stream_publish_inline(&put->tx, inlined, head_bytes + bytes, route, body);
+    } else {
+        js_stream_publish(&put->tx, head_bytes + bytes, route, body);
+    }
+    return true;
+}
+
+/* Publishes the head, with all bytes if they fit; returns how many, or -1 if there is no room. */
+static int64_t put_begin(js_mirror_put *put, const js_sqe *entry, const uint8_t *from)
+{
     put_head head = {
         .offset = entry->target_addr,
         .bytes = entry->bytes,
         .signal_value = entry->signal_value,
         .key = entry->key,
         .signal = entry->signal,
-        .signal_op = entry->signal_op,
+        .signal_op = (uint8_t)entry->signal_op,
+        .flags = (entry->flags & JS_SQ_UNSIGNALLED) == 0 ? PUT_ASKS : 0,
     };
-    uint32_t flags = JS_FRAME_FLAG_SOM | (entry->bytes == 0 ? JS_FRAME_FLAG_EOM : 0);
-    js_stream_publish_inline(&put->tx, &head, sizeof(head),
-                             js_frame_with_flags(put->tx.route, flags),
-                             js_frame_body(sizeof(head), 0, 0));
-    return true;
-}
-
-static bool put_publish(js_mirror_put *put, const uint8_t *from, uint32_t bytes, bool is_last)
-{
-    uint64_t route = js_frame_with_flags(put->tx.route, is_last ? JS_FRAME_FLAG_EOM : 0);
-    uint64_t body = js_frame_body(bytes, 0, 0);
-    if (!js_stream_has_slot(&put->tx)) {
-        return false;
-    }
-    if (bytes <= JS_STREAM_INLINE_BYTES) {
-        js_stream_publish_inline(&put->tx, from, bytes, route, body);
-        return true;
-    }
-    uint8_t *to = js_stream_reserve(&put->tx, bytes);
-    if (to == NULL) {
-        return false;
-    }
-    memcpy(to, from, bytes);
-    js_stream_publish(&put->tx, bytes, route, body);
-    return true;
+    bool is_whole = entry->bytes <= PUT_CHUNK_BYTES - sizeof(head);
+    uint32_t bytes = is_whole ? (uint32_t)entry->bytes : 0;
+    uint32_t flags = JS_FRAME_FLAG_SOM | (is_whole ? JS_FRAME_FLAG_EOM : 0);
+    bool is_out = put_has_room(put) && put_publish(put, &head, from, bytes, flags);
+    return is_out ? (int64_t)bytes : -1;
 }
 
 bool js_mirror_put_post(js_comm *comm, const js_sqe *entry, const uint8_t *from, uint64_t *done)
 {
     js_mirror_put *put = comm->mirror->peers[comm->mirror->index[entry->peer] - 1].put;
+    uint64_t at = *done & ~JS_MIRROR_PUT_BEGUN;
     if ((*done & JS_MIRROR_PUT_BEGUN) == 0) {
-        if (!put_begin(put, entry)) {
+        int64_t begun = put_begin(put, entry, from);
+        if (begun < 0) {
             return false;
         }
-        *done = JS_MIRROR_PUT_BEGUN;
+        at = (uint64_t)begun;
+        *done = at | JS_MIRROR_PUT_BEGUN;
+        js_counter_add(comm->counters, JS_COUNTER_BYTES_SENT, at);
     }
-    uint64_t at = *done & ~JS_MIRROR_PUT_BEGUN;
     while (at != entry->bytes) {
         uint64_t part = js_min_u64(entry->bytes - at, PUT_CHUNK_BYTES);
-        if (!put_publish(put, from + at, (uint32_t)part, at + part == entry->bytes)) {
+        uint32_t flags = at + part == entry->bytes ? JS_FRAME_FLAG_EOM : 0;
+        if (!put_publish(put, NULL, from + at, (uint32_t)part, flags)) {
             return false;
         }
         js_counter_add(comm->counters, JS_COUNTER_BYTES_SENT, part);
@@ -218,7 +242,8 @@ static int32_t put_take_head(js_comm *comm, js_mirror_put *put, const uint8_t *f
     memcpy(&put->head, from, sizeof(put->head));
     put->done_bytes = 0;
     put->is_open = put->head.bytes != 0;
-    if (put->head.signal >= JS_SIGNALS || put->head.signal_op > JS_SIGNAL_SET) {
+    if (put->head.signal >= JS_SIGNALS || put->head.signal_op > JS_SIGNAL_SET ||
+        (put->head.flags & ~PUT_ASKS) != 0) {
         return JS_ERR_PROTOCOL;
     }
     if (put->head.bytes == 0) {
@@ -248,17 +273,29 @@ static int32_t put_take_bytes(js_comm *comm, js_mirror_put *put, const uint8_t *
 }
 
 /* Carries out a frame; a status if it must not be. */
-static int32_t put_take(js_comm *comm, js_mirror_put *put, js_stream_line *line)
+static int32_t put_take(js_mirror_peer *peer, js_stream_line *line)
 {
+    js_comm *comm = peer->comm;
+    js_mirror_put *put = peer->put;
     uint32_t bytes = js_frame_length_bytes(line->body);
     bool is_head = (js_frame_flags(line->route) & JS_FRAME_FLAG_SOM) != 0;
     const uint8_t *from = js_stream_payload(&put->rx, line, bytes);
-    if (from == NULL || is_head == put->is_open || (is_head && bytes != sizeof(put_head)) ||
-        (!is_head && (bytes == 0 || bytes > put->head.bytes - put->done_bytes))) {
+    if (from == NULL || is_head == put->is_open || (is_head && bytes < sizeof(put_head))) {
         return JS_ERR_PROTOCOL;
     }
-    JS_TRY(is_head ? put_take_head(comm, put, from) : put_take_bytes(comm, put, from, bytes));
+    if (is_head) {
+        JS_TRY(put_take_head(comm, put, from));
+        from += sizeof(put_head);
+        bytes -= (uint32_t)sizeof(put_head);
+    }
+    if (bytes > put->head.bytes - put->done_bytes || (bytes == 0 && !is_head)) {
+        return JS_ERR_PROTOCOL;
+    }
+    if (bytes != 0) {
+        JS_TRY(put_take_bytes(comm, put, from, bytes));
+    }
     if (!put->is_open) {
+        peer->is_asked = peer->is_asked || (put->head.flags & PUT_ASKS) != 0;
         js_queue_signal signal = { put->head.signal_value, put->head.signal, put->head.signal_op };
         js_queue_raise(comm, comm->rank, &signal);
     }
@@ -283,7 +320,7 @@ uint32_t js_mirror_put_progress(js_mirror_peer *peer)
     uint32_t progress = put_complete(comm, put);
     js_stream_line *line;
     while ((line = js_stream_look(&put->rx)) != NULL) {
-        int32_t status = put_take(comm, put, line);
+        int32_t status = put_take(peer, line);
         if (status != JS_OK) {
             put_fail(peer, status);
             return progress + 1;

@@ -46,6 +46,7 @@ struct js_link {
     js_link_address address; /* of this end */
     uint32_t mtu_bytes;      /* largest frame */
     uint32_t buffer_frames;  /* frames that the receiving side holds while nobody looks */
+    uint32_t looks;          /* in vain, that cost no more than a round of the engine; 0: one */
     js_link_stats stats;
     js_link *inner; /* what a decorator wraps, which has the stats; NULL */
     char name[JS_LINK_NAME_BYTES];

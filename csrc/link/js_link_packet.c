@@ -29,6 +29,7 @@ enum {
     PACKET_BLOCK_FRAMES = 64, /* of frames of whole cache lines: whole pages, so no gaps */
     PACKET_HEADER_OFFSET = 2, /* aligns what follows the Ethernet header */
     PACKET_SEND_BUFFER_BYTES = 4 << 20,
+    PACKET_LOOKS = 16, /* each is a load */
 };
 
 typedef struct packet_link {
@@ -144,6 +145,9 @@ static uint32_t packet_receive(js_link *link, js_link_packet *packets, uint32_t 
         const struct tpacket2_hdr *header = packet_ring_frame(packet, packet->next);
         uint32_t status = js_load_acq_u32(&header->tp_status);
         if ((status & TP_STATUS_USER) == 0) {
+            /* The kernel writes the frame before the status: it may be here by then. */
+            __builtin_prefetch((const uint8_t *)header + JS_CACHE_LINE);
+            __builtin_prefetch((const uint8_t *)header + 2 * (size_t)JS_CACHE_LINE);
             break;
         }
         packet->next = packet->next + 1 == packet->ring_frames ? 0 : packet->next + 1;
@@ -268,6 +272,7 @@ static int32_t packet_map_ring(packet_link *packet, uint32_t frames)
     }
     packet->ring = ring;
     packet->link.buffer_frames = packet->ring_frames;
+    packet->link.looks = PACKET_LOOKS;
     return JS_OK;
 }
 

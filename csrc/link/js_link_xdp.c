@@ -22,6 +22,7 @@
 
 enum {
     XDP_RECEIVE_FRAMES = 1024,
+    XDP_LOOKS = 16, /* each is a load */
     XDP_RECEIVE_FRAMES_MAX = 1 << 16,
     XDP_SEND_FRAMES = 256,   /* not yet completed */
     XDP_KERNEL_ROOM = 256,   /* before each received frame */
@@ -378,6 +379,7 @@ static int32_t xdp_setup(xdp_link *xdp, const js_link_config *config)
         xdp->receive_frames *= 2;
     }
     link->buffer_frames = xdp->receive_frames;
+    link->looks = XDP_LOOKS;
     xdp->fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
     if (xdp->fd < 0) {
         return JS_FAIL_SYS("link xdp: XDP socket for %s (CAP_NET_RAW is needed)", interface.name);
