@@ -90,10 +90,9 @@ void js_rel_take_ack(js_rel *rel, uint64_t now_ns, uint32_t ack)
         now_ns - newest->sent_ns < rel->srtt_ns) {
         js_rel_sample(rel, now_ns - newest->sent_ns);
     }
+    /* What is lost is found out by the next ACK: this number does not tell what has come behind a
+     * gap, and the ACK that went ahead of it to tell may have been lost. */
     ack_advance(rel, now_ns, ack);
-    if (JS_UNLIKELY(ack_has_evidence(rel))) {
-        js_rel_detect(rel, now_ns);
-    }
 }
 
 void js_rel_detect(js_rel *rel, uint64_t now_ns)
