@@ -32,6 +32,7 @@ enum {
     XDP_BUSY_MS = 1000,      /* a socket that was closed lets go of its queue a little later */
     XDP_BUSY_STEP_MS = 20,
     XDP_QUEUE = 0,
+    XDP_SEND_BUFFER_BYTES = 4 << 20, /* where the kernel copies: for all that may be on its way */
 };
 
 /* A ring shared with the kernel; `own` is the index that this side moves, not yet stored. */
@@ -64,6 +65,7 @@ typedef struct xdp_link {
     uint32_t unreleased;
     uint32_t free_count;
     uint32_t committed;
+    bool is_behind;                        /* the kernel has not taken all that was flushed */
     uint64_t free_chunks[XDP_SEND_FRAMES]; /* offsets in memory */
 } xdp_link;
 
@@ -125,6 +127,25 @@ static void xdp_commit(js_link *link, uint32_t peer, uint32_t bytes)
     link->stats.bytes_sent += bytes;
 }
 
+/* Makes the kernel take what lies in the ring. */
+static void xdp_kick(xdp_link *xdp)
+{
+    js_link *link = &xdp->link;
+    for (uint32_t call = 0; call < XDP_SEND_CALLS_MAX && xdp_wants_wakeup(&xdp->send); call++) {
+        link->stats.system_calls++;
+        ssize_t sent = sendto(xdp->fd, NULL, 0, MSG_DONTWAIT, NULL, 0);
+        if (sent < 0 && errno != EAGAIN && errno != EBUSY && errno != ENOBUFS) {
+            link->stats.send_drops++; /* the interface is down */
+            xdp->is_behind = false;
+            return;
+        }
+        if (js_load_acq_u32(xdp->send.consumer) == xdp->send.own) {
+            break;
+        }
+    }
+    xdp->is_behind = js_load_acq_u32(xdp->send.consumer) != xdp->send.own;
+}
+
 static void xdp_flush(js_link *link)
 {
     xdp_link *xdp = xdp_of(link);
@@ -133,17 +154,7 @@ static void xdp_flush(js_link *link)
     }
     js_store_rel_u32(xdp->send.producer, xdp->send.own);
     xdp->committed = 0;
-    for (uint32_t call = 0; call < XDP_SEND_CALLS_MAX && xdp_wants_wakeup(&xdp->send); call++) {
-        link->stats.system_calls++;
-        ssize_t sent = sendto(xdp->fd, NULL, 0, MSG_DONTWAIT, NULL, 0);
-        if (sent < 0 && errno != EAGAIN && errno != EBUSY && errno != ENOBUFS) {
-            link->stats.send_drops++; /* the interface is down */
-            break;
-        }
-        if (js_load_acq_u32(xdp->send.consumer) == xdp->send.own) {
-            break;
-        }
-    }
+    xdp_kick(xdp);
     xdp_complete(xdp);
 }
 
@@ -156,6 +167,9 @@ static uint32_t xdp_receive(js_link *link, js_link_packet *packets, uint32_t max
     uint32_t end = js_load_acq_u32(xdp->receive.producer);
     uint32_t first = xdp->receive.own + xdp->unreleased;
     uint32_t count = 0;
+    if (JS_UNLIKELY(xdp->is_behind)) {
+        xdp_kick(xdp); /* nothing else may be sent for long */
+    }
     for (; first != end && count < max; first++) {
         const struct xdp_desc *entry = &entries[first & xdp->receive.mask];
         xdp->unreleased++;
@@ -384,6 +398,7 @@ static int32_t xdp_setup(xdp_link *xdp, const js_link_config *config)
     if (xdp->fd < 0) {
         return JS_FAIL_SYS("link xdp: XDP socket for %s (CAP_NET_RAW is needed)", interface.name);
     }
+    (void)js_link_set_buffer(xdp->fd, SO_SNDBUF, XDP_SEND_BUFFER_BYTES);
     JS_TRY(xdp_register_memory(xdp));
     JS_TRY(xdp_map_rings(xdp));
     JS_TRY(js_link_xdp_load(&xdp->program, &interface, &link->address));

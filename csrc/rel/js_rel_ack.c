@@ -192,7 +192,6 @@ js_wire_reason js_rel_rx_ack(js_rel *rel, uint64_t now_ns, const js_wire_frame *
         return JS_WIRE_WINDOW;
     }
     rel->stats.acks_received++;
-    rel->ack_taken_ns = now_ns;
     for (uint32_t i = 0; i < JS_WIRE_CHANNELS; i++) {
         if (facts.consumed[i] != rel->peer_consumed[i]) {
             rel->peer_consumed[i] = facts.consumed[i];
@@ -218,6 +217,11 @@ js_wire_reason js_rel_rx_ack(js_rel *rel, uint64_t now_ns, const js_wire_frame *
             ack_take_evidence(rel, now_ns, rel->una + js_rel_lowest(fresh));
             fresh &= fresh - 1;
         }
+    }
+    if (rel->is_probe_answered) {
+        js_rel_note_evidence(rel, rel->probe_ns, rel->probe_psn);
+        rel->is_probe_answered = false;
+        rel->probe_ns = 0;
     }
     if (ack_has_evidence(rel)) {
         js_rel_detect(rel, now_ns);

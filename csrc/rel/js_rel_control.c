@@ -78,19 +78,12 @@ static void control_tell(js_rel *rel, const js_wire_frame *frame)
     }
 }
 
-/* The peer has seen a PROBE, so it had time to see everything sent before it. */
-static void control_probe_ack(js_rel *rel, uint64_t now_ns)
+/* The peer has seen a PROBE, so it had time to see everything sent before it. What of that it has
+ * not seen is told by the ACK that comes behind: one that came before may be older. */
+static void control_probe_ack(js_rel *rel)
 {
     rel->is_asked = false;
-    if (rel->probe_ns == 0) {
-        return;
-    }
-    js_rel_note_evidence(rel, rel->probe_ns, rel->probe_psn);
-    bool has_ack = rel->ack_taken_ns > rel->probe_ns; /* else it is on its way */
-    rel->probe_ns = 0;
-    if (has_ack && rel->una != rel->nxt) {
-        js_rel_detect(rel, now_ns);
-    }
+    rel->is_probe_answered = rel->probe_ns != 0;
 }
 
 /* The peer has nothing more to send, and everything that it was sent. */
@@ -140,7 +133,7 @@ js_wire_reason js_rel_rx_control(js_rel *rel, uint64_t now_ns, const js_wire_fra
         rel->due |= JS_REL_DUE_PROBE_ACK | JS_REL_DUE_ACK_FULL;
         control_tell(rel, frame);
     } else if (frame->opcode == JS_WIRE_PROBE_ACK) {
-        control_probe_ack(rel, now_ns);
+        control_probe_ack(rel);
         control_tell(rel, frame);
     } else if (frame->opcode == JS_WIRE_BYE) {
         control_bye(rel, now_ns, frame);

@@ -137,7 +137,6 @@ struct js_rel {
     uint64_t await_ns;       /* something began to be awaited */
     uint64_t sample_from_ns; /* frames sent earlier say nothing about the round trip */
     uint64_t probe_ns;       /* first PROBE that is not answered; 0: none */
-    uint64_t ack_taken_ns;   /* last ACK */
     uint64_t shake_ns;       /* HELLO or BYE last sent */
     uint64_t ask_ns;
     uint32_t probe_psn;
@@ -148,9 +147,10 @@ struct js_rel {
     uint32_t distance;    /* adapted JS_REL_DISTANCE_FRAMES */
     uint32_t reorder_steps;
     uint32_t reorder_keep;
-    bool is_probed; /* the tail has been; the next step is to repeat */
-    bool is_asked;  /* js_rel_ask, not answered */
-    bool has_hello; /* of the peer */
+    bool is_probed;         /* the tail has been; the next step is to repeat */
+    bool is_probe_answered; /* by PROBE_ACK; what had come by then the next ACK tells */
+    bool is_asked;          /* js_rel_ask, not answered */
+    bool has_hello;         /* of the peer */
     bool has_hello_ack;
     bool has_bye;
     bool was_open;

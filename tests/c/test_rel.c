@@ -184,6 +184,48 @@ static void test_lost_ack(void)
     js_test_pair_free(pair);
 }
 
+/* The answer to a probe counts with the ACK behind it, not with one that was on its way before. */
+static void test_lost_answer(void)
+{
+    js_test_pair *pair = js_test_pair_open();
+    const js_rel_stats *stats = js_rel_get_stats(pair->sides[0].rel);
+    js_test_wire *back = &pair->sides[0].in;
+    for (uint32_t i = 0; i < 5; i++) {
+        JS_TEST_CHECK(js_test_post(pair, 0));
+    }
+    JS_TEST_EQ_U64(js_test_send(pair, 0), 8);
+    for (uint32_t i = 0; i < 8; i++) {
+        js_test_frame frame = js_test_take(pair, 1, 0);
+        (void)js_test_give(pair, 1, &frame);
+        if (i == 3) {
+            pair->now_ns += 20000; /* an acknowledgement is due, and late */
+            JS_TEST_EQ_U64(js_test_send(pair, 1), 1);
+        }
+    }
+    js_test_frame late = js_test_take(pair, 0, 0);
+    JS_TEST_CHECK(js_test_send(pair, 1) > 0);
+    back->count = 0; /* the one for the others gets lost */
+    pair->now_ns = js_rel_deadline(pair->sides[0].rel);
+    JS_TEST_EQ_U64(js_test_send(pair, 0), 1);
+    JS_TEST_EQ_U64(js_test_opcode(pair, 1, 0), JS_WIRE_PROBE);
+    pair->now_ns += 10000;
+    (void)js_test_give(pair, 0, &late);
+    js_test_receive(pair, 1);
+    JS_TEST_EQ_U64(js_test_send(pair, 1), 2);
+    JS_TEST_EQ_U64(js_test_opcode(pair, 0, 0), JS_WIRE_PROBE_ACK);
+    back->count = 1; /* so does that beside the answer */
+    pair->now_ns += 30000;
+    js_test_receive(pair, 0);
+    (void)js_test_send(pair, 0);
+    JS_TEST_EQ_U64(stats->retransmits, 0);
+    js_test_run(pair, 10000, 20 * MS);
+    JS_TEST_EQ_U64(stats->retransmits, 0);
+    JS_TEST_EQ_U64(js_rel_get_stats(pair->sides[1].rel)->duplicates, 0);
+    JS_TEST_EQ_U64(pair->sides[1].delivered, 5);
+    JS_TEST_CHECK(js_rel_is_quiet(pair->sides[0].rel));
+    js_test_pair_free(pair);
+}
+
 static void test_bad_network(void)
 {
     for (uint32_t seed = 0; seed < 60; seed++) {
@@ -224,4 +266,4 @@ static void test_bad_network(void)
 }
 
 JS_TEST_MAIN(JS_TEST(test_handshake), JS_TEST(test_path_search), JS_TEST(test_exchange),
-             JS_TEST(test_lost_ack), JS_TEST(test_bad_network))
+             JS_TEST(test_lost_ack), JS_TEST(test_lost_answer), JS_TEST(test_bad_network))

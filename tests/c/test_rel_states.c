@@ -174,7 +174,6 @@ static void model_normalize(js_rel *rel)
     rel->base_ns = rel->heard_ns = rel->await_ns = rel->shake_ns = rel->ask_ns = PAST_NS;
     rel->trigger_ns = PAST_NS;
     rel->timer_ns = 0;
-    rel->ack_taken_ns = PAST_NS + (rel->ack_taken_ns > rel->probe_ns ? 1 : 0);
     rel->probe_ns = rel->probe_ns != 0 ? PAST_NS : 0;
     rel->probe_psn = rel->probe_ns != 0 ? rel->probe_psn : 0;
     rel->ack_due_ns = rel->unacked != 0 ? PAST_NS + 10 : 0;
