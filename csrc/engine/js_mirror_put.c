@@ -3,9 +3,10 @@
  *
  * A put is a frame that says where it goes (put_head), with its bytes behind that if all of them
  * fit, or else in further frames of at most PUT_CHUNK_BYTES. The owner's data plane writes them
- * into the region, as far as key and bounds allow, then its signal. The descriptor completes when all of
- * that has happened there: the owner says so at once if somebody waits for it, else when it has
- * nothing better to do. Frames of puts and of messages arrive in the order in which they were sent.
+ * into the region, as far as key and bounds allow, then its signal. The descriptor completes when
+ * all of that has happened there: the owner says so at once if somebody waits for it, else when it
+ * has nothing better to do. Frames of puts and of messages arrive in the order in which they were
+ * sent.
  */
 #include "js_comm.h"
 #include "js_counter.h"

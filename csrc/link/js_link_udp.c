@@ -319,6 +319,17 @@ static uint32_t udp_segment_bytes(struct msghdr *message, uint32_t bytes)
     return bytes;
 }
 
+/* recvmmsg, which costs more than recvmsg where there is one message at most. */
+static int udp_receive_messages(const udp_link *udp, struct mmsghdr *messages, uint32_t count)
+{
+    if (count != 1) {
+        return recvmmsg(udp->receive_fd, messages, count, MSG_DONTWAIT, NULL);
+    }
+    ssize_t bytes = recvmsg(udp->receive_fd, &messages->msg_hdr, MSG_DONTWAIT);
+    messages->msg_len = bytes > 0 ? (uint32_t)bytes : 0;
+    return bytes >= 0 ? 1 : -1;
+}
+
 /* Receives into free slots with one call: one message when nothing came last time, as asking for
  * more costs a second look. */
 static void udp_fill(udp_link *udp)
@@ -335,7 +346,7 @@ static void udp_fill(udp_link *udp)
         udp->messages[i].msg_hdr.msg_controllen = sizeof(udp->controls[i]);
     }
     udp->link.stats.system_calls++;
-    int got = recvmmsg(udp->receive_fd, udp->messages + first, count, MSG_DONTWAIT, NULL);
+    int got = udp_receive_messages(udp, udp->messages + first, count);
     udp->is_eager = got > 0;
     for (uint32_t i = first; got > 0 && i < first + (uint32_t)got; i++) {
         uint32_t bytes = udp->messages[i].msg_len;
