@@ -1,5 +1,5 @@
-/* Which link reaches a peer best: raw Ethernet frames where both ends are on one segment and this
- * process may send them, else UDP. */
+/* Which link reaches a peer best: raw Ethernet frames where both ends are on one segment that takes
+ * long ones, and this process may send them, else UDP. */
 #include "js_link_interface.h"
 #include "js_status.h"
 
@@ -12,6 +12,10 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+/* Shorter frames carry what is long faster as segments of UDP, of which one system call sends many.
+ * A page fits into one that is longer. */
+#define AUTO_JUMBO_BYTES 4200u
 
 typedef struct auto_ip {
     uint8_t bytes[16];
@@ -116,6 +120,12 @@ static int32_t auto_choose_raw(const js_link_interface *interface, const char *p
                         interface->name, strerror(errno));
     }
     close(fd);
+    if (interface->mtu_bytes < AUTO_JUMBO_BYTES) {
+        return auto_say(out, JS_LINK_UDP,
+                        "udp: %s takes %u bytes, and raw frames go one by one "
+                        "(if messages are short, ask for packet)",
+                        interface->name, interface->mtu_bytes);
+    }
     return auto_say(out, JS_LINK_PACKET, "packet: %s is on the segment of %s", peer_ip,
                     interface->name);
 }

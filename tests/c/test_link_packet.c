@@ -273,7 +273,12 @@ static void test_choice(void)
 {
     ENTER(1500);
     JS_TEST_CHECK(js_test_net_run("ip addr replace 10.9.0.1/24 dev js0"));
+    expect_choice("10.9.0.2", JS_LINK_UDP,
+                  "udp: js0 takes 1500 bytes, and raw frames go one by one "
+                  "(if messages are short, ask for packet)");
+    JS_TEST_CHECK(js_test_net_run("ip link set js0 mtu 9000"));
     expect_choice("10.9.0.2", JS_LINK_PACKET, "packet: 10.9.0.2 is on the segment of js0");
+    JS_TEST_CHECK(js_test_net_run("ip link set js0 mtu 1500"));
     expect_choice("10.9.1.2", JS_LINK_UDP,
                   "udp: 10.9.1.2 is beyond a router, seen from 10.9.0.1 on js0");
 }
