@@ -12,8 +12,9 @@ from jetstream.errors import CommunicatorAbortedError
 from jetstream.testing import run_ranks
 
 WAIT_S = 30.0
-#: Elements and offset in bytes: within a line, one chunk, several, more than the ring holds, none.
-PUTS = ((1, 0), (10, 40), (11, 4), (5000, 1000), (90_000, 0), (0, 0))
+#: Elements and offset in bytes: with its head within a line and just not, within a chunk and just
+#: not, several, more than the ring holds, none.
+PUTS = ((1, 0), (2, 8), (3, 0), (11, 4), (8184, 0), (8185, 4), (20_000, 1000), (90_000, 0), (0, 0))
 
 
 def run_puts(comm: Communicator) -> None:
@@ -33,6 +34,28 @@ def run_puts(comm: Communicator) -> None:
             got = np.asarray(area)[offset // 4 : offset // 4 + count]
             assert np.array_equal(got, np.arange(count) + 1000 * source + number)
             comm.barrier()
+
+
+def run_silent_puts(comm: Communicator) -> None:
+    """Puts back and forth whose completion nobody waits for, more than the queue holds."""
+    other = 1 - comm.rank
+    with transport.QueuePair(comm, depth=4) as qp:
+        area = comm.zeros(4, "int32")
+        window = qp.window(area)
+        sent = np.zeros(4, np.int32)
+        qp.register(sent, "read")
+        for step in range(1, 201):
+            if comm.rank == 1:
+                qp.wait_signal(5, step, timeout=WAIT_S)
+                assert (np.asarray(area) == step).all()
+            sent[:] = step
+            qp.post_put(sent, other, window, signal=5, signalled=False)
+            if comm.rank == 0:
+                qp.wait_signal(5, step, timeout=WAIT_S)
+                assert (np.asarray(area) == step).all()
+        qp.post_put(sent, other, window, wr_id=9)
+        assert qp.wait(timeout=WAIT_S).wr_id == 9
+        comm.barrier()
 
 
 def run_launches(comm: Communicator) -> None:
@@ -71,6 +94,10 @@ def run_closed_region(comm: Communicator) -> Any:
 @pytest.mark.parametrize("faults", ["", "drop=0.03,dup=0.02,reorder=0.03,corrupt=0.02,seed=2"])
 def test_puts(faults: str) -> None:
     run_ranks(run_puts, 3, hosts=2, link="udp", faults=faults, timeout_s=120)
+
+
+def test_silent_puts() -> None:
+    run_ranks(run_silent_puts, 2, hosts=2, link="udp", timeout_s=120)
 
 
 def test_launches() -> None:
