@@ -101,6 +101,7 @@ class _Lib:
     JS_KIND_SCAN: Final = 10
     JS_KIND_SCATTER: Final = 9
     JS_LINK_PACKET: Final = 2
+    JS_LINK_RAILS_MAX: Final = 4
     JS_LINK_UDP: Final = 1
     JS_LINK_XDP: Final = 3
     JS_NODE_CALL: Final = 5
@@ -438,6 +439,19 @@ class _Lib:
         a0: FFI.CData,  # struct js_comm *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_rail_stats(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint32_t
+        a2: FFI.CData,  # struct js_link_stats *
+        a3: FFI.CData,  # char * *
+        /,
+    ) -> int: ...  # int32_t
+    def js_comm_rails(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        /,
+    ) -> int: ...  # uint32_t
     def js_comm_receive(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -519,6 +533,12 @@ class _Lib:
         a3: FFI.CData,  # struct js_cqe *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_way(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint32_t
+        /,
+    ) -> FFI.CData: ...  # char *
     def js_cores_force(
         self,
         a0: int,  # uint32_t
@@ -737,6 +757,12 @@ class _Lib:
         a1: FFI.CData,  # struct js_link_address *
         /,
     ) -> None: ...  # void
+    def js_link_get_addresses(
+        self,
+        a0: FFI.CData,  # struct js_link *
+        a1: FFI.CData,  # struct js_link_address *
+        /,
+    ) -> None: ...  # void
     def js_link_get_stats(
         self,
         a0: FFI.CData,  # struct js_link *
@@ -764,6 +790,18 @@ class _Lib:
         a1: FFI.CData,  # struct js_link * *
         /,
     ) -> int: ...  # int32_t
+    def js_link_open_rails(
+        self,
+        a0: FFI.CData,  # struct js_link_config *
+        a1: int,  # uint32_t
+        a2: FFI.CData,  # struct js_link * *
+        /,
+    ) -> int: ...  # int32_t
+    def js_link_rails(
+        self,
+        a0: FFI.CData,  # struct js_link *
+        /,
+    ) -> int: ...  # uint32_t
     def js_peer_counter_name(
         self,
         a0: int,  # uint32_t

@@ -253,6 +253,23 @@ class Communicator(CollectiveCalls, MessageCalls):
         }
         return {name: int(getattr(stats, name)) for name, _ in fields} | reasons
 
+    def rail_counters(self) -> dict[str, dict[str, int]]:
+        """What each of several links to other hosts has counted, by its name and by counter.
+
+        Empty where there is none. Names are such as "udp 10.0.0.1:40001 on eth0".
+        """
+        if len(set(self.host_index)) == 1:
+            return {}
+        handle = self._launcher.handle()
+        stats = ffi.new("js_link_stats *")
+        name = ffi.new("char **")
+        found = {}
+        for rail in range(lib.js_comm_rails(handle)):
+            check(lib.js_comm_rail_stats(handle, rail, stats, name))
+            fields = ffi.typeof("js_link_stats").fields
+            found[text_of(name[0])] = {field: int(getattr(stats, field)) for field, _ in fields}
+        return found
+
     def time_launches(
         self,
         kind: str,

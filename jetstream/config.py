@@ -46,6 +46,8 @@ _SECRET_BYTES_MAX = 64
 _LINK_TIMEOUT_S = 10.0
 _MTU_BYTES_MIN = 512
 _MTU_BYTES_MAX = 65535
+_LINKS_MAX = 4
+_INTERFACE = r"[A-Za-z0-9._@:-]{1,15}"
 _FAULT_CHARACTERS_MAX = 500
 _PATH_CHARACTERS_MAX = 4000
 
@@ -63,7 +65,8 @@ class Config:
     local rank, or one for all, or none.
     ``host`` is the name of this host, "" for its own. ``link`` and what begins so are about the
     way to other hosts: ``link`` is "auto", "udp", "packet" or "xdp"; ``interface`` and
-    ``link_address`` "" and ``link_mtu`` (bytes) 0 leave the choice to jetstream; ``link_fault`` and
+    ``link_address`` "" and ``link_mtu`` (bytes) 0 leave the choice to jetstream (several links are
+    separated by commas); ``link_fault`` and
     ``link_trace``, a path with "{rank}" for the number, are "" where nothing is to be disturbed or
     written; a remote rank that is silent for ``link_timeout_s`` is lost.
     ``selection`` is no setting: it is what rank 0 has made of its ``tune`` and has handed to all
@@ -148,7 +151,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         debug=reader.choice("JETSTREAM_DEBUG", tuple(DEBUG_LEVELS)),
         host=_name(reader, "JETSTREAM_HOST", 63),
         link=reader.choice("JETSTREAM_LINK", LINKS) or "auto",
-        interface=_name(reader, "JETSTREAM_INTERFACE", 15),
+        interface=_interfaces(reader.text("JETSTREAM_INTERFACE")),
         link_address=_link_address(reader.text("JETSTREAM_LINK_ADDRESS")),
         link_mtu=reader.integer("JETSTREAM_LINK_MTU", _MTU_BYTES_MIN, _MTU_BYTES_MAX, default=0),
         link_fault=_link_fault(reader.text("JETSTREAM_LINK_FAULT")),
@@ -250,15 +253,30 @@ def _name(reader: Reader, name: str, characters_max: int) -> str:
     return value
 
 
+def _interfaces(value: str) -> str:
+    """Checks names of interfaces; returns them with a comma between."""
+    names = [name.strip() for name in value.split(",")] if value else []
+    if len(names) > _LINKS_MAX or not all(re.fullmatch(_INTERFACE, name) for name in names):
+        allowed = (
+            f"up to {_LINKS_MAX} names such as eth1,eth2 of at most 15 characters each: letters, "
+            "digits and . _ @ : -"
+        )
+        bad("JETSTREAM_INTERFACE", value, allowed)
+    return ",".join(names)
+
+
 def _link_address(value: str) -> str:
-    """Checks an IP address of this host."""
+    """Checks IP addresses of this host; returns them with a comma between."""
+    words = [word.strip() for word in value.split(",")] if value else []
     try:
-        address = ipaddress.ip_address(value) if value else None
+        addresses = [ipaddress.ip_address(word) for word in words]
     except ValueError:
-        address = None
-    if value and (address is None or address.is_unspecified or address.is_multicast):
-        bad("JETSTREAM_LINK_ADDRESS", value, "an IP address of this host, such as 10.0.0.7")
-    return value
+        addresses = []
+    is_usable = not any(one.is_unspecified or one.is_multicast for one in addresses)
+    if value and not (is_usable and 0 < len(addresses) <= _LINKS_MAX):
+        allowed = f"an IP address of this host, such as 10.0.0.7, or up to {_LINKS_MAX} with commas"
+        bad("JETSTREAM_LINK_ADDRESS", value, allowed)
+    return ",".join(words)
 
 
 def _link_fault(value: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jetstream._core.native import check, ffi, lib, raise_status, status_text
+from jetstream._core.native import check, ffi, lib, raise_status, status_text, text_of
 from jetstream.collectives.calls import REDUCING, ROOTED
 from jetstream.collectives.parts import PARTS_SPLITS, format_counts, is_packed, unpack_counts
 from jetstream.dtypes import Algorithm as Algo
@@ -173,6 +173,9 @@ def raise_failure(handle: Any, status: int) -> None:
     if fault.status == lib.JS_OK:
         check(status)
     text = describe_fault(fault)
+    if fault.culprit_state == lib.JS_PEER_LOST and fault.culprit >= 0:
+        way = lib.js_comm_way(handle, fault.culprit)
+        text += f" This rank reaches it over {text_of(way)}." if way != ffi.NULL else ""
     if status == lib.JS_ERR_ABORTED and fault.status != status:
         text = f"{_reporter(fault)} gave up: {text}"
     raise_status(status, text)

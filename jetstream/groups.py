@@ -124,7 +124,7 @@ def _open_link(endpoint: Endpoint, rank: int, is_needed: bool, progress: _Progre
             return progress.link.address
         except JetstreamError as error:
             progress.error = error
-    return bytes(ADDRESS_BYTES)
+    return bytes(settings.address_bytes if settings is not None else ADDRESS_BYTES)
 
 
 def _connect(endpoint: Endpoint, progress: _Progress, rows: list[list[int]]) -> None:

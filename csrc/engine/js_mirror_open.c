@@ -59,12 +59,50 @@ static int32_t mirror_open_channels(js_comm *comm, js_mirror_peer *peer)
     return js_mirror_put_open(peer);
 }
 
-static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer, uint64_t give_up_ns)
+/* A rank's place among those of its host. */
+static uint32_t mirror_place_on_host(const js_comm *comm, uint32_t rank)
+{
+    const uint16_t *hosts = comm->engine->hosts;
+    uint32_t place = 0;
+    for (uint32_t i = 0; i < rank; i++) {
+        place += hosts[comm->members[i]] == hosts[comm->members[rank]];
+    }
+    return place;
+}
+
+/* The rail of a pair of ranks, by the place on the one host and how far the other host is: both
+ * sides compute the same. Between two hosts the pairs of equal places, which exchange the slices
+ * of hierarchical plans, are spread evenly, and so are all pairs; with one rank on each host, a
+ * rank's peers are. */
+static uint32_t mirror_rail(const js_comm *comm, uint32_t rank)
+{
+    const uint16_t *hosts = comm->engine->hosts;
+    uint32_t own = hosts[comm->members[comm->rank]];
+    uint32_t other = hosts[comm->members[rank]];
+    uint32_t place = mirror_place_on_host(comm, own < other ? comm->rank : rank);
+    uint32_t apart = own < other ? other - own : own - other;
+    return (place + apart - 1) % comm->mirror->link->rails;
+}
+
+/* The address of this end for a peer. */
+static void mirror_own_address(const js_comm *comm, uint32_t rank, js_link_address *out)
+{
+    js_link_address own[JS_LINK_RAILS_MAX];
+    js_link_get_addresses(comm->mirror->link, own);
+    *out = own[mirror_rail(comm, rank)];
+}
+
+/* `addresses`: of the peer, by rail. */
+static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer,
+                                const js_link_address *addresses, uint64_t give_up_ns)
 {
     js_mirror *mirror = comm->mirror;
+    uint32_t rail = mirror_rail(comm, peer->rank);
     js_link_address own;
-    js_link_get_address(mirror->link, &own);
-    JS_TRY(js_link_add_peer(mirror->link, &peer->address, &peer->link_peer));
+    mirror_own_address(comm, peer->rank, &own);
+    peer->address = addresses[rail];
+    JS_TRY(js_link_add_peer(mirror->link, addresses, &peer->link_peer));
+    peer->link_peer += rail;
     size_t bytes = js_round_up(js_rel_bytes(), JS_CACHE_LINE);
     peer->rel = aligned_alloc(JS_CACHE_LINE, bytes);
     if (peer->rel == NULL) {
@@ -106,7 +144,7 @@ static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer, uint64_t gi
     return JS_OK;
 }
 
-static int32_t mirror_new(js_comm *comm, const js_link_address *addresses, js_mirror **out)
+static int32_t mirror_new(js_comm *comm, js_link *link, js_mirror **out)
 {
     uint32_t count = 0;
     for (uint32_t rank = 0; rank < comm->world; rank++) {
@@ -119,13 +157,13 @@ static int32_t mirror_new(js_comm *comm, const js_link_address *addresses, js_mi
         return JS_FAIL(JS_ERR_NO_MEMORY, "no memory for connections with %u ranks", count);
     }
     memset(mirror, 0, bytes);
+    mirror->link = link;
     for (uint32_t rank = 0; rank < comm->world; rank++) {
         if (!js_engine_is_local(comm->engine, comm->members[rank])) {
             js_mirror_peer *peer = &mirror->peers[mirror->peer_count++];
             mirror->index[rank] = (uint16_t)mirror->peer_count;
             peer->rank = rank;
             peer->comm = comm;
-            peer->address = addresses[rank];
         }
     }
     *out = mirror;
@@ -174,7 +212,7 @@ static int32_t mirror_fail_open(js_comm *comm, const js_mirror_peer *peer, uint6
     fault.culprit_job = comm->members[peer->rank];
     (void)js_fault_raise(comm, &fault);
     js_link_address own;
-    js_link_get_address(comm->mirror->link, &own);
+    mirror_own_address(comm, peer->rank, &own);
     char here[80];
     char there[80];
     mirror_describe(&own, here, sizeof(here));
@@ -202,13 +240,16 @@ static int32_t mirror_adopt(js_comm *comm)
     return result;
 }
 
-static int32_t mirror_connect(js_comm *comm, uint64_t timeout_ns, uint64_t give_up_ns)
+static int32_t mirror_connect(js_comm *comm, const js_link_address *addresses, uint64_t timeout_ns,
+                              uint64_t give_up_ns)
 {
     js_mirror *mirror = comm->mirror;
     mirror->looked_ns = js_clock_to_ns(&comm->engine->clock, js_clock_ticks());
     uint64_t until_ns = mirror->looked_ns + timeout_ns;
     for (uint32_t i = 0; i < mirror->peer_count; i++) {
-        JS_TRY(mirror_open_peer(comm, &mirror->peers[i], js_max_u64(timeout_ns, give_up_ns)));
+        js_mirror_peer *peer = &mirror->peers[i];
+        const js_link_address *theirs = &addresses[peer->rank * mirror->link->rails];
+        JS_TRY(mirror_open_peer(comm, peer, theirs, js_max_u64(timeout_ns, give_up_ns)));
     }
     const js_mirror_peer *missing;
     while ((missing = mirror_find_missing(mirror)) != NULL) {
@@ -243,16 +284,15 @@ int32_t js_comm_connect(js_comm *comm, js_link *link, const js_link_address *add
     }
     js_mirror *mirror = NULL;
     if (result == JS_OK) {
-        result = mirror_new(comm, addresses, &mirror);
+        result = mirror_new(comm, link, &mirror);
         (void)(result == JS_OK ? JS_OK : js_comm_leave(comm, result));
     }
     if (result != JS_OK) {
         js_link_close(link);
         return result;
     }
-    mirror->link = link;
     comm->mirror = mirror;
-    result = mirror_connect(comm, timeout_ns, give_up_ns);
+    result = mirror_connect(comm, addresses, timeout_ns, give_up_ns);
     if (result != JS_OK) {
         comm->mirror = NULL;
         js_mirror_free(mirror);

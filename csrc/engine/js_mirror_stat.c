@@ -128,6 +128,33 @@ int32_t js_comm_frame_bytes(js_comm *comm, uint32_t rank)
     return (int32_t)bytes;
 }
 
+uint32_t js_comm_rails(js_comm *comm)
+{
+    return comm->mirror != NULL ? comm->mirror->link->rails : 0;
+}
+
+const char *js_comm_way(js_comm *comm, uint32_t rank)
+{
+    const js_mirror_peer *peer = rank < comm->world ? js_mirror_find(comm, rank) : NULL;
+    if (peer == NULL) {
+        return NULL;
+    }
+    js_link *link = comm->mirror->link;
+    return js_link_name(js_link_get_rail(link, peer->link_peer % link->rails));
+}
+
+int32_t js_comm_rail_stats(js_comm *comm, uint32_t rail, js_link_stats *out, const char **out_name)
+{
+    js_link *link = comm->mirror != NULL ? js_link_get_rail(comm->mirror->link, rail) : NULL;
+    if (link == NULL) {
+        return JS_FAIL(JS_ERR_INVALID, "there is no link with the number %u", rail);
+    }
+    JS_TRY(js_comm_enter(comm));
+    js_link_get_stats(link, out);
+    *out_name = js_link_name(link);
+    return js_comm_leave(comm, JS_OK);
+}
+
 int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out)
 {
     if (comm->mirror == NULL) {

@@ -26,7 +26,7 @@ const char *js_link_kind_name(uint32_t kind)
 
 /* Frames of an earlier endpoint at the same address must not be taken for this one's: dcid, epoch
  * and key are drawn anew for every endpoint. Zero is no dcid, so that zeroed memory is no frame. */
-static int32_t link_draw_identity(js_link_address *out)
+int32_t js_link_draw_identity(js_link_address *out)
 {
     struct {
         uint64_t key;
@@ -73,12 +73,11 @@ static int32_t link_decorate(const js_link_config *config, js_link **link)
     return JS_OK;
 }
 
-int32_t js_link_open(const js_link_config *config, js_link **out)
+int32_t js_link_open_as(const js_link_config *config, const js_link_address *given, js_link **out)
 {
-    js_link_address identity;
+    js_link_address identity = *given;
     js_link *link = NULL;
     JS_TRY(link_check(config));
-    JS_TRY(link_draw_identity(&identity));
     identity.kind = (uint8_t)config->kind;
     JS_TRY(link_kinds[config->kind].open(config, &identity, &link));
     int32_t result = link_decorate(config, &link);
@@ -86,8 +85,16 @@ int32_t js_link_open(const js_link_config *config, js_link **out)
         link->ops->close(link);
         return result;
     }
+    link->rails = 1;
     *out = link;
     return JS_OK;
+}
+
+int32_t js_link_open(const js_link_config *config, js_link **out)
+{
+    js_link_address identity;
+    JS_TRY(js_link_draw_identity(&identity));
+    return js_link_open_as(config, &identity, out);
 }
 
 void js_link_close(js_link *link)
@@ -104,17 +111,17 @@ void js_link_get_address(const js_link *link, js_link_address *out)
 
 void js_link_get_stats(js_link *link, js_link_stats *out)
 {
-    uint64_t faults = link->stats.faults;
+    uint64_t faults = 0;
     uint64_t mtu_bytes = link->mtu_bytes;
     while (link->inner != NULL) {
-        link = link->inner;
         faults += link->stats.faults;
+        link = link->inner;
     }
     if (link->ops->update != NULL) {
         link->ops->update(link);
     }
     *out = link->stats;
-    out->faults = faults;
+    out->faults += faults;
     out->mtu_bytes = mtu_bytes;
     out->frame_bytes = mtu_bytes;
 }

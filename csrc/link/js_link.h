@@ -5,6 +5,7 @@
  *   js_link_packet.c  raw Ethernet frames of our own EtherType, through a ring (TPACKET_V2)
  *   js_link_xdp.c     the same bytes through AF_XDP, for real adapters
  *   js_link_udp.c     the same bytes as datagrams
+ *   js_link_rails.c   several of them as one
  *   js_link_fault.c   around any of them: drops, repeats, reorders, corrupts, delays, by a seed
  *   js_link_trace.c   around any of them: writes what passes to a pcapng file
  *
@@ -47,6 +48,7 @@ struct js_link {
     uint32_t mtu_bytes;      /* largest frame */
     uint32_t buffer_frames;  /* frames that the receiving side holds while nobody looks */
     uint32_t looks;          /* in vain, that cost no more than a round of the engine; 0: one */
+    uint32_t rails;          /* ways to each peer; 1 but for js_link_rails.c */
     js_link_stats stats;
     js_link *inner; /* what a decorator wraps, which has the stats; NULL */
     char name[JS_LINK_NAME_BYTES];
@@ -58,7 +60,8 @@ JS_INLINE uint32_t js_link_header_bytes(const js_link_address *address)
     return address->kind != JS_LINK_UDP ? 0 : address->is_ipv6 ? 48 : 28;
 }
 
-/* Says where frames for a peer go; its number is what the other calls want. */
+/* Says where frames for a peer go, an address for each rail; its number is what the other calls
+ * want, with the number of the rail added to it. */
 JS_INLINE int32_t js_link_add_peer(js_link *link, const js_link_address *address,
                                    uint32_t *out_peer)
 {
@@ -94,6 +97,9 @@ JS_INLINE void js_link_release(js_link *link)
 {
     link->ops->release(link);
 }
+
+/* The link behind a rail, of any link; NULL: there is none. Still the whole link's. */
+js_link *js_link_get_rail(js_link *link, uint32_t rail);
 
 /* Readable when frames have come. */
 JS_INLINE int32_t js_link_wait_fd(js_link *link)

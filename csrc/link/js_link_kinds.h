@@ -19,6 +19,12 @@ int32_t js_link_packet_open(const js_link_config *config, const js_link_address 
 int32_t js_link_xdp_open(const js_link_config *config, const js_link_address *identity,
                          js_link **out);
 
+/* What every endpoint draws at random: dcid, epoch, key. */
+int32_t js_link_draw_identity(js_link_address *out);
+/* js_link_open with dcid, epoch and key given. */
+int32_t js_link_open_as(const js_link_config *config, const js_link_address *identity,
+                        js_link **out);
+
 /* The MTU of a link: what the configuration wants, else `usual`; never more than `most`. `where`
  * names the interface in the text of the error, JS_ERR_INVALID. */
 int32_t js_link_choose_mtu(const js_link_config *config, uint32_t usual, uint32_t most,

@@ -62,6 +62,7 @@ typedef struct udp_link {
     js_link link;
     int receive_fd;
     uint32_t scope; /* IPv6 link-local: the interface */
+    bool is_bound;  /* to the interface that the configuration names */
     bool segments;  /* the kernel takes several frames in a call */
     uint32_t peer_count;
     int peer_fds[JS_LINK_PEERS_MAX];
@@ -453,6 +454,11 @@ static int32_t udp_add_peer(js_link *link, const js_link_address *address, uint3
                        JS_LINK_PEERS_MAX, text);
     }
     JS_TRY(udp_socket(udp, 0, &fd));
+    const char *interface = link->address.interface;
+    if (udp->is_bound) { /* whatever the routes say; where not permitted, they have the last word */
+        (void)setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, interface,
+                         sizeof(link->address.interface));
+    }
     socklen_t length = udp_sockaddr_of(address, udp->scope, &target);
     if (connect(fd, &target.any, length) != 0) {
         int32_t result = JS_FAIL_SYS("%s cannot reach %s", link->name, text);
@@ -544,6 +550,7 @@ static int32_t udp_setup(udp_link *udp, const js_link_config *config)
     js_link_interface interface;
     js_link *link = &udp->link;
     JS_TRY(udp_find_address(config, &link->address, &udp->scope, &interface));
+    udp->is_bound = config->interface[0] != '\0' && !interface.is_loopback;
     uint32_t headers = js_link_header_bytes(&link->address);
     uint32_t most = interface.mtu_bytes > headers ? interface.mtu_bytes - headers : 0;
     most = most > UDP_DATAGRAM_BYTES ? UDP_DATAGRAM_BYTES : most;

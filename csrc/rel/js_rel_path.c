@@ -4,9 +4,9 @@
  * The first HELLO has the size that is wanted. As long as it is not answered, further rounds have
  * HELLOs of all lesser sizes too, the shortest first: so no link puts two of them together, as they
  * do with frames of falling size, and where a small buffer has no room for a whole round the next
- * one begins after what is proven. Once something is, so many rounds of what is longer go as make
- * it certain that not chance has lost them; then what is proven is taken. The two directions do not
- * depend on each other. */
+ * one begins with what is proven. Once something is, so many more rounds have to be answered without
+ * the longer ones that not chance can have lost these; then what is proven is taken. A peer that
+ * does not run at the moment answers none. The two directions do not depend on each other. */
 #include "js_rel_state.h"
 
 void js_rel_path_begin(js_rel *rel, uint32_t probe_bytes)
@@ -49,9 +49,9 @@ uint32_t js_rel_path_next_hello(js_rel *rel, uint64_t now_ns)
     }
     rel->shake_ns = now_ns;
     rel->timer_ns = 0;
-    uint32_t count = 1; /* of this round: what is not proven */
+    uint32_t count = 1; /* of this round: what is not proven, and what is as a witness */
     while (rel->shake_tries > 1 && count < rel->hello_sizes &&
-           rel->hello_bytes[count] > rel->proven_bytes) {
+           rel->hello_bytes[count] >= rel->proven_bytes) {
         count++;
     }
     uint32_t next = rel->hello_next++;
@@ -82,6 +82,7 @@ bool js_rel_path_take_answer(js_rel *rel, uint32_t bytes)
         return false;
     }
     rel->proven_bytes = (uint32_t)js_max_u64(rel->proven_bytes, bytes);
+    rel->is_answered = true;
     path_check(rel);
     return true;
 }
@@ -94,7 +95,11 @@ void js_rel_path_note_data(js_rel *rel)
 
 bool js_rel_path_ends(js_rel *rel)
 {
-    if (rel->proven_bytes == 0 || ++rel->hello_rounds <= JS_REL_SEARCH_ROUNDS) {
+    if (!rel->is_answered) {
+        return false; /* the peer is not there yet, or does not run at the moment */
+    }
+    rel->is_answered = false;
+    if (++rel->hello_rounds <= JS_REL_SEARCH_ROUNDS) {
         return false;
     }
     path_settle(rel);

@@ -154,6 +154,7 @@ struct js_rel {
     bool has_hello_ack;
     bool has_bye;
     bool was_open;
+    bool is_answered; /* a HELLO, since the last round */
 
     /* The search: js_rel_path.c. */
     uint16_t hello_bytes[JS_REL_SIZES_MAX]; /* sizes of HELLOs, falling */

@@ -10,10 +10,10 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jetstream._core.link import Link, LinkSettings
+from jetstream._core.link import ADDRESS_BYTES, Link, LinkSettings
 from jetstream._core.native import check, ffi, lib
 from jetstream._core.segment import Segment
-from jetstream.errors import BusyError
+from jetstream.errors import BusyError, ConfigurationError
 
 __all__ = ["Endpoint", "Engine"]
 
@@ -143,6 +143,12 @@ class Endpoint:
         native = ffi.from_buffer("js_link_address[]", b"".join(addresses))
         limits = (int(1e9 * settings.connect_s), int(1e9 * settings.silence_s))
         own = link.address
+        for rank, address in enumerate(addresses):
+            if len(address) != len(own):
+                raise ConfigurationError(
+                    f"rank {rank} has {len(address) // ADDRESS_BYTES} links to other hosts, this "
+                    f"one {len(own) // ADDRESS_BYTES}: JETSTREAM_INTERFACE must name as many"
+                )
         check(lib.js_comm_connect(self.handle, link.release(), native, *limits))
         sizes = [lib.js_comm_frame_bytes(self.handle, rank) for rank in range(len(addresses))]
         settings.tell_paths(own, addresses, sizes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jetstream._core.native import check, ffi, lib, text_of
+from jetstream.errors import ConfigurationError
 
 __all__ = ["ADDRESS_BYTES", "KINDS", "Link", "LinkSettings"]
 
@@ -27,7 +28,8 @@ class LinkSettings:
     """What to open links with, and how long to wait; ``docs/links.md`` explains each.
 
     ``kind``: "udp", "packet" or "xdp". ``interface``: its name, needed for packet and xdp.
-    ``ip``: address of this end, for udp. ``mtu_bytes``: largest frame; 0: what the interface takes.
+    ``ip``: address of this end, for udp. Of several links both are separated by commas.
+    ``mtu_bytes``: largest frame; 0: what the interface takes.
     ``fault``: faults to inject. ``trace``: pcapng file to write, of which ``{rank}`` is replaced.
     ``connect_s``: for all peers to answer; ``silence_s``: until one that is awaited counts as dead.
     """
@@ -51,28 +53,44 @@ class LinkSettings:
         With xdp the first one has the interface's queue for itself; those of further communicators
         go through packet sockets of the same interface, and the log says so.
 
-        Raises ArgumentError, SystemCallError, UnsupportedError.
+        Raises ArgumentError, ConfigurationError, SystemCallError, UnsupportedError.
         """
-        config = ffi.new("js_link_config *")
-        kind = self.kind
-        if kind == "xdp" and self.opened:
-            kind = "packet"
-            _log.info("link packet: the link xdp of %s serves another communicator", self.interface)
-        config.kind = KINDS[kind]
-        config.interface = self.interface.encode()
-        config.ip = self.ip.encode()
-        config.mtu_bytes = self.mtu_bytes
-        fault = ffi.new("char[]", self.fault.encode())
-        # Each communicator has an endpoint of its own, and so a file.
-        suffix = f".{self.opened}" if self.opened else ""
-        path, mark, options = self.trace.replace("{rank}", str(rank)).partition("?")
-        trace = ffi.new("char[]", f"{path}{suffix}{mark}{options}".encode())
-        config.fault = fault if self.fault else ffi.NULL
-        config.trace = trace if self.trace else ffi.NULL
+        interfaces, ips = self.interface.split(","), self.ip.split(",")
+        if self.ip and self.interface and len(interfaces) != len(ips):
+            raise ConfigurationError(
+                f"{len(interfaces)} interfaces ({self.interface}) and {len(ips)} addresses "
+                f"({self.ip}): as many are needed"
+            )
+        configs = ffi.new("js_link_config[]", max(len(interfaces), len(ips)))
+        held = []
+        for number, config in enumerate(configs):
+            config.kind = KINDS[self.kind]
+            config.interface = interfaces[number].encode() if self.interface else b""
+            config.ip = ips[number].encode() if self.ip else b""
+            config.mtu_bytes = self.mtu_bytes
+            held += [self._text(self.fault), self._text(self._trace(rank, number))]
+            config.fault, config.trace = held[-2:]
         out = ffi.new("js_link **")
-        check(lib.js_link_open(config, out))
+        check(lib.js_link_open_rails(configs, len(configs), out))
         self.opened += 1
         return Link(out[0])
+
+    @property
+    def address_bytes(self) -> int:
+        """Size of what :attr:`Link.address` returns for a link that `open` opens."""
+        return ADDRESS_BYTES * (max(self.interface.count(","), self.ip.count(",")) + 1)
+
+    def _trace(self, rank: int, number: int) -> str:
+        """The trace of a communicator's link, by number: each is a file of its own."""
+        if not self.trace:
+            return ""
+        suffix = (f".{self.opened}" if self.opened else "") + (f".link{number}" if number else "")
+        path, mark, options = self.trace.replace("{rank}", str(rank)).partition("?")
+        return f"{path}{suffix}{mark}{options}"
+
+    @staticmethod
+    def _text(text: str) -> Any:
+        return ffi.new("char[]", text.encode()) if text else ffi.NULL
 
     def tell_paths(self, own: bytes, peers: Sequence[bytes], frame_bytes: Sequence[int]) -> None:
         """Say, once, that frames have to be shorter than the interfaces of both ends take.
@@ -100,8 +118,9 @@ class LinkSettings:
 
 def _interface_of(address: bytes) -> tuple[int, str]:
     """The longest frame that fits the interface of an endpoint, and its name."""
-    native = ffi.from_buffer("js_link_address *", address)
-    return int(native.mtu_bytes), text_of(native.interface) or "the interface"
+    native = ffi.from_buffer("js_link_address[]", address)
+    names = {text_of(one.interface) or "the interface" for one in native}
+    return int(native[0].mtu_bytes), " and ".join(sorted(names))
 
 
 class Link:
@@ -112,10 +131,10 @@ class Link:
 
     @property
     def address(self) -> bytes:
-        """What the peers have to know of it, ``ADDRESS_BYTES`` bytes."""
-        address = ffi.new("js_link_address *")
-        lib.js_link_get_address(self._handle, address)
-        return bytes(ffi.buffer(address))
+        """What the peers have to know of it: ``ADDRESS_BYTES`` bytes for each of its links."""
+        addresses = ffi.new("js_link_address[]", lib.js_link_rails(self._handle))
+        lib.js_link_get_addresses(self._handle, addresses)
+        return bytes(ffi.buffer(addresses))
 
     def release(self) -> Any:
         """Hand over the ``js_link *``: whoever takes it closes it."""

@@ -36,7 +36,7 @@ class LinkEnd:
     """Where this rank's end of the link is.
 
     ``kind`` is "udp", "packet" or "xdp". ``interface`` is "" for udp unless it was named;
-    ``address``, an IP address, is "" for the others.
+    ``address``, an IP address, is "" for the others. Several links are separated by commas.
     """
 
     kind: str
@@ -54,7 +54,8 @@ def own_choice(config: Config) -> tuple[str, str]:
     if is_loopback(config.rendezvous):
         return "udp", "udp: the ranks meet inside one host"
     try:
-        own = _address_of(config.interface) if config.interface else _own_address(config)
+        interface = config.interface.partition(",")[0]
+        own = _address_of(interface) if interface else _own_address(config)
         return _choose(own, _address_of_rank_0(config) or own)
     except JetstreamError as error:
         return "udp", f"udp: {error}"
@@ -111,13 +112,14 @@ def _address_of_rank_0(config: Config) -> str:
 
 def _udp_address(config: Config, placement: Placement) -> str:
     if config.interface:
-        address = _address_of(config.interface)
-        if not address:
-            raise ConfigurationError(
-                f"JETSTREAM_INTERFACE is {config.interface!r}, which has no IPv4 address; "
-                "set JETSTREAM_LINK_ADDRESS"
-            )
-        return address
+        found = {name: _address_of(name) for name in config.interface.split(",")}
+        for name, address in found.items():
+            if not address:
+                raise ConfigurationError(
+                    f"JETSTREAM_INTERFACE names {name!r}, which has no IPv4 address; set "
+                    "JETSTREAM_LINK_ADDRESS"
+                )
+        return ",".join(found[name] for name in config.interface.split(","))
     return _LOOPBACK if placement.is_one_network else _own_address(config)
 
 

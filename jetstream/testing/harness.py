@@ -50,8 +50,8 @@ def run_ranks(
     then on host r * hosts // n; default: n) or the host of each rank. With "udp" the hosts are
     virtual; otherwise, with ``kernel_drop`` or ``namespaces=True``, each is a network namespace on
     a bridge; their interfaces have ``mtu`` (1500), the bridge drops longer frames than ``path_mtu``
-    (the same) and the share ``kernel_drop`` of all. ``is_ipv6``: udp goes over IPv6 there.
-    ``faults``: JETSTREAM_LINK_FAULT.
+    (the same) and the share ``kernel_drop`` of all. ``is_ipv6``: udp goes over IPv6 there;
+    ``interfaces``: of each host, all used (1). ``faults``: JETSTREAM_LINK_FAULT.
 
     Raises RankError when a rank fails, RankTimeoutError (with all stacks) after ``timeout_s``,
     ArgumentError for what makes no sense or cannot be sent to a process, NoNetworkError where

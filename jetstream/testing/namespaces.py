@@ -13,9 +13,9 @@ enters the namespaces of these descriptors and becomes the command. What is to b
 
     {"hosts": 3, "interfaces": 1, "mtu": 1500, "path_mtu": 1500, "drop": 0.01, "is_user": false}
 
-interfaces: of each host, eth0 (which has addresses) and so on; drop: share of the frames (but ARP
-and TCP) that the bridge loses; path_mtu: of its ports, so that longer frames get lost; is_user:
-inside a user namespace, whose descriptor then comes first.
+interfaces: of each host, eth0 and so on, each with addresses of its own network; drop: share of the
+frames (but ARP and TCP) that the bridge loses; path_mtu: of its ports, so that longer frames get
+lost; is_user: inside a user namespace, whose descriptor then comes first.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ CLONE_NEWNET = 0x40000000
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def address_of(host: int, *, is_ipv6: bool = False) -> str:
-    """IP address of a host, by number from 0."""
+def address_of(host: int, number: int = 0, *, is_ipv6: bool = False) -> str:
+    """IP address of a host, by number from 0, on the interface with this number."""
     if is_ipv6:
-        return f"fd77::{host + 1:x}"
-    return f"10.77.{(host + 1) // 256}.{(host + 1) % 256}"
+        return f"fd77:{number:x}::{host + 1:x}"
+    return f"10.{77 + number}.{(host + 1) // 256}.{(host + 1) % 256}"
 
 
 def interface_of(number: int) -> str:
@@ -108,9 +108,11 @@ def _build(spec: dict[str, Any]) -> list[int]:
         _run("nft", "-f", "-", text=_rules(spec["drop"]))
     for host, fd in enumerate(hosts):
         _call("setns", fd, CLONE_NEWNET)
-        lines = ["link set lo up", f"addr add {address_of(host)}/16 dev {interfaces[0]}"]
-        lines += [f"addr add {address_of(host, is_ipv6=True)}/64 dev {interfaces[0]} nodad"]
-        lines += [f"link set {name} up" for name in interfaces]
+        lines = ["link set lo up"]
+        for number, name in enumerate(interfaces):
+            lines += [f"addr add {address_of(host, number)}/16 dev {name}"]
+            lines += [f"addr add {address_of(host, number, is_ipv6=True)}/64 dev {name} nodad"]
+            lines += [f"link set {name} up"]
         if path_mtu < mtu:  # TCP has no probe for it, and would stop
             lines += [f"route change 10.77.0.0/16 dev {interfaces[0]} advmss {path_mtu - 40}"]
         _run("ip", "-batch", "-", text="\n".join(lines))

@@ -47,7 +47,7 @@ class Network:
         path_mtu: int = 0,
         drop: float = 0.0,
     ) -> None:
-        """``interfaces`` of each host, of which the first has an address; ``mtu``, bytes;
+        """``interfaces`` of each host, each in a network of its own; ``mtu``, bytes;
         ``path_mtu``: what the bridge forwards, if that is less; ``drop``: share of the frames that
         it loses (needs nft).
 
@@ -131,7 +131,7 @@ class Hosts:
     ``index[r]``: the host of rank r. ``link``: "shm" (one host), "udp", "packet" or "xdp".
     ``faults``: JETSTREAM_LINK_FAULT. ``kernel_drop``: share of the frames that the bridge loses.
     ``mtu`` of interfaces, ``path_mtu`` of the bridge. ``is_network``: namespaces, not virtual
-    hosts; ``is_ipv6``: addresses of udp there.
+    hosts; ``is_ipv6``: addresses of udp there; ``interfaces``: of each host, all used.
     """
 
     index: tuple[int, ...]
@@ -142,6 +142,7 @@ class Hosts:
     path_mtu: int
     is_network: bool
     is_ipv6: bool
+    interfaces: int
 
     @classmethod
     def make(
@@ -156,6 +157,7 @@ class Hosts:
         mtu: int = 1500,
         path_mtu: int = 0,
         is_ipv6: bool = False,
+        interfaces: int = 1,
     ) -> Hosts:
         """Checks the parameters of run_ranks. Raises ArgumentError."""
         if link not in LINKS:
@@ -181,6 +183,7 @@ class Hosts:
             path_mtu=path_mtu,
             is_network=needs_network or bool(namespaces),
             is_ipv6=is_ipv6,
+            interfaces=interfaces,
         )
 
     def build(self) -> Network | None:
@@ -193,7 +196,7 @@ class Hosts:
         ranks_max = max(self.index.count(host) for host in self.index)
         return Network(
             max(self.index) + 1,
-            interfaces=ranks_max if self.link == "xdp" else 1,
+            interfaces=ranks_max if self.link == "xdp" else self.interfaces,
             mtu=self.mtu,
             path_mtu=self.path_mtu,
             drop=self.kernel_drop,
@@ -208,10 +211,12 @@ class Hosts:
         if self.faults:
             found["JETSTREAM_LINK_FAULT"] = self.faults
         if self.is_network:
-            number = self.index[:rank].count(host) if self.link == "xdp" else 0
-            found["JETSTREAM_INTERFACE"] = namespaces.interface_of(number)
+            first = self.index[:rank].count(host) if self.link == "xdp" else 0
+            numbers = range(first, first + self.interfaces)
+            found["JETSTREAM_INTERFACE"] = ",".join(map(namespaces.interface_of, numbers))
             if self.is_ipv6:
-                found["JETSTREAM_LINK_ADDRESS"] = namespaces.address_of(host, is_ipv6=True)
+                own = [namespaces.address_of(host, number, is_ipv6=True) for number in numbers]
+                found["JETSTREAM_LINK_ADDRESS"] = ",".join(own)
         return found
 
     def new_address(self) -> str:

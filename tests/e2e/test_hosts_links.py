@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
+import socket
+import struct
 import time
 
 import numpy as np
 import pytest
 
+import jetstream
 from jetstream.communicator import Communicator
+from jetstream.errors import JetstreamError
 from jetstream.testing import NoNetworkError, RankError, run_ranks
 
 PATIENCE_S = 60.0
-SEARCH_S = 3.0
+SEARCH_S = 20.0
+SIOCSIFFLAGS = 0x8914
 
 
 def check_sums(comm: Communicator) -> None:
@@ -47,7 +54,6 @@ def sizes_and_words(comm: Communicator) -> tuple[int, int, list[str]]:
     again.close()
     other = (comm.rank + 1) % comm.size
     assert comm.peer_counters(other)["frame_bytes"] == counters["frame_bytes"]
-    assert comm.peer_counters(other)["retransmits"] < 50
     return counters["mtu_bytes"], counters["frame_bytes"], heard.texts
 
 
@@ -100,3 +106,84 @@ def test_a_path_that_carries_next_to_nothing() -> None:
     assert "UnreachableError" in text
     assert "udp 127.0.0.1 port" in text
     assert "of lo within 2.0 s: nothing of it arrives here, not even frames of 548 bytes" in text
+
+
+def frames_by_interface(comm: Communicator) -> dict[str, int]:
+    check_sums(comm)
+    again = comm.split(0)
+    assert again is not None
+    check_sums(again)
+    again.close()
+    rails = comm.rail_counters()
+    total = comm.link_counters()
+    for counter in ("frames_sent", "bytes_received", "system_calls"):
+        assert sum(rail[counter] for rail in rails.values()) <= total[counter]
+    return {name.rpartition(" ")[2]: rail["frames_sent"] for name, rail in rails.items()}
+
+
+@pytest.mark.parametrize(("link", "is_ipv6"), [("udp", False), ("udp", True), ("packet", False)])
+def test_two_interfaces(link: str, is_ipv6: bool) -> None:
+    """Ranks 0 and 1 of each host exchange slices with their like over one interface each."""
+    try:
+        found = run_ranks(
+            frames_by_interface,
+            4,
+            hosts=2,
+            link=link,
+            namespaces=True,
+            is_ipv6=is_ipv6,
+            interfaces=2,
+            timeout_s=PATIENCE_S,
+        )
+    except NoNetworkError as error:
+        pytest.skip(str(error))
+    for counts in found:
+        assert sorted(counts) == ["eth0", "eth1"]
+    for interface in ("eth0", "eth1"):
+        assert sum(counts[interface] > 10 for counts in found) >= 2
+
+
+def cut_the_second_link(comm: Communicator) -> str:
+    """Its interface goes down on host 0: only ranks that meet over it notice."""
+    check_sums(comm)
+    if comm.rank == 0:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            request = struct.pack("16sH14x", b"eth1", 0)
+            fcntl.ioctl(control, SIOCSIFFLAGS, request)
+    try:
+        while True:
+            check_sums(comm)
+    except JetstreamError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_one_of_two_links_is_cut() -> None:
+    try:
+        said = run_ranks(
+            cut_the_second_link,
+            4,
+            hosts=2,
+            link="udp",
+            namespaces=True,
+            interfaces=2,
+            env={"JETSTREAM_LINK_TIMEOUT": "1"},
+            timeout_s=PATIENCE_S,
+        )
+    except NoNetworkError as error:
+        pytest.skip(str(error))
+    assert any("on eth1" in text for text in said), said
+
+
+def test_as_many_links_everywhere() -> None:
+    with pytest.raises(RankError) as caught:
+        run_ranks(uneven_links, 2, link="udp", timeout_s=PATIENCE_S)
+    assert "links to other hosts" in str(caught.value)
+
+
+def uneven_links(comm: Communicator) -> None:
+    """A second job of the same ranks, of which one has two links by the loopback interface."""
+    secret = comm.all_gather(np.array([os.getpid()])).tolist()[0]
+    os.environ["JETSTREAM_RENDEZVOUS"] = f"ipc://@jetstream-uneven-{secret}"
+    if comm.rank == 1:
+        os.environ["JETSTREAM_LINK_ADDRESS"] = "127.0.0.1,127.0.0.2"
+    jetstream.init().close()

@@ -394,8 +394,8 @@ JS_API int32_t js_comm_open(js_engine *engine, js_comm **out);
 /* Opens that of a group, once on each member. JS_ERR_SEGMENT: it is not where the group says. */
 JS_API int32_t js_comm_open_group(js_engine *engine, const js_group *group, js_comm **out);
 /* Connects it with its ranks on other hosts, through an endpoint that it takes over, in any case:
- * addresses, [world], are those of all its ranks' endpoints. All ranks call it, before anything
- * else. A rank that gives no sign for give_up_ns while it is awaited counts as dead.
+ * addresses, [world][js_link_rails(link)], are those of all its ranks' endpoints. All ranks call
+ * it, before anything else. A rank that gives no sign for give_up_ns while it is awaited counts as dead.
  * JS_ERR_UNREACHABLE: not within timeout_ns; the text says which rank, over what, in which
  * direction. */
 JS_API int32_t js_comm_connect(js_comm *comm, js_link *link, const js_link_address *addresses,
@@ -405,6 +405,13 @@ JS_API int32_t js_comm_peer_counters(js_comm *comm, uint32_t rank, uint64_t *out
                                      uint32_t capacity);
 JS_API const char *js_peer_counter_name(uint32_t index); /* NULL: there are no more */
 JS_API int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out);
+/* How many links there are to other hosts, and the counters of one of them, by number; its name is
+ * valid as long as the communicator. */
+JS_API uint32_t js_comm_rails(js_comm *comm);
+JS_API int32_t js_comm_rail_stats(js_comm *comm, uint32_t rail, js_link_stats *out,
+                                  const char **out_name);
+/* The name of the link to a rank of another host; NULL: it is of this one, or there is no link. */
+JS_API const char *js_comm_way(js_comm *comm, uint32_t rank);
 /* The longest frame that goes to a rank of another host, in bytes, as connecting has found; 0 for a
  * rank of this one; JS_ERR_INVALID: there is no such rank. */
 JS_API int32_t js_comm_frame_bytes(js_comm *comm, uint32_t rank);

@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#define JS_LINK_RAILS_MAX 4
+
 enum js_link_kind {
     JS_LINK_UDP = 1,
     JS_LINK_PACKET = 2, /* raw Ethernet frames, AF_PACKET */
@@ -69,6 +71,12 @@ typedef struct js_link_choice {
  * JS_ERR_SYSTEM: a system call failed. The text of js_last_error names interface, address and
  * reason. */
 JS_API int32_t js_link_open(const js_link_config *config, js_link **out);
+/* Several links as one: frames to a peer go by one of them. All of one kind; by different interfaces,
+ * for udp also from different ports. All ranks have as many. Returns as js_link_open. */
+JS_API int32_t js_link_open_rails(const js_link_config *configs, uint32_t count, js_link **out);
+JS_API uint32_t js_link_rails(const js_link *link); /* how many; 1 of js_link_open */
+/* The address of each rail, js_link_rails(link) of them. */
+JS_API void js_link_get_addresses(js_link *link, js_link_address *out);
 JS_API void js_link_close(js_link *link); /* NULL does nothing */
 JS_API void js_link_get_address(const js_link *link, js_link_address *out);
 JS_API void js_link_get_stats(js_link *link, js_link_stats *out);
