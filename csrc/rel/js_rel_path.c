@@ -4,9 +4,9 @@
  * The first HELLO has the size that is wanted. As long as it is not answered, further rounds have
  * HELLOs of all lesser sizes too, the shortest first: so no link puts two of them together, as they
  * do with frames of falling size, and where a small buffer has no room for a whole round the next
- * one begins with what is proven. Once something is, so many more rounds have to be answered without
- * the longer ones that not chance can have lost these; then what is proven is taken. A peer that
- * does not run at the moment answers none. The two directions do not depend on each other. */
+ * one begins with what is proven. Once something is, so many more rounds have to be answered
+ * without the longer ones that not chance can have lost these; then what is proven is taken. A peer
+ * that does not run at the moment answers none. The two directions do not depend on each other. */
 #include "js_rel_state.h"
 
 void js_rel_path_begin(js_rel *rel, uint32_t probe_bytes)

@@ -395,8 +395,8 @@ JS_API int32_t js_comm_open(js_engine *engine, js_comm **out);
 JS_API int32_t js_comm_open_group(js_engine *engine, const js_group *group, js_comm **out);
 /* Connects it with its ranks on other hosts, through an endpoint that it takes over, in any case:
  * addresses, [world][js_link_rails(link)], are those of all its ranks' endpoints. All ranks call
- * it, before anything else. A rank that gives no sign for give_up_ns while it is awaited counts as dead.
- * JS_ERR_UNREACHABLE: not within timeout_ns; the text says which rank, over what, in which
+ * it, before anything else. A rank that gives no sign for give_up_ns while it is awaited counts as
+ * dead. JS_ERR_UNREACHABLE: not within timeout_ns; the text says which rank, over what, in which
  * direction. */
 JS_API int32_t js_comm_connect(js_comm *comm, js_link *link, const js_link_address *addresses,
                                uint64_t timeout_ns, uint64_t give_up_ns);
