@@ -72,7 +72,8 @@ typedef struct js_link_choice {
  * reason. */
 JS_API int32_t js_link_open(const js_link_config *config, js_link **out);
 /* Several links as one: frames to a peer go by one of them. All of one kind, by different
- * interfaces; for udp also from different ports. All ranks have as many. Returns as js_link_open. */
+ * interfaces; for udp also from different ports. All ranks have as many. Returns what js_link_open
+ * does. */
 JS_API int32_t js_link_open_rails(const js_link_config *configs, uint32_t count, js_link **out);
 JS_API uint32_t js_link_rails(const js_link *link); /* how many; 1 of js_link_open */
 /* The address of each rail, js_link_rails(link) of them. */
