@@ -14,8 +14,6 @@ __all__ = ["ADDRESS_BYTES", "KINDS", "Link", "LinkSettings"]
 
 _log = logging.getLogger("jetstream.link")
 
-_log = logging.getLogger("jetstream.link")
-
 #: Size of what :attr:`Link.address` returns.
 ADDRESS_BYTES = int(ffi.sizeof("js_link_address"))
 
@@ -55,6 +53,9 @@ class LinkSettings:
 
         Raises ArgumentError, ConfigurationError, SystemCallError, UnsupportedError.
         """
+        kind = "packet" if self.kind == "xdp" and self.opened else self.kind
+        if kind != self.kind:
+            _log.info("link packet: the link xdp of %s serves another communicator", self.interface)
         interfaces, ips = self.interface.split(","), self.ip.split(",")
         if self.ip and self.interface and len(interfaces) != len(ips):
             raise ConfigurationError(
@@ -64,7 +65,7 @@ class LinkSettings:
         configs = ffi.new("js_link_config[]", max(len(interfaces), len(ips)))
         held = []
         for number, config in enumerate(configs):
-            config.kind = KINDS[self.kind]
+            config.kind = KINDS[kind]
             config.interface = interfaces[number].encode() if self.interface else b""
             config.ip = ips[number].encode() if self.ip else b""
             config.mtu_bytes = self.mtu_bytes
