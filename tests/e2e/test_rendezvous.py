@@ -228,20 +228,22 @@ def test_silent_on_another_host(job: Job, rank: int) -> None:
 def test_a_stopped_rank_0_blames_nobody(job: Job) -> None:
     """It hears what the others have said meanwhile before their silence counts."""
     hosts = [{"JETSTREAM_HOST": host, "JETSTREAM_LINK_TIMEOUT": "30"} for host in "abb"]
-    more = {"JETSTREAM_LINK_TIMEOUT": "1", "JETSTREAM_BUFFSIZE": "256K"}
+    more = {"JETSTREAM_LINK_TIMEOUT": "2", "JETSTREAM_BUFFSIZE": "256K"}
     zero = job.start(0, 3, env=hosts[0] | more)
     one = job.start(1, 3, env=hosts[1])
     for process in (zero, one):
         assert "starts" in line_of(process)
     time.sleep(1)  # rank 1 has arrived, and calls every second
     zero.send_signal(signal.SIGSTOP)
-    time.sleep(2)
+    time.sleep(2.5)
     zero.send_signal(signal.SIGCONT)
     check_joined_over("abb", [zero, one, job.start(2, 3, env=hosts[2])])
 
 
 def test_a_rank_0_stopped_for_too_long_says_so(job: Job) -> None:
-    zero, one = job.start(0, 3, timeout_s=1.5), job.start(1, 3)
+    one = job.start(1, 3)
+    assert "starts" in line_of(one)  # it calls when the time of rank 0 begins
+    zero = job.start(0, 3, timeout_s=1.5)
     wait_for_hellos(zero, 1)
     zero.send_signal(signal.SIGSTOP)
     time.sleep(2.2)
