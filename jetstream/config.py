@@ -130,6 +130,13 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
             f"JETSTREAM_JOB_SECRET is not set, but the ranks meet at {rendezvous}, where others "
             "can call too; set the same for all ranks, such as what 'openssl rand -hex 32' says"
         )
+    interface = _interfaces(reader.text("JETSTREAM_INTERFACE"))
+    link_address = _link_address(reader.text("JETSTREAM_LINK_ADDRESS"))
+    if interface and link_address and interface.count(",") != link_address.count(","):
+        raise ConfigurationError(
+            f"JETSTREAM_INTERFACE is {interface!r} and JETSTREAM_LINK_ADDRESS {link_address!r}; "
+            "allowed: as many addresses as interfaces, or only one of the two variables"
+        )
     return Config(
         rank=place.rank,
         world_size=place.size,
@@ -151,8 +158,8 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         debug=reader.choice("JETSTREAM_DEBUG", tuple(DEBUG_LEVELS)),
         host=_name(reader, "JETSTREAM_HOST", 63),
         link=reader.choice("JETSTREAM_LINK", LINKS) or "auto",
-        interface=_interfaces(reader.text("JETSTREAM_INTERFACE")),
-        link_address=_link_address(reader.text("JETSTREAM_LINK_ADDRESS")),
+        interface=interface,
+        link_address=link_address,
         link_mtu=reader.integer("JETSTREAM_LINK_MTU", _MTU_BYTES_MIN, _MTU_BYTES_MAX, default=0),
         link_fault=_link_fault(reader.text("JETSTREAM_LINK_FAULT")),
         link_trace=_link_trace(reader.text("JETSTREAM_LINK_TRACE"), place),

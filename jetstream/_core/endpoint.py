@@ -147,7 +147,8 @@ class Endpoint:
             if len(address) != len(own):
                 raise ConfigurationError(
                     f"rank {rank} has {len(address) // ADDRESS_BYTES} links to other hosts, this "
-                    f"one {len(own) // ADDRESS_BYTES}: JETSTREAM_INTERFACE must name as many"
+                    f"one {len(own) // ADDRESS_BYTES}: JETSTREAM_INTERFACE, or "
+                    "JETSTREAM_LINK_ADDRESS, must name as many on every rank"
                 )
         check(lib.js_comm_connect(self.handle, link.release(), native, *limits))
         sizes = [lib.js_comm_frame_bytes(self.handle, rank) for rank in range(len(addresses))]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from jetstream._core.native import check, ffi, lib, text_of
-from jetstream.errors import ConfigurationError
 
 __all__ = ["ADDRESS_BYTES", "KINDS", "Link", "LinkSettings"]
 
@@ -26,7 +25,8 @@ class LinkSettings:
     """What to open links with, and how long to wait; ``docs/links.md`` explains each.
 
     ``kind``: "udp", "packet" or "xdp". ``interface``: its name, needed for packet and xdp.
-    ``ip``: address of this end, for udp. Of several links both are separated by commas.
+    ``ip``: address of this end, for udp. Of several links both are separated by commas, as
+    many of them where both are given.
     ``mtu_bytes``: largest frame; 0: what the interface takes.
     ``fault``: faults to inject. ``trace``: pcapng file to write, of which ``{rank}`` is replaced.
     ``connect_s``: for all peers to answer; ``silence_s``: until one that is awaited counts as dead.
@@ -51,17 +51,12 @@ class LinkSettings:
         With xdp the first one has the interface's queue for itself; those of further communicators
         go through packet sockets of the same interface, and the log says so.
 
-        Raises ArgumentError, ConfigurationError, SystemCallError, UnsupportedError.
+        Raises ArgumentError, SystemCallError, UnsupportedError.
         """
         kind = "packet" if self.kind == "xdp" and self.opened else self.kind
         if kind != self.kind:
             _log.info("link packet: the link xdp of %s serves another communicator", self.interface)
         interfaces, ips = self.interface.split(","), self.ip.split(",")
-        if self.ip and self.interface and len(interfaces) != len(ips):
-            raise ConfigurationError(
-                f"{len(interfaces)} interfaces ({self.interface}) and {len(ips)} addresses "
-                f"({self.ip}): as many are needed"
-            )
         configs = ffi.new("js_link_config[]", max(len(interfaces), len(ips)))
         held = []
         for number, config in enumerate(configs):

@@ -53,9 +53,14 @@ def own_choice(config: Config) -> tuple[str, str]:
         return config.link, f"{config.link}{_ASKED}"
     if is_loopback(config.rendezvous):
         return "udp", "udp: the ranks meet inside one host"
+    interfaces = config.interface.split(",")
+    repeated = next((name for name in interfaces if interfaces.count(name) > 1), "")
+    if repeated:
+        return "udp", f"udp: JETSTREAM_INTERFACE names {repeated} twice, which only udp can use"
     try:
-        interface = config.interface.partition(",")[0]
-        own = _address_of(interface) if interface else _own_address(config)
+        if config.interface:
+            _check_interface(interfaces[0])
+        own = _address_of(interfaces[0]) if config.interface else _own_address(config)
         return _choose(own, _address_of_rank_0(config) or own)
     except JetstreamError as error:
         return "udp", f"udp: {error}"
@@ -76,10 +81,12 @@ def choose_kind(choices: Sequence[tuple[str, str]], placement: Placement) -> str
 def link_end(config: Config, kind: str, placement: Placement) -> LinkEnd:
     """Returns what this rank opens its link with.
 
-    Raises ConfigurationError where interface or address are not set and cannot be found out.
+    Raises ConfigurationError where interface or address are not set and cannot be found out, and
+    for a loopback address where hosts are in several networks.
     """
     if kind == "udp":
         address = config.link_address or _udp_address(config, placement)
+        _check_reach(config, address, placement)
         return LinkEnd(kind=kind, interface=config.interface, address=address)
     if placement.shares_network and not config.interface:
         raise ConfigurationError(
@@ -115,12 +122,35 @@ def _udp_address(config: Config, placement: Placement) -> str:
         found = {name: _address_of(name) for name in config.interface.split(",")}
         for name, address in found.items():
             if not address:
+                _check_interface(name)
                 raise ConfigurationError(
                     f"JETSTREAM_INTERFACE names {name!r}, which has no IPv4 address; set "
                     "JETSTREAM_LINK_ADDRESS"
                 )
         return ",".join(found[name] for name in config.interface.split(","))
     return _LOOPBACK if placement.is_one_network else _own_address(config)
+
+
+def _check_reach(config: Config, addresses: str, placement: Placement) -> None:
+    if placement.is_one_network:
+        return
+    loopback = [one for one in addresses.split(",") if ipaddress.ip_address(one).is_loopback]
+    if loopback:
+        variable = "JETSTREAM_LINK_ADDRESS" if config.link_address else "JETSTREAM_INTERFACE"
+        value = config.link_address or config.interface
+        raise ConfigurationError(
+            f"{variable} is {value!r}, but {loopback[0]} is a loopback address, which hosts in "
+            "other networks do not reach"
+        )
+
+
+def _check_interface(name: str) -> None:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        raise ConfigurationError(
+            f"JETSTREAM_INTERFACE is wrong: there is no network interface {name!r}"
+        ) from None
 
 
 def _own_address(config: Config) -> str:

@@ -332,6 +332,13 @@ def test_bad_values_name_variable_value_and_what_is_allowed(
     assert allowed in str(caught.value)
 
 
+def test_as_many_addresses_as_interfaces() -> None:
+    both = {"JETSTREAM_INTERFACE": "eth1,eth2", "JETSTREAM_LINK_ADDRESS": "10.0.0.7,10.1.0.7"}
+    assert load_config(JOB | both).interface == "eth1,eth2"
+    with pytest.raises(ConfigurationError, match=r"JETSTREAM_INTERFACE.*JETSTREAM_LINK_ADDRESS"):
+        load_config(JOB | both | {"JETSTREAM_INTERFACE": "eth1"})
+
+
 @pytest.mark.parametrize("value", ["abc", "zz" * 16, "ab" * 15, "ab" * 65, "ab " * 16])
 def test_bad_secret_is_not_shown(value: str) -> None:
     with pytest.raises(ConfigurationError, match="JETSTREAM_JOB_SECRET") as caught:

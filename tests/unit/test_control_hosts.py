@@ -381,7 +381,9 @@ def test_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     kind, reason = own_choice(Config(rendezvous=far, interface="nosuch0"))
     assert kind == "udp"
-    assert "not an IP address" in reason
+    assert "there is no network interface 'nosuch0'" in reason
+    kind, reason = own_choice(Config(rendezvous=far, interface="eth9,eth8,eth9"))
+    assert (kind, "eth9 twice" in reason) == ("udp", True)
 
 
 def test_end_of_virtual_hosts() -> None:
@@ -397,15 +399,23 @@ def test_end_that_is_told() -> None:
     assert link_end(config, "packet", SPREAD) == LinkEnd(kind="packet", interface="eth9")
 
 
-def test_interface_without_address() -> None:
+def test_interface_without_address(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(rendezvous="tcp://10.1.2.3:7000", interface="nosuch0")
+    with pytest.raises(ConfigurationError, match="there is no network interface 'nosuch0'"):
+        link_end(config, "udp", SPREAD)
+    monkeypatch.setattr("socket.if_nametoindex", lambda name: 9)
     with pytest.raises(ConfigurationError, match=r"'nosuch0'.*JETSTREAM_LINK_ADDRESS"):
         link_end(config, "udp", SPREAD)
 
 
 def test_address_of_the_loopback_interface() -> None:
     config = Config(rendezvous="tcp://10.1.2.3:7000", interface="lo")
-    assert link_end(config, "udp", SPREAD).address == "127.0.0.1"
+    assert link_end(config, "udp", VIRTUAL).address == "127.0.0.1"
+    with pytest.raises(ConfigurationError, match=r"JETSTREAM_INTERFACE is 'lo'.*loopback"):
+        link_end(config, "udp", SPREAD)
+    config = Config(rendezvous="tcp://10.1.2.3:7000", link_address="10.1.2.4,::1")
+    with pytest.raises(ConfigurationError, match=r"JETSTREAM_LINK_ADDRESS is .*but ::1 is"):
+        link_end(config, "udp", SPREAD)
 
 
 def test_no_interface_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
