@@ -404,6 +404,7 @@ static uint32_t links_open(const links_options *o, links_end *ends)
         link_floor_require(js_link_add_peer(link->link, &peer.link, &link->peer) == JS_OK, "peer");
     }
     links_stack_connect(ends[LINKS_STACK].stack, &peer.stack);
+    links_stack_warm(ends[LINKS_STACK].stack);
     for (uint32_t i = 0; i < LINKS_METHODS; i++) {
         ends[i].frame.dcid = peer.link.dcid;
         ends[i].frame.epoch = peer.link.epoch;

@@ -16,6 +16,8 @@ enum {
     STACK_TAG = 7,
 };
 #define STACK_HEAP_BYTES (64u << 20)
+#define STACK_WARM_BYTES 16384u
+#define STACK_WARM 300u /* times as much is more than a ring holds */
 #define STACK_PATIENCE_NS 20000000000u
 /* Of the registered memory: what is sent, where messages and where puts go. */
 #define STACK_PART_BYTES (STACK_AHEAD * (uint64_t)LINKS_STACK_MESSAGE_BYTES)
@@ -223,6 +225,17 @@ void links_stack_pong(links_stack *stack, bool puts, uint32_t bytes, uint32_t co
         }
     }
     (void)js_progress(stack->qp); /* the last one leaves */
+}
+
+void links_stack_warm(links_stack *stack)
+{
+    for (uint32_t puts = 0; puts < 2; puts++) {
+        if (stack->role == 0) {
+            links_stack_ping(stack, puts != 0, STACK_WARM_BYTES, STACK_WARM, STACK_WARM, NULL);
+        } else {
+            links_stack_pong(stack, puts != 0, STACK_WARM_BYTES, STACK_WARM);
+        }
+    }
 }
 
 /* --- streams --------------------------------------------------------------------------------- */

@@ -28,6 +28,8 @@ void links_stack_connect(links_stack *stack, const links_stack_address *peer);
 void links_stack_ping(links_stack *stack, bool puts, uint32_t bytes, uint32_t count, uint32_t warm,
                       uint64_t *samples);
 void links_stack_pong(links_stack *stack, bool puts, uint32_t bytes, uint32_t count);
+/* Goes once round all rings, with the other rank: the first lap meets pages that are not there. */
+void links_stack_warm(links_stack *stack);
 /* `count` messages or puts of LINKS_STACK_MESSAGE_BYTES one way, and an answer to the last. */
 void links_stack_stream(links_stack *stack, bool puts, uint32_t count);
 void links_stack_sink(links_stack *stack, bool puts, uint32_t count);

@@ -9,10 +9,6 @@
  * has been received. It does so for private memory when its ring is full. */
 #define SEND_REFER_BYTES (64u << 10)
 #define SEND_REFER_CHUNK_BYTES 32768u
-/* Short messages use the beginning of their ring alone: its pages are there, and stay in the TLB.
- * Longer ones do not, as lines that the reader has just read are slower to write than others. */
-#define SEND_SHORT_BYTES 1024u
-#define SEND_SHORT_WINDOW_BYTES 65536u
 
 bool js_message_post_send(js_message *m, const js_sqe *entry)
 {
@@ -93,15 +89,6 @@ static bool send_frame(js_message *m, js_stream_tx *tx, js_message_send *send, u
     return true;
 }
 
-/* Chooses how much of the ring a message uses. False: more than the one before, which has not been
- * received yet. */
-static bool send_set_window(js_stream_tx *tx, uint64_t bytes)
-{
-    uint64_t window = bytes <= SEND_SHORT_BYTES ? SEND_SHORT_WINDOW_BYTES : tx->payload_bytes;
-    window = window < tx->payload_bytes ? window : tx->payload_bytes;
-    return js_stream_set_window(tx, window) || window < tx->window_bytes;
-}
-
 /* Publishes the next part of a message: false if its stream is full. */
 static bool send_part(js_message *m, js_stream_tx *tx, js_message_send *send)
 {
@@ -110,9 +97,6 @@ static bool send_part(js_message *m, js_stream_tx *tx, js_message_send *send)
     uint32_t bytes = left < most ? (uint32_t)left : most;
     uint32_t flags = bytes == left ? JS_FRAME_FLAG_EOM : 0u;
     if (send->fragment == 0) {
-        if (bytes > JS_STREAM_INLINE_BYTES && !send->refers && !send_set_window(tx, send->bytes)) {
-            return false;
-        }
         if (flags == 0 && !send_inline(m, tx, send, JS_FRAME_FLAG_SOM)) {
             return false;
         }

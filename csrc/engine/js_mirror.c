@@ -235,20 +235,33 @@ static bool mirror_post(js_mirror_peer *peer, uint32_t channel)
 }
 
 /* Tells the connection how much of the peer's frames has been read here. While somebody waits for
- * what has just come, or for the answer, telling the peer has time until the next round. */
+ * what has just come, or for the answer, telling the peer has time until the next round; but a put
+ * is complete over there only when it is told. */
 static void mirror_tell_consumed(js_mirror_peer *peer, bool is_answering)
 {
     for (uint32_t i = 0; i < JS_MIRROR_CHANNELS; i++) {
         js_mirror_channel *c = &peer->channels[i];
         uint32_t consumed = js_load_rlx_u32(&c->consumed->consumed);
         if (consumed != c->told) {
-            bool waits = is_answering && !peer->is_asked;
+            bool waits = is_answering && i != JS_FRAME_CHANNEL_PUT;
             c->told = waits ? c->told : consumed;
             js_rel_set_consumed(peer->rel, i, consumed, waits ? 2 * c->urge : c->urge);
             peer->is_touched = true;
         }
     }
-    peer->is_asked = false;
+}
+
+/* Memory for a frame. A peer that finds the link's buffer full of others' frames gets its share; one
+ * that has filled it goes on in the next round. */
+static uint8_t *mirror_begin(js_mirror *mirror, js_mirror_peer *peer, bool has_sent)
+{
+    uint8_t *frame = js_link_begin(mirror->link, peer->link_peer);
+    if (JS_LIKELY(frame != NULL)) {
+        return frame;
+    }
+    js_link_flush(mirror->link);
+    peer->is_touched = has_sent;
+    return has_sent ? NULL : js_link_begin(mirror->link, peer->link_peer);
 }
 
 /* Returns whether there was something to send. */
@@ -262,10 +275,8 @@ static bool mirror_send_peer(js_mirror *mirror, js_mirror_peer *peer, uint64_t n
         if (now_ns < peer->deadline_ns && !js_rel_has_backlog(peer->rel)) {
             break;
         }
-        uint8_t *frame = js_link_begin(mirror->link, peer->link_peer);
+        uint8_t *frame = mirror_begin(mirror, peer, has_sent);
         if (frame == NULL) {
-            js_link_flush(mirror->link);
-            peer->is_touched = true; /* the rest at the next round */
             break;
         }
         uint32_t bytes = js_rel_tx(peer->rel, now_ns, frame);

@@ -56,7 +56,6 @@ typedef struct js_mirror_peer {
     bool is_touched;      /* something has, since it was last asked what to send */
     bool is_over;         /* its end has been dealt with */
     bool is_overrun;      /* it has sent more than it may */
-    bool is_asked;        /* has carried out a put that the peer waits for */
     bool was_told;        /* that this communicator has failed */
     js_link_address address;
     /* What it has said of itself: as js_board of a rank of this host. Not kept in the segment: what

@@ -72,8 +72,8 @@ static uint32_t mirror_place_on_host(const js_comm *comm, uint32_t rank)
 
 /* The rail of a pair of ranks, by the place on the one host and how far the other host is: both
  * sides compute the same. Between two hosts the pairs of equal places, which exchange the slices
- * of hierarchical plans, are spread evenly, and so are all pairs; with one rank on each host, a
- * rank's peers are. */
+ * of hierarchical plans, are spread evenly, and so are all pairs; with one rank on each host, those
+ * peers of a rank are whose hosts are at different distances. */
 static uint32_t mirror_rail(const js_comm *comm, uint32_t rank)
 {
     const uint16_t *hosts = comm->engine->hosts;
@@ -101,8 +101,9 @@ static int32_t mirror_open_peer(js_comm *comm, js_mirror_peer *peer,
     js_link_address own;
     mirror_own_address(comm, peer->rank, &own);
     peer->address = addresses[rail];
-    JS_TRY(js_link_add_peer(mirror->link, addresses, &peer->link_peer));
-    peer->link_peer += rail;
+    js_link_address by_rail[JS_LINK_RAILS_MAX] = { 0 };
+    by_rail[rail] = peer->address;
+    JS_TRY(js_link_add_peer(mirror->link, by_rail, &peer->link_peer));
     size_t bytes = js_round_up(js_rel_bytes(), JS_CACHE_LINE);
     peer->rel = aligned_alloc(JS_CACHE_LINE, bytes);
     if (peer->rel == NULL) {

@@ -4,10 +4,9 @@
  * A put is a frame that says where it goes (put_head), with its bytes behind that if all of them
  * fit, or else in further frames of at most PUT_CHUNK_BYTES. The owner's data plane writes them
  * into the region, as far as key and bounds allow, then its signal. The descriptor completes when
- * all of that has happened there: the owner says so at once if somebody waits for it, else when it
- * has nothing better to do. Frames of puts and of messages arrive in the order in which they were
- * sent.
- */
+ * all of that has happened there, which the owner says at once: descriptors behind it wait for
+ * that, whether it is signalled or not. Frames of puts and of messages arrive in the order in which
+ * they were sent. */
 #include "js_comm.h"
 #include "js_counter.h"
 #include "js_frame.h"
@@ -22,7 +21,6 @@
 #define PUT_RING_BYTES (256u << 10)
 #define PUT_CHUNK_BYTES 32768u
 #define PUT_PENDING 64u /* puts under way to one peer */
-#define PUT_ASKS 1u     /* flag: somebody waits for the completion */
 
 typedef struct put_head {
     uint64_t offset; /* in the region */
@@ -30,8 +28,7 @@ typedef struct put_head {
     uint64_t signal_value;
     uint32_t key;
     uint16_t signal;
-    uint8_t signal_op;
-    uint8_t flags; /* PUT_ASKS */
+    uint16_t signal_op;
 } put_head;
 
 JS_STATIC_ASSERT(sizeof(put_head) <= JS_STREAM_INLINE_BYTES, "a head is one line");
@@ -146,8 +143,7 @@ static int64_t put_begin(js_mirror_put *put, const js_sqe *entry, const uint8_t 
         .signal_value = entry->signal_value,
         .key = entry->key,
         .signal = entry->signal,
-        .signal_op = (uint8_t)entry->signal_op,
-        .flags = (entry->flags & JS_SQ_UNSIGNALLED) == 0 ? PUT_ASKS : 0,
+        .signal_op = entry->signal_op,
     };
     bool is_whole = entry->bytes <= PUT_CHUNK_BYTES - sizeof(head);
     uint32_t bytes = is_whole ? (uint32_t)entry->bytes : 0;
@@ -243,8 +239,7 @@ static int32_t put_take_head(js_comm *comm, js_mirror_put *put, const uint8_t *f
     memcpy(&put->head, from, sizeof(put->head));
     put->done_bytes = 0;
     put->is_open = put->head.bytes != 0;
-    if (put->head.signal >= JS_SIGNALS || put->head.signal_op > JS_SIGNAL_SET ||
-        (put->head.flags & ~PUT_ASKS) != 0) {
+    if (put->head.signal >= JS_SIGNALS || put->head.signal_op > JS_SIGNAL_SET) {
         return JS_ERR_PROTOCOL;
     }
     if (put->head.bytes == 0) {
@@ -296,7 +291,6 @@ static int32_t put_take(js_mirror_peer *peer, js_stream_line *line)
         JS_TRY(put_take_bytes(comm, put, from, bytes));
     }
     if (!put->is_open) {
-        peer->is_asked = peer->is_asked || (put->head.flags & PUT_ASKS) != 0;
         js_queue_signal signal = { put->head.signal_value, put->head.signal, put->head.signal_op };
         js_queue_raise(comm, comm->rank, &signal);
     }

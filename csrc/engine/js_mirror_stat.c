@@ -128,43 +128,85 @@ int32_t js_comm_frame_bytes(js_comm *comm, uint32_t rank)
     return (int32_t)bytes;
 }
 
-uint32_t js_comm_rails(js_comm *comm)
-{
-    return comm->mirror != NULL ? comm->mirror->link->rails : 0;
-}
-
-const char *js_comm_way(js_comm *comm, uint32_t rank)
-{
-    const js_mirror_peer *peer = rank < comm->world ? js_mirror_find(comm, rank) : NULL;
-    if (peer == NULL) {
-        return NULL;
-    }
-    js_link *link = comm->mirror->link;
-    return js_link_name(js_link_get_rail(link, peer->link_peer % link->rails));
-}
-
-int32_t js_comm_rail_stats(js_comm *comm, uint32_t rail, js_link_stats *out, const char **out_name)
-{
-    js_link *link = comm->mirror != NULL ? js_link_get_rail(comm->mirror->link, rail) : NULL;
-    if (link == NULL) {
-        return JS_FAIL(JS_ERR_INVALID, "there is no link with the number %u", rail);
-    }
-    JS_TRY(js_comm_enter(comm));
-    js_link_get_stats(link, out);
-    *out_name = js_link_name(link);
-    return js_comm_leave(comm, JS_OK);
-}
-
-int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out)
+/* The link, for whoever is inside; else an error. */
+static int32_t mirror_get_link(js_comm *comm, js_link **out)
 {
     if (comm->mirror == NULL) {
         return JS_FAIL(JS_ERR_INVALID, "there are no ranks on other hosts");
     }
-    JS_TRY(js_comm_enter(comm));
-    js_link_get_stats(comm->mirror->link, out);
-    for (uint32_t i = 0; i < comm->mirror->peer_count; i++) {
-        uint64_t bytes = js_rel_frame_bytes(comm->mirror->peers[i].rel);
-        out->frame_bytes = js_min_u64(out->frame_bytes, bytes);
+    *out = comm->mirror->link;
+    return JS_OK;
+}
+
+/* The longest frame that gets to all peers, of this rail if it is not JS_LINK_RAILS_MAX. */
+static uint64_t mirror_frame_bytes(const js_mirror *mirror, uint32_t rail, uint64_t most_bytes)
+{
+    for (uint32_t i = 0; i < mirror->peer_count; i++) {
+        const js_mirror_peer *peer = &mirror->peers[i];
+        if (rail == JS_LINK_RAILS_MAX || peer->link_peer % mirror->link->rails == rail) {
+            most_bytes = js_min_u64(most_bytes, js_rel_frame_bytes(peer->rel));
+        }
     }
-    return js_comm_leave(comm, JS_OK);
+    return most_bytes;
+}
+
+uint32_t js_comm_rails(js_comm *comm)
+{
+    if (js_comm_enter(comm) != JS_OK) {
+        return 0;
+    }
+    uint32_t rails = comm->mirror != NULL ? comm->mirror->link->rails : 0;
+    (void)js_comm_leave(comm, JS_OK);
+    return rails;
+}
+
+const char *js_comm_way(js_comm *comm, uint32_t rank)
+{
+    if (rank >= comm->world || js_comm_enter(comm) != JS_OK) {
+        return NULL;
+    }
+    const js_mirror_peer *peer = js_mirror_find(comm, rank);
+    const char *name = NULL;
+    if (peer != NULL) {
+        js_link *link = comm->mirror->link;
+        name = js_link_name(js_link_get_rail(link, peer->link_peer % link->rails));
+    }
+    (void)js_comm_leave(comm, JS_OK);
+    return name;
+}
+
+static int32_t mirror_get_rail_stats(js_comm *comm, uint32_t rail, js_link_stats *out,
+                                     const char **out_name)
+{
+    js_link *link = NULL;
+    JS_TRY(mirror_get_link(comm, &link));
+    js_link *found = js_link_get_rail(link, rail);
+    if (found == NULL) {
+        return JS_FAIL(JS_ERR_INVALID, "there is no link with the number %u", rail);
+    }
+    js_link_get_stats(found, out);
+    out->frame_bytes = mirror_frame_bytes(comm->mirror, rail, out->frame_bytes);
+    *out_name = js_link_name(found);
+    return JS_OK;
+}
+
+int32_t js_comm_rail_stats(js_comm *comm, uint32_t rail, js_link_stats *out, const char **out_name)
+{
+    JS_TRY(js_comm_enter(comm));
+    return js_comm_leave(comm, mirror_get_rail_stats(comm, rail, out, out_name));
+}
+
+static int32_t mirror_get_stats(js_comm *comm, js_link_stats *out)
+{
+    js_link *link = NULL;
+    JS_TRY(mirror_get_link(comm, &link));
+    js_link_get_stats(link, out);
+    out->frame_bytes = mirror_frame_bytes(comm->mirror, JS_LINK_RAILS_MAX, out->frame_bytes);
+    return JS_OK;
+}
+
+int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out)
+{
+    JS_TRY(js_comm_enter(comm));
+    return js_comm_leave(comm, mirror_get_stats(comm, out));
 }

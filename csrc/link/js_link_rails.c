@@ -1,6 +1,7 @@
 /* Several links as one: rails. Each is a link of its own, by another interface or from another
  * port; they share dcid, epoch and key, so to those above they are one endpoint that is reached in
- * several ways. Peer p by rail r is peer p * rails + r. */
+ * several ways. A peer has an address on one of the rails, the others are zero: each takes a socket
+ * of its own with some kinds. Peer p of rail r is peer p * rails + r. */
 #include "js_link_kinds.h"
 #include "js_status.h"
 
@@ -31,11 +32,16 @@ static js_link *rails_pick(js_link *link, uint32_t *peer)
 
 static int32_t rails_add_peer(js_link *link, const js_link_address *addresses, uint32_t *out_peer)
 {
+    uint32_t rail = 0;
     uint32_t peer = 0;
-    for (uint32_t i = 0; i < link->rails; i++) {
-        JS_TRY(js_link_add_peer(rails_of(link)->rails[i], &addresses[i], &peer));
+    while (rail < link->rails && addresses[rail].kind == 0) {
+        rail++;
     }
-    *out_peer = peer * link->rails;
+    if (rail == link->rails) {
+        return JS_FAIL(JS_ERR_INVALID, "%s: a peer without an address", link->name);
+    }
+    JS_TRY(js_link_add_peer(rails_of(link)->rails[rail], &addresses[rail], &peer));
+    *out_peer = peer * link->rails + rail;
     return JS_OK;
 }
 

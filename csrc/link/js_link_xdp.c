@@ -209,7 +209,11 @@ static void xdp_release(js_link *link)
 
 static int32_t xdp_wait_fd(js_link *link)
 {
-    return xdp_of(link)->fd;
+    xdp_link *xdp = xdp_of(link);
+    if (JS_UNLIKELY(xdp->is_behind)) {
+        xdp_kick(xdp); /* whoever sleeps sends nothing that would */
+    }
+    return xdp->fd;
 }
 
 static void xdp_update(js_link *link)

@@ -95,11 +95,14 @@ void js_rel_path_note_data(js_rel *rel)
 
 bool js_rel_path_ends(js_rel *rel)
 {
-    if (!rel->is_answered) {
+    bool has_left = rel->has_bye && rel->proven_bytes != 0; /* it will not answer any more */
+    if (!rel->is_answered && !has_left) {
+        rel->hello_silent++;
         return false; /* the peer is not there yet, or does not run at the moment */
     }
     rel->is_answered = false;
-    if (++rel->hello_rounds <= JS_REL_SEARCH_ROUNDS) {
+    rel->hello_silent = 0;
+    if (++rel->hello_rounds <= JS_REL_SEARCH_ROUNDS && !has_left) {
         return false;
     }
     path_settle(rel);

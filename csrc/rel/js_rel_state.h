@@ -160,7 +160,8 @@ struct js_rel {
     uint16_t hello_bytes[JS_REL_SIZES_MAX]; /* sizes of HELLOs, falling */
     uint32_t hello_sizes;
     uint32_t hello_next;   /* of this round */
-    uint32_t hello_rounds; /* since the first answer */
+    uint32_t hello_rounds; /* since the first answer, */
+    uint32_t hello_silent; /* and without one since the last */
     uint32_t proven_bytes; /* of our HELLOs the longest that has come to the peer; 0: none */
     uint32_t seen_bytes;   /* and of the peer's to us */
     uint32_t mtu_bytes;    /* that both sides can do */

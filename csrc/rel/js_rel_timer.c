@@ -62,8 +62,9 @@ static uint64_t timer_shake(js_rel *rel, uint64_t now_ns)
     if ((rel->due & bit) != 0) {
         return JS_REL_NEVER; /* on its way */
     }
-    uint32_t tries = rel->state == JS_REL_OPENING && rel->proven_bytes != 0 ? rel->hello_rounds
-                                                                            : rel->shake_tries;
+    uint32_t tries = rel->state == JS_REL_OPENING && rel->proven_bytes != 0
+                         ? rel->hello_rounds + rel->hello_silent
+                         : rel->shake_tries;
     uint64_t due_ns = rel->shake_ns + timer_rto(rel, tries);
     if (now_ns < due_ns) {
         return due_ns;

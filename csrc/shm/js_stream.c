@@ -144,6 +144,7 @@ bool js_stream_change_window(js_stream_tx *tx, uint64_t bytes)
     }
     tx->head = js_round_up(tx->head, tx->payload_bytes);
     tx->tail = tx->head;
+    tx->ends[(tx->psn - 1) & tx->mask] = tx->head; /* where the last frame ends, as of now */
     tx->window_bytes = bytes;
     return true;
 }

@@ -190,6 +190,21 @@ static void test_window(void)
     stream_close(&t);
 }
 
+/* The ring is as good as empty when its window has changed, though the next frame is not read. */
+static void test_room_in_a_new_window(void)
+{
+    stream_test t;
+    stream_open(&t, 1, SLOTS);
+    JS_TEST_CHECK(stream_put(&t, 100, 1) && stream_take(&t, 0, 100, 1));
+    JS_TEST_CHECK(js_stream_set_window(&t.tx, 128) && js_stream_set_window(&t.tx, RING_BYTES));
+    JS_TEST_CHECK(stream_put(&t, 8, 2));
+    js_stream_refresh(&t.tx);
+    JS_TEST_CHECK(stream_put(&t, 256, 3) && stream_put(&t, 256, 4));
+    JS_TEST_CHECK(stream_take(&t, 0, 8, 2) && stream_take(&t, 0, 256, 3));
+    JS_TEST_CHECK(stream_take(&t, 0, 256, 4));
+    stream_close(&t);
+}
+
 /* A payload somewhere else in the segment; one that would end outside of it is refused. */
 static void test_reference(void)
 {
@@ -397,8 +412,8 @@ static void test_against_a_list(void)
 }
 
 JS_TEST_MAIN(JS_TEST(test_layout), JS_TEST(test_start), JS_TEST(test_order_and_wrap),
-             JS_TEST(test_lending), JS_TEST(test_window), JS_TEST(test_reference),
-             JS_TEST(test_full_of_slots), JS_TEST(test_full_of_bytes),
+             JS_TEST(test_lending), JS_TEST(test_window), JS_TEST(test_room_in_a_new_window),
+             JS_TEST(test_reference), JS_TEST(test_full_of_slots), JS_TEST(test_full_of_bytes),
              JS_TEST(test_skip_to_the_beginning), JS_TEST(test_slowest_reader_holds),
              JS_TEST(test_corrupt_reader_word_blocks),
              JS_TEST(test_corrupt_reader_word_frees_no_bytes),

@@ -72,6 +72,17 @@ def run_everyone_to_everyone(comm: Communicator) -> None:
         assert np.array_equal(block, pattern(size, 10 * peer + comm.rank)), peer
 
 
+def run_header_and_body(comm: Communicator) -> None:
+    """Both ranks send before they receive: what fits the stream does not wait for the reader."""
+    peer = 1 - comm.rank
+    for sizes in ((64, 4000), (100, 60_000, 100), (4000, 64, 4000), (60_000, 100, 60_000)):
+        for number, size in enumerate(sizes):
+            comm.send(pattern(size, number), peer)
+        for number, size in enumerate(sizes):
+            got = comm.recv(np.empty(size, np.uint8), peer)
+            assert np.array_equal(got, pattern(size, number)), (sizes, number)
+
+
 def run_self(comm: Communicator) -> None:
     """A rank may send to itself, whichever end is posted first."""
     for size in (0, 8, 100_000):
@@ -380,6 +391,7 @@ def run_timeout(comm: Communicator) -> None:
         run_sizes,
         run_tags,
         run_large_out_of_order,
+        run_header_and_body,
         run_timeout,
         run_shorter,
         run_probe,
