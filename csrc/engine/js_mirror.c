@@ -251,8 +251,8 @@ static void mirror_tell_consumed(js_mirror_peer *peer, bool is_answering)
     }
 }
 
-/* Memory for a frame. A peer that finds the link's buffer full of others' frames gets its share; one
- * that has filled it goes on in the next round. */
+/* Memory for a frame. A peer that finds the link's buffer full of others' frames gets its share;
+ * one that has filled it goes on in the next round. */
 static uint8_t *mirror_begin(js_mirror *mirror, js_mirror_peer *peer, bool has_sent)
 {
     uint8_t *frame = js_link_begin(mirror->link, peer->link_peer);
