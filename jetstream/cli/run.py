@@ -14,7 +14,7 @@ from jetstream.cli.supervisor import Supervisor, report
 from jetstream.config import RANKS_MAX, load_config
 from jetstream.errors import ConfigurationError
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "job_of", "rank_count"]
 
 _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
@@ -57,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "-n",
         "--ranks",
-        type=_rank_count,
+        type=rank_count,
         required=True,
         metavar="N",
         help="number of ranks; with --nnodes: on this host",
@@ -85,12 +85,12 @@ def add_parser(subparsers: Any) -> None:
     hosts = parser.add_argument_group("several hosts")
     hosts.add_argument(
         "--hosts",
-        type=_rank_count,
+        type=rank_count,
         metavar="H",
         help="act as if the ranks were on H hosts: rank r of n on host r * H // n",
     )
     hosts.add_argument(
-        "--nnodes", type=_rank_count, metavar="M", help="number of hosts, N ranks on each"
+        "--nnodes", type=rank_count, metavar="M", help="number of hosts, N ranks on each"
     )
     hosts.add_argument("--node-rank", type=int, metavar="I", help="number of this host, from 0")
     hosts.add_argument(
@@ -103,7 +103,8 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(func=lambda arguments: _run(parser, arguments))
 
 
-def _rank_count(text: str) -> int:
+def rank_count(text: str) -> int:
+    """A number of ranks or hosts, from the command line."""
     if not text.isdecimal() or not 1 <= int(text) <= RANKS_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {RANKS_MAX}")
     return int(text)
@@ -129,8 +130,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if status:
         return status
     cpus = _cpus(arguments.ranks) if arguments.bind == "core" else []
-    is_spread = arguments.nnodes is not None
-    job = _spread_job(parser, arguments) if is_spread else _local_job(parser, arguments)
+    job = job_of(parser, arguments)
     first_rank = arguments.ranks * (arguments.node_rank or 0)
     environments = _environments(job, arguments.ranks, arguments.hosts or 1, first_rank)
     if int(job["JETSTREAM_WORLD_SIZE"]) == 1 and arguments.timeout is None:
@@ -167,6 +167,12 @@ def _command(program: list[str], *, is_module: bool) -> tuple[list[str], int]:
         return [], _NOT_EXECUTABLE
     report(f"there is no program {program[0]}")
     return [], _NOT_FOUND
+
+
+def job_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, str]:
+    """Checks where the ranks are to be; returns the variables that all of them have."""
+    is_spread = arguments.nnodes is not None
+    return _spread_job(parser, arguments) if is_spread else _local_job(parser, arguments)
 
 
 def _local_job(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, str]:

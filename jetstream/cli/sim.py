@@ -40,9 +40,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    values = tuple(float(part) for part in text.split(","))
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (-1.0,)
     if any(not 0 <= value < 1e9 for value in values):
-        raise argparse.ArgumentTypeError("numbers from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from 0 on")
     return values
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from jetstream.cli.run import job_of, rank_count
 from jetstream.errors import ConfigurationError, JetstreamError, TuningError
 
 if TYPE_CHECKING:
@@ -74,14 +75,14 @@ def add_parser(subparsers: Any) -> None:
         help="write here instead of the place where jobs look",
     )  # fmt: skip
     hosts = parser.add_argument_group("several hosts, started on each; see 'jetstream run --help'")
-    hosts.add_argument("--nnodes", type=int, metavar="M", help="number of hosts")
+    hosts.add_argument("--nnodes", type=rank_count, metavar="M", help="number of hosts")
     hosts.add_argument(
         "--node-rank", type=int, metavar="I", help="number of this one; 0 keeps the results"
     )
     hosts.add_argument("--rendezvous", metavar="HOST:PORT", help="a port of host 0")
     hosts.add_argument("--secret-file", metavar="FILE", help="file with the secret")
     hosts.add_argument(
-        "--hosts", type=int, metavar="H", help="act as if there were H hosts; needs --output"
+        "--hosts", type=rank_count, metavar="H", help="act as if there were H hosts; needs --output"
     )
     parser.set_defaults(func=partial(_run, parser))
 
@@ -91,6 +92,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 
     try:
         request = _request(arguments)
+        job_of(parser, arguments)  # what is wrong is said before the table begins
         path = _output_path(arguments.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         check_output_path("--output", path)
@@ -98,7 +100,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"--output {arguments.output}: {error.strerror}")
-    console = _Console(_world(arguments), request, sys.stdout, sys.stderr)
+    console = _Console(_world(arguments), arguments.nnodes, request, sys.stdout, sys.stderr)
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         status = _measure(arguments, request, console)
@@ -128,10 +130,15 @@ def _request(arguments: argparse.Namespace) -> Request:
     for kind in arguments.kinds:
         if kind not in TUNABLE:
             raise ConfigurationError(f"kind {kind!r} is not one of {', '.join(TUNABLE)}")
-    if not 2 <= _world(arguments) <= RANKS_MAX or arguments.ranks < 1:
-        raise ConfigurationError(f"-n must be from 2 to {RANKS_MAX}, not {arguments.ranks}")
+    world = _world(arguments)
+    if not 2 <= world <= RANKS_MAX:
+        what = "-n" if arguments.nnodes is None else "the ranks of all hosts (-n times --nnodes)"
+        raise ConfigurationError(f"{what} must be from 2 to {RANKS_MAX}, not {world}")
     if arguments.hosts is not None and arguments.output is None:
-        raise ConfigurationError("--hosts acts as if: it needs --output, jobs do not look there")
+        raise ConfigurationError(
+            "--hosts only simulates hosts on this machine, so its results must go to a file of "
+            "your own: pass --output FILE"
+        )
     summed = [dtype.label for dtype in DType if RedOp.SUM in dtype.redops]
     (dtype,) = parse_dtypes([arguments.dtype])[:1]
     if dtype not in summed:
@@ -194,7 +201,9 @@ def _measure(arguments: argparse.Namespace, request: Request, console: _Console)
 class _Console:
     """Shows results as they come: the table on ``out``, progress on ``progress`` if a terminal."""
 
-    def __init__(self, ranks: int, request: Request, out: TextIO, progress: TextIO) -> None:
+    def __init__(
+        self, ranks: int, nnodes: int | None, request: Request, out: TextIO, progress: TextIO
+    ) -> None:
         self.results: list[Result] = []
         self.where: Where = ranks  # whom the results are for
         self._ranks = ranks
@@ -203,7 +212,8 @@ class _Console:
         self._progress = progress if progress.isatty() else None
         self._begin_s = time.monotonic()
         shared = "sharing cores" if request.is_crowded else "with a core each"
-        self.write(f"# jetstream tune: {_host_text()}; {ranks} ranks {shared}, {request.dtype}\n")
+        who = f"{ranks} ranks" if nnodes is None else f"{ranks // nnodes} on each of {nnodes} hosts"
+        self.write(f"# jetstream tune: {_host_text()}; {who} {shared}, {request.dtype}\n")
         self.write("# us of the slowest rank; loss: of the built-in choice, at p90\n")
 
     def write(self, text: str) -> None:

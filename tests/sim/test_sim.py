@@ -64,3 +64,6 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out.splitlines()
     assert printed == GOLDEN.read_text().splitlines()[:3]
     assert main(["sim", "--loss", "1"]) == 2
+    with pytest.raises(SystemExit):
+        main(["sim", "--loss", "some"])
+    assert "'some' is not a list of numbers" in capsys.readouterr().err

@@ -131,8 +131,11 @@ def test_what_cannot_be_added_to_is_replaced(
         (["barrier"], "kind 'barrier' is not one of"),
         (["-n", "1"], "-n must be from 2 to 256, not 1"),
         (["-d", "text"], "-d: 'text' is not one of float64"),
-        (["-n", "1", "--nnodes", "300"], "-n must be from 2 to 256"),
-        (["--hosts", "2"], "--hosts acts as if: it needs --output"),
+        (["-n", "2", "--nnodes", "200"], "-n times --nnodes) must be from 2 to 256, not 400"),
+        (["--nnodes", "-1"], "'-1' is not a number from 1 to 256"),
+        (["-n", "1", "--nnodes", "2"], "tune: error: --node-rank is needed"),
+        (["--hosts", "0"], "'0' is not a number from 1 to 256"),
+        (["--hosts", "2"], "pass --output FILE"),
         (["--budget", "0"], "--budget must be from"),
         (["--budget", "nan"], "--budget must be from"),
         (["--sizes", "1K,many"], "'many' is no size"),
@@ -148,4 +151,5 @@ def test_what_cannot_be_measured(
     with pytest.raises(SystemExit) as caught:
         main(["tune", *arguments])
     assert caught.value.code == 2
-    assert text in capfd.readouterr().err
+    out, err = capfd.readouterr()
+    assert (out, text in err) == ("", True), err
