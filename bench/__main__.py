@@ -1,5 +1,6 @@
-"""`python bench TABLE...`: every benchmark of this folder, one word each; see METHODOLOGY.md.
-`python bench links` measures links and the stack above them, and has options of its own."""
+"""`python bench TABLE...`: tables of the comparison, one word each; see METHODOLOGY.md.
+`python bench links` measures links and the stack above them, and has options of its own. Programs
+beside it: incast.py, loss.py and device.py."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from typing import Any
 import calls
 import hosts
 import model
+from bounds import output, positive, whole
 from contestants import (
     CONTESTANTS,
     HERE,
@@ -92,6 +93,10 @@ TABLES = {
     ],
 }
 
+
+PROGRAMS = """Programs of their own, each with --help: `python bench links` (links, and the stack
+above them), bench/incast.py (many to one), bench/loss.py (links that lose frames), bench/device.py
+(what devices launch by themselves)."""
 
 #: What --cores asks for, as Results has it.
 DISTANCES = {"most": [""], "near": ["near"], "far": ["far"], "both": ["near", "far"]}
@@ -184,17 +189,20 @@ def describe_machine() -> dict[str, str]:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python bench", description=__doc__, epilog=PROGRAMS)
     known_tables = ", ".join([*TABLES, "calls", "all"])
     parser.add_argument(
         "tables", nargs="*", default=["all_reduce"], metavar="TABLE", help=known_tables
     )
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default 5)")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="alternating rounds (default 5)")
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--sizes", help="instead of the tables' own, for example 8,64K,1M")
-    parser.add_argument("--budget", type=float, default=0.6, help="seconds a case (default 0.6)")
+    parser.add_argument("--budget", type=positive, default=0.6, help="seconds a case (default 0.6)")
     parser.add_argument(
-        "--mtu", type=int, default=1500, help="bytes, between the hosts of table hosts (1500)"
+        "--mtu",
+        type=whole(540, 65535),
+        default=1500,
+        help="bytes, between the hosts of table hosts (1500)",
     )
     parser.add_argument("--only", metavar="NAMES", help="a comma-separated choice of contestants")
     parser.add_argument(
@@ -209,8 +217,8 @@ def parse_arguments() -> argparse.Namespace:
         help="report samples taken while the cores were near, or far, a table for both, or in "
         "each row those of which there are most (default)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report to FILE")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write all samples to FILE")
+    parser.add_argument("--markdown", type=output, metavar="FILE", help="write the report to FILE")
     arguments = parser.parse_args()
     if "all" in arguments.tables:
         arguments.tables = [*TABLES, "calls"]

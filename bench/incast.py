@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import numpy as np
+from bounds import positive, share, whole
 from report import parse_size
 
 from jetstream import Communicator
@@ -22,6 +23,7 @@ from jetstream.testing import NoNetworkError, run_ranks
 
 AHEAD = 2  # messages of each sender that are awaited at a time
 LAST = 251  # first byte of the message that ends it
+LINKS = ("udp", "packet", "xdp")
 LOSSES = ["none", "link=0.001", "link=0.01", "link=0.05", "bridge=0.01"]
 SENT = ("frames_sent", "retransmits", "spurious", "timeouts", "probes", "credit_stalls")
 HEAD = (
@@ -91,10 +93,10 @@ def run(comm: Communicator, size_bytes: int, seconds: float) -> dict[str, Any]:
 
 def measure(chosen: argparse.Namespace, link: str, loss: str) -> dict[str, Any]:
     """Goodput, fairness and repeats with one kind of link and one kind of loss."""
-    by, _, share = loss.partition("=")
-    spread = {"faults": f"drop={share},seed=1"} if by == "link" else {}
+    by, _, lost = loss.partition("=")
+    spread = {"faults": f"drop={lost},seed=1"} if by == "link" else {}
     if by == "bridge":
-        spread = {"kernel_drop": float(share)}
+        spread = {"kernel_drop": float(lost)}
     results: Any = run_ranks(
         run,
         chosen.senders + 1,
@@ -120,15 +122,28 @@ def line_of(found: dict[str, Any]) -> str:
     return "| " + " | ".join([*cells, str(found["drops"])]) + " |"
 
 
+def parse_loss(text: str) -> str:
+    """Checks 'none', 'link=SHARE' or 'bridge=SHARE'."""
+    by, _, lost = text.partition("=")
+    if text != "none":
+        if by not in ("link", "bridge"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not none, link=SHARE or bridge=SHARE")
+        share(lost)
+    return text
+
+
 def main() -> None:
     """Measures all that is asked for; prints a table, or lines of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--senders", type=int, default=8, help="ranks that send (8)")
+    parser.add_argument("--senders", type=whole(1, 63), default=8, help="ranks that send (8)")
     parser.add_argument("--bytes", type=parse_size, default="1M", help="of a message (1M)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long, each (5)")
-    parser.add_argument("--links", nargs="+", default=["udp", "packet"], help="(udp packet)")
+    parser.add_argument("--seconds", type=positive, default=5.0, help="how long, each (5)")
     parser.add_argument(
-        "--losses", nargs="+", default=LOSSES, metavar="HOW",
+        "--links", nargs="+", choices=LINKS, default=LINKS[:2], metavar="LINK",
+        help=f"of {', '.join(LINKS)} (udp packet)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--losses", nargs="+", type=parse_loss, default=LOSSES, metavar="HOW",
         help=f"none; link=SHARE: by the sending link; bridge=SHARE: by the kernel, between "
         f"namespaces ({' '.join(LOSSES)})",
     )  # fmt: skip

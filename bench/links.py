@@ -19,6 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bounds import output, whole
+
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
 BUILD = HERE.parent / "build" / "bench"
@@ -32,6 +34,7 @@ METHODS = {
 }
 LIMIT_S = 150
 INSIDE = "JETSTREAM_BENCH_INSIDE"  # set within the namespace that this program has made
+FRAME_BYTES_MAX = 9152  # FLOOR_FRAME_BYTES_MAX of c/link_floor.h, less what it keeps
 IPS = ("10.77.0.1", "10.77.0.2")
 
 
@@ -132,7 +135,9 @@ def run_ends(program: Path, kind: str, network: Network | None, args: argparse.N
             end.kill()
             end.wait()
     if any(end.returncode != 0 for end in ends):
-        raise RuntimeError(" ".join(error.strip() for _, error in outputs) or "an end died")
+        reasons = dict.fromkeys(error.strip() for _, error in outputs if error.strip())
+        statuses = " and ".join(str(end.returncode) for end in ends)
+        raise RuntimeError("; ".join(reasons) or f"the ends ended with status {statuses}")
     return outputs[0][0]
 
 
@@ -180,7 +185,7 @@ def measure(args: argparse.Namespace) -> None:
             if network is not None:
                 network.close()
     if args.json is not None:
-        Path(args.json).write_text(json.dumps(results, indent=1))
+        args.json.write_text(json.dumps(results, indent=1))
 
 
 def main(arguments: list[str]) -> int:
@@ -188,15 +193,22 @@ def main(arguments: list[str]) -> int:
     methods = "\n".join(f"  {name:6} {text}" for name, text in METHODS.items())
     parser = argparse.ArgumentParser(
         prog="python bench links",
+        usage="%(prog)s [KIND ...] [options]",
         description=__doc__,
         epilog=f"methods:\n{methods}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--round-trips", type=int, default=4000, help="in each of 5 turns (4000)")
-    parser.add_argument("--mib", type=int, default=64, help="length of a stream (64)")
-    parser.add_argument("--mtu", type=int, default=1500, help="of the virtual cable (1500)")
-    parser.add_argument("--frame", type=int, default=0, help="bytes; 0: what the link chooses")
+    parser.add_argument(
+        "--round-trips", type=whole(1), default=4000, help="in each of 5 turns (4000)"
+    )
+    parser.add_argument("--mib", type=whole(1), default=64, help="length of a stream (64)")
+    parser.add_argument(
+        "--mtu", type=whole(540, 65535), default=1500, help="of the virtual cable (1500)"
+    )
+    parser.add_argument(
+        "--frame", type=whole(0, FRAME_BYTES_MAX), default=0, help="bytes; 0: what the link chooses"
+    )
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -208,12 +220,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--sizes",
         nargs="+",
-        type=int,
+        type=whole(0, FRAME_BYTES_MAX),
         default=[8, 64, 1024, 0],
         metavar="BYTES",
         help="of ping-pong; 0: a full frame (8 64 1024 0)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write all figures to FILE")
     args = parser.parse_args(arguments)
     args.methods.append("floor")
     args.kinds = args.kinds or list(KINDS)

@@ -17,10 +17,10 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bounds import output, share, whole
 
 from jetstream import Communicator, sim
 from jetstream.testing import NoNetworkError, run_ranks
@@ -113,10 +113,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def parse_losses(text: str) -> tuple[float, ...]:
     """Turn '0,0.01' into numbers."""
-    losses = tuple(float(part) for part in text.split(","))
-    if any(not 0 <= loss < 1 for loss in losses):
-        raise argparse.ArgumentTypeError("shares from 0 to below 1 are needed")
-    return losses
+    return tuple(share(part) for part in text.split(","))
 
 
 def main() -> int:
@@ -124,10 +121,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("links", nargs="*", metavar="LINK", help=f"of {', '.join(LINKS)} (all)")
     parser.add_argument("--loss", type=parse_losses, default=LOSSES, help="(0,0.001,0.01,0.05)")
-    parser.add_argument("--calls", type=int, default=10_000, help="of 8 KiB, a round (10000)")
-    parser.add_argument("--rounds", type=int, default=3, help="(3)")
+    parser.add_argument("--calls", type=whole(1), default=10_000, help="of 8 KiB, a round (10000)")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="of all cells (3)")
     parser.add_argument("--real-time", action="store_true", help="above all other processes")
-    parser.add_argument("--json", help="file for all rounds")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write all rounds to FILE")
     chosen = parser.parse_args()
     links = chosen.links or LINKS
     if set(links) - set(LINKS):
@@ -153,7 +150,7 @@ def main() -> int:
         rows.append({"loss": loss, "link": "simulated", **simulate(loss, chosen.calls)})
     sys.stdout.write(format_table(rows))
     if chosen.json is not None:
-        Path(chosen.json).write_text(json.dumps([[*key, of] for key, of in rounds.items()]))
+        chosen.json.write_text(json.dumps([[*key, of] for key, of in rounds.items()]))
     return 0
 
 

@@ -463,6 +463,10 @@ int main(int argc, char **argv)
     uint32_t full = links_open(&options, ends);
     for (int i = 11; i < argc; i++) {
         uint32_t bytes = (uint32_t)atoi(argv[i]);
+        if (bytes > full) {
+            fprintf(stderr, "links: %u bytes: a frame takes %u\n", bytes, full);
+            return 1;
+        }
         links_ping_pong(ends, options.role, bytes == 0 ? full : bytes, options.round_trips);
     }
     if (options.stream_bytes != 0) {

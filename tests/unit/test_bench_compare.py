@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,18 +109,3 @@ def test_contestants_differ_by_what_is_between_the_ranks(load: Callable[[str], A
     assert "FI_TCP_IFACE" not in mpich.between("memory", {}).environment
     assert tcp.between("network", {}).environment["FI_TCP_IFACE"] == "lo"
     assert tcp.between("hosts", {}).environment["FI_TCP_IFACE"] == hosts.INTERFACE
-
-
-def test_between_namespaces(tmp_path: Path) -> None:
-    """Ranks that `python bench hosts` starts meet and get right results, on each kind of link."""
-    report = tmp_path / "report.md"
-    names = "jetstream-udp,jetstream-packet"
-    words = [*(sys.executable, str(BENCH), "hosts", "--quick", "--sizes", "8", "--budget", "0.02")]
-    words += ["--only", names, "--venv", str(tmp_path / "venv"), "--markdown", str(report)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    text = report.read_text()
-    if "all: no network namespaces" in text:
-        pytest.skip(text.splitlines()[-2])
-    assert "Not measured" not in text
-    assert "|  | jetstream-udp | jetstream-packet |" in text and "| 8 B | " in text

@@ -20,7 +20,7 @@ def loss(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_losses(loss: Any) -> None:
     assert loss.parse_losses("0,0.05") == (0.0, 0.05)
-    for wrong in ("1", "-0.1"):
+    for wrong in ("1", "-0.1", "nan", "foo", "0,"):
         with pytest.raises(argparse.ArgumentTypeError):
             loss.parse_losses(wrong)
 
