@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -56,6 +56,24 @@ def pytest_configure(config: pytest.Config) -> None:
             is_interrupt = number is signal.SIGINT
             signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
     config.addinivalue_line("markers", "slow: takes more than ten seconds or more than 8 GiB")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where there has to be a network, a test that is skipped for lack of one has failed."""
+    report = yield
+    if report.skipped and os.environ.get("JETSTREAM_REQUIRE_NETWORK") == "1" and call.excinfo:
+        from jetstream.testing import NoNetworkError
+
+        error: BaseException | None = call.excinfo.value
+        while error is not None and not isinstance(error, NoNetworkError):
+            error = error.__cause__ or error.__context__
+        if error is not None:
+            report.outcome = "failed"
+            report.longrepr = f"JETSTREAM_REQUIRE_NETWORK is set, and {error}"
+    return report
 
 
 @dataclass(frozen=True)

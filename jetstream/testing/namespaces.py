@@ -3,9 +3,10 @@
     python -I -S namespaces.py FD JSON
 
 It answers on the Unix socket FD, once: b"ok" and the descriptors (that of the bridge's namespace,
-then those of the hosts), or b"error: ..." with the reason. The namespaces have no names: they live
-as long as a descriptor or process of theirs, and the interfaces live with them. So nothing has to
-be cleaned up, whoever is killed.
+then those of the hosts), or b"error: ..." with the reason: there are no namespaces here, or no
+network can be made in them. The namespaces have no names: they live as long as a descriptor or
+process of theirs, and the interfaces live with them. So nothing has to be cleaned up, whoever is
+killed.
 
     python -I -S namespaces.py enter FD,FD COMMAND ...
 
@@ -83,7 +84,8 @@ def _run(program: str, *arguments: str, text: str, fds: tuple[int, ...] = ()) ->
         raise OSError(f"{program}: {done.stderr.strip()}")
 
 
-def _build(spec: dict[str, Any]) -> list[int]:
+def _unshare(spec: dict[str, Any]) -> tuple[list[int], int, list[int]]:
+    """Makes the namespaces: descriptors of the user namespace, the bridge's and the hosts'."""
     fds = [_enter_user_namespace()] if spec["is_user"] else []
     _call("unshare", CLONE_NEWNET)
     bridge = _own("net")
@@ -91,6 +93,11 @@ def _build(spec: dict[str, Any]) -> list[int]:
     for _ in range(spec["hosts"]):
         _call("unshare", CLONE_NEWNET)
         hosts.append(_own("net"))
+    return fds, bridge, hosts
+
+
+def _join(spec: dict[str, Any], bridge: int, hosts: list[int]) -> None:
+    """Joins the namespaces by a bridge."""
     _call("setns", bridge, CLONE_NEWNET)
     mtu = spec["mtu"]
     path_mtu = spec["path_mtu"]
@@ -116,7 +123,6 @@ def _build(spec: dict[str, Any]) -> list[int]:
         if path_mtu < mtu:  # TCP has no probe for it, and would stop
             lines += [f"route change 10.77.0.0/16 dev {interfaces[0]} advmss {path_mtu - 40}"]
         _run("ip", "-batch", "-", text="\n".join(lines))
-    return [*fds, bridge, *hosts]
 
 
 def _enter_user_namespace() -> int:
@@ -153,12 +159,15 @@ def _become(fds: str, command: list[str]) -> None:
 
 def _main(fd: int, spec: dict[str, Any]) -> None:
     with socket.socket(fileno=fd) as answers:
+        what = "no network namespaces here"
         try:
-            fds = _build(spec)
+            fds, bridge, hosts = _unshare(spec)
+            what = "the network cannot be made"
+            _join(spec, bridge, hosts)
         except OSError as error:
-            answers.send(f"error: {error.strerror or error}".encode())
+            answers.send(f"error: {what}: {error.strerror or error}".encode())
         else:
-            socket.send_fds(answers, [b"ok"], fds)
+            socket.send_fds(answers, [b"ok"], [*fds, bridge, *hosts])
 
 
 if __name__ == "__main__":

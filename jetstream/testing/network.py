@@ -20,6 +20,7 @@ __all__ = ["Hosts", "Network", "NoNetworkError"]
 
 LINKS = ("shm", "udp", "packet", "xdp")
 _HOSTS_MAX = 64
+_INTERFACES_MAX = 4
 _BUILD_TIMEOUT_S = 30.0
 _PORT_MIN = 20000
 _PORTS = 10000
@@ -74,15 +75,15 @@ class Network:
             try:
                 answer, fds, _, _ = socket.recv_fds(ours, 4096, hosts + 2)
             except TimeoutError:
-                answer, fds = b"error: it takes too long", []
+                answer, fds = b"error: the network cannot be made: it takes too long", []
             finally:
                 builder.kill()
                 builder.wait()
         for fd in fds:
             os.set_inheritable(fd, False)
         if answer != b"ok":
-            reason = answer.decode(errors="replace").removeprefix("error: ") or "the builder died"
-            raise NoNetworkError(f"no network namespaces here: {reason}")
+            reason = answer.decode(errors="replace").removeprefix("error: ")
+            raise NoNetworkError(reason or "no network namespaces here: the builder died")
         self._held = fds
         self._user = tuple(fds[:1]) if is_user else ()
         self._nets = fds[len(self._user) + 1 :]
@@ -169,11 +170,19 @@ class Hosts:
             raise ArgumentError(f"link {link!r} with {text}: 'shm' is for one, the others for more")
         if not 0 <= kernel_drop < 1:
             raise ArgumentError(f"kernel_drop is {kernel_drop!r}: a share from 0 to below 1")
-        needs_network = link in ("packet", "xdp") or kernel_drop > 0 or path_mtu > 0
-        if is_one and (faults or needs_network or namespaces):
-            raise ArgumentError("faults, kernel_drop and namespaces are for several hosts")
-        if needs_network and namespaces is False:
-            raise ArgumentError("packet, xdp, kernel_drop and path_mtu need namespaces")
+        if isinstance(interfaces, bool) or interfaces not in range(1, _INTERFACES_MAX + 1):
+            raise ArgumentError(f"interfaces is {interfaces!r}: from 1 to {_INTERFACES_MAX}")
+        if link == "xdp" and interfaces > 1:
+            raise ArgumentError("interfaces: with 'xdp' each rank has one of its own")
+        needs_network = (
+            *(link in ("packet", "xdp"), kernel_drop > 0, path_mtu > 0),
+            *(is_ipv6, interfaces > 1),
+        )
+        if is_one and (faults or any(needs_network) or namespaces):
+            raise ArgumentError("faults, namespaces and what needs them are for several hosts")
+        if any(needs_network) and namespaces is False:
+            text = "packet, xdp, kernel_drop, path_mtu, is_ipv6 and several interfaces"
+            raise ArgumentError(f"{text} need namespaces")
         return cls(
             index=index,
             link=link,
@@ -181,7 +190,7 @@ class Hosts:
             kernel_drop=kernel_drop,
             mtu=mtu,
             path_mtu=path_mtu,
-            is_network=needs_network or bool(namespaces),
+            is_network=any(needs_network) or bool(namespaces),
             is_ipv6=is_ipv6,
             interfaces=interfaces,
         )

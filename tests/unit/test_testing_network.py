@@ -115,7 +115,8 @@ def test_namespaces_end_with_a_killed_process() -> None:
     _, complaint = process.communicate(timeout=30)
     if not is_up:
         assert "NoNetworkError" in complaint
-        pytest.skip(complaint.splitlines()[-1])
+        reason = complaint.splitlines()[-1]
+        raise pytest.skip.Exception(reason) from NoNetworkError(reason)
     assert len(held) == 3  # two hosts and the bridge
 
 
@@ -175,6 +176,19 @@ def test_xdp_shares_no_interface() -> None:
     assert names == ["eth0", "eth0", "eth1", "eth2"]
 
 
+@pytest.mark.parametrize("needy", [{"interfaces": 2}, {"is_ipv6": True}, {"path_mtu": 1300}])
+def test_what_needs_namespaces_makes_them(needy: dict[str, Any]) -> None:
+    assert Hosts.make(2, link="udp", **needy).is_network
+
+
+def test_a_network_that_cannot_be_made_says_so() -> None:
+    with pytest.raises(NoNetworkError) as caught:
+        Network(1, mtu=7)  # too short for a veth
+    if "no network namespaces" in str(caught.value):
+        pytest.skip(str(caught.value))
+    assert "the network cannot be made: ip: " in str(caught.value)
+
+
 def test_namespaces_have_an_interface_and_meet_by_tcp() -> None:
     found = Hosts.make(4, hosts=2, link="packet")
     assert found.is_network
@@ -195,6 +209,12 @@ def test_namespaces_have_an_interface_and_meet_by_tcp() -> None:
         {"link": "udp", "hosts": True},
         {"link": "udp", "hosts": (0, 1)},
         {"link": "udp", "hosts": (0, 2, 2, 0)},
+        {"link": "udp", "interfaces": 0},
+        {"link": "udp", "interfaces": 5},
+        {"link": "udp", "interfaces": 2, "namespaces": False},
+        {"link": "udp", "is_ipv6": True, "namespaces": False},
+        {"link": "xdp", "interfaces": 2},
+        {"interfaces": 2},
         {"link": "udp", "kernel_drop": 1.0},
         {"link": "udp", "kernel_drop": -0.1},
         {"link": "packet", "namespaces": False},
