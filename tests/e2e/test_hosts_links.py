@@ -61,8 +61,6 @@ def sizes_and_words(comm: Communicator) -> tuple[int, int, list[str]]:
     ("link", "is_ipv6", "path_mtu", "expected"),
     [
         ("packet", False, 1500, (9000, 1500)),
-        ("packet", False, 4500, (9000, 4096)),
-        ("udp", False, 1400, (8972, 1372)),
         ("udp", True, 1300, (8952, 1232)),
     ],
 )
@@ -99,13 +97,13 @@ def test_a_path_that_carries_next_to_nothing() -> None:
             2,
             link="udp",
             faults="mtu=500",
-            env={"JETSTREAM_INIT_TIMEOUT": "2"},
+            env={"JETSTREAM_INIT_TIMEOUT": "4"},
             timeout_s=PATIENCE_S,
         )
     text = str(caught.value)
     assert "UnreachableError" in text
     assert "udp 127.0.0.1 port" in text
-    assert "of lo within 2.0 s: nothing of it arrives here, not even frames of 548 bytes" in text
+    assert "of lo within 4.0 s: nothing of it arrives here, not even frames of 548 bytes" in text
 
 
 def frames_by_interface(comm: Communicator) -> dict[str, int]:
@@ -117,11 +115,11 @@ def frames_by_interface(comm: Communicator) -> dict[str, int]:
     rails = comm.rail_counters()
     total = comm.link_counters()
     for counter in ("frames_sent", "bytes_received", "system_calls"):
-        assert sum(rail[counter] for rail in rails.values()) <= total[counter]
+        assert 0 < sum(rail[counter] for rail in rails.values()) <= total[counter]
     return {name.rpartition(" ")[2]: rail["frames_sent"] for name, rail in rails.items()}
 
 
-@pytest.mark.parametrize(("link", "is_ipv6"), [("udp", False), ("udp", True), ("packet", False)])
+@pytest.mark.parametrize(("link", "is_ipv6"), [("udp", True), ("packet", False)])
 def test_two_interfaces(link: str, is_ipv6: bool) -> None:
     """Ranks 0 and 1 of each host exchange slices with their like over one interface each."""
     try:

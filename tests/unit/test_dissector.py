@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import struct
@@ -394,7 +395,11 @@ def listening(network: Any, path: Path) -> Iterator[None]:
     listen = ("-i", "bridge0", "-U", "--immediate-mode", "-B", "32768", "-w", str(path))
     for host in (0, 1):  # as on a cable: datagrams that leave in one call go one by one
         command, fds = network.inside(host, "ip", "link", "set", "eth0", "gso_max_segs", "1")
-        subprocess.run(command, pass_fds=fds, timeout=30, check=True)
+        done = subprocess.run(
+            command, pass_fds=fds, timeout=30, check=False, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            pytest.skip(f"gso_max_segs of eth0: {done.stderr.strip()}")
     command, fds = network.inside(None, "tcpdump", "-Z", "root", *listen)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, pass_fds=fds) as tcpdump:
         assert tcpdump.stderr is not None
@@ -409,16 +414,15 @@ def listening(network: Any, path: Path) -> Iterator[None]:
         finally:
             tcpdump.send_signal(signal.SIGINT)
             report = tcpdump.communicate(timeout=30)[1]
-    assert "0 packets dropped by kernel" in report, report
+    assert re.search(r"(?m)^0 packets dropped by kernel", report), report
 
 
 @needs_tshark
 @pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed here")
-@pytest.mark.parametrize("link", ["packet", "udp"])
-def test_on_a_bridge(tmp_path: Path, link: str) -> None:
+def test_on_a_bridge(tmp_path: Path) -> None:
     """What tcpdump sees on the bridge between namespaces while ranks call collectives."""
     path = tmp_path / "bridge.pcap"
-    with RankPool(2, fresh=True, hosts=2, link=link, namespaces=True) as pool:
+    with RankPool(2, fresh=True, hosts=2, link="udp", namespaces=True) as pool:
         try:
             pool.run(sums)
         except NoNetworkError as error:
