@@ -212,8 +212,9 @@ class _Console:
         self._progress = progress if progress.isatty() else None
         self._begin_s = time.monotonic()
         shared = "sharing cores" if request.is_crowded else "with a core each"
-        who = f"{ranks} ranks" if nnodes is None else f"{ranks // nnodes} on each of {nnodes} hosts"
-        self.write(f"# jetstream tune: {_host_text()}; {who} {shared}, {request.dtype}\n")
+        spread = f", {ranks // nnodes} on each of {nnodes} hosts," if nnodes else ""
+        who = f"{ranks} ranks{spread} {shared}"
+        self.write(f"# jetstream tune: {_host_text()}; {who}, {request.dtype}\n")
         self.write("# us of the slowest rank; loss: of the built-in choice, at p90\n")
 
     def write(self, text: str) -> None:

@@ -297,16 +297,19 @@ class _Session:
         )
 
     def _explained(self, error: JetstreamError) -> JetstreamError:
-        """Adds what only the socket knows."""
+        """Adds what only the socket knows: first where all else is guessed, not so at rank 0."""
         if not isinstance(error, RendezvousError):
             return error
-        if not self._wire.count_refused():
+        if self._wire.count_refused():
+            why = (
+                "connections failed in the handshake: JETSTREAM_JOB_SECRET may differ between "
+                "ranks, or two jobs use the same JETSTREAM_RENDEZVOUS"
+            )
+        else:
             why = self._wire.explain_silence(timeout_s=_TRY_S)
-            return RendezvousError(f"{error}; {why}") if why else error
-        return RendezvousError(
-            f"{error}; connections failed in the handshake: JETSTREAM_JOB_SECRET may differ "
-            "between ranks, or two jobs use the same JETSTREAM_RENDEZVOUS"
-        )
+        if not why:
+            return error
+        return RendezvousError(f"{error}; {why}" if self._wire.is_bound else f"{why}; {error}")
 
     def close(self) -> None:
         """Closes what is not part of the result. Messages to those who listen still get out."""
