@@ -204,7 +204,10 @@ class Communicator(CollectiveCalls, MessageCalls):
 
     @property
     def last_op(self) -> OperationRecord | None:
-        """The record of this rank's last finished collective; None before the first."""
+        """The record of this rank's last finished collective; None before the first.
+
+        While another thread is inside, such as the ticker, it may be the record before that.
+        """
         record = ffi.new("js_record *")
         if lib.js_comm_last_record(self._launcher.handle(), record) != lib.JS_OK:
             return None

@@ -33,7 +33,7 @@ PLACEMENTS = tuple(
 #: The ordinary run: each link, each kind of disturbance, one and two ranks on a host.
 SHORT = (
     ("udp", (0, 0, 1, 1), 0.05),
-    ("packet", (0, 1), 0.01),
+    ("packet", (0, 1), 0.05),
     ("packet", (0, 1, 2), FAULTS),
     ("xdp", (0, 1), 0.05),
 )
@@ -49,7 +49,7 @@ REDUCTIONS = (
 REDUCTIONS_SHORT = (("float32", "sum"), ("bfloat16", "avg"), ("int16", "prod"))
 #: One frame, several frames, several chunks.
 COUNTS = (7, 900, 20_000)
-COUNTS_SHORT = (7, 9000)
+COUNTS_SHORT = (9000, 7)
 PATIENCE_S = 300.0
 
 
@@ -188,7 +188,7 @@ def call_everything(
     counts = COUNTS if full else COUNTS_SHORT
     reductions = REDUCTIONS if full else REDUCTIONS_SHORT
     for turn, (dtype, op) in enumerate(reductions):
-        few = counts if turn < 4 else (counts[turn % len(counts)],)
+        few = counts if full and turn < 4 else (counts[turn % len(counts)],)
         for count in few:
             reduce_everything(checker, dtype, op, count)
     for dtype in ("float32", "uint8") if full else ("uint8",):
