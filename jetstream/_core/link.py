@@ -106,9 +106,10 @@ class LinkSettings:
         found, rank, there, wanted = min(short)
         others = f" and {len(short) - 1} others" if len(short) > 1 else ""
         _log.warning(
-            "longer frames than %d bytes do not get to rank %d%s, though %s here takes %d and %s "
-            "there %d: they are cut to that size; a switch or tunnel on the way has a smaller MTU",
-            *(found, rank, others, interface, most, there, wanted),
+            "frames to rank %d%s are cut to %d bytes: the next longer size tried does not get "
+            "there, though up to %d are allowed on %s here and %d on %s there; a switch or tunnel "
+            "on the way has a smaller MTU",
+            *(rank, others, found, most, interface, wanted, there),
         )
 
 

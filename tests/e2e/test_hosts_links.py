@@ -87,7 +87,7 @@ def test_a_path_that_carries_less_than_the_interfaces(
         pytest.skip(str(error))
     assert results == [(*expected, [])] * 2
     said = capfd.readouterr().err
-    assert said.count(f"longer frames than {expected[1]} bytes do not get to rank") == 2
+    assert said.count(f"are cut to {expected[1]} bytes: the next longer size") == 2
 
 
 def test_a_path_that_carries_next_to_nothing() -> None:
