@@ -5,6 +5,7 @@
 #include "js_group.h"
 #include "js_status.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -261,12 +262,22 @@ int32_t js_comm_unload_plan(js_comm *comm, uint32_t plan_id)
     return js_comm_leave(comm, comm_unload_plan(comm, plan_id));
 }
 
+/* Unless a thread of the caller's is inside. A helper's or the ticker's turn is short. */
+static bool comm_try_enter(js_comm *comm)
+{
+    while (!js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED)) {
+        if (js_load_rlx_u32(&comm->busy) != JS_COMM_HELPED) {
+            return false;
+        }
+        sched_yield();
+    }
+    return true;
+}
+
 /* Brings the books up to date, unless another thread is inside. */
 static void comm_settle(js_comm *comm)
 {
-    bool is_free = comm->is_biased ? js_comm_enter(comm) == JS_OK
-                                   : js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_HELPED);
-    if (is_free) {
+    if (comm->is_biased ? js_comm_enter(comm) == JS_OK : comm_try_enter(comm)) {
         js_account_settle(comm);
         (void)js_comm_leave(comm, JS_OK);
     }
