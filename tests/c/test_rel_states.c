@@ -184,6 +184,7 @@ static void model_normalize(js_rel *rel)
     rel->sample_from_ns = JS_REL_NEVER;
     js_rel_set_timeouts(rel);
     rel->shake_tries = model_cap(rel->shake_tries, 1);
+    rel->hello_silent = 0;
     rel->idle_tries = 0;
     rel->backoff = model_cap(rel->backoff, 1);
     rel->probe_tries = model_cap(rel->probe_tries, 1);
