@@ -194,10 +194,18 @@ def test_right_data_is_found_right(kind: str, world: int) -> None:
     assert (samples.latency_ns > 0).all()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "redop"),
-    [(dtype.label, op) for dtype in DType for op in ops_of(dtype)],
-)
+def types_and_reductions() -> list[tuple[str, str]]:
+    """Every type and every reduction, each in few pairs: how operands are made depends on both."""
+    full = (DType.FLOAT32, DType.BFLOAT16, DType.INT8, DType.UINT64)
+    return [
+        (dtype.label, op)
+        for number, dtype in enumerate(DType)
+        for place, op in enumerate(ops_of(dtype))
+        if dtype in full or place % 4 == number % 4
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "redop"), types_and_reductions())
 def test_every_type_and_reduction(dtype: str, redop: str) -> None:
     assert samples_of(Case("all_reduce", 2, 64, dtype, redop), iterations=2).wrong == 0
     assert samples_of(Case("reduce_scatter", 2, 64, dtype, redop), iterations=2).wrong == 0
