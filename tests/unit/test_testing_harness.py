@@ -178,12 +178,12 @@ def test_collect_does_not_raise(pool: RankPool) -> None:
 def test_timeout_shows_all_stacks(no_leaks: Any) -> None:
     start_s = time.monotonic()
     with pytest.raises(RankTimeoutError) as caught:
-        run_ranks(hang_on_one, 2, timeout_s=3.0)
+        run_ranks(hang_on_one, 2, timeout_s=6.0)
     assert isinstance(caught.value, TimeoutError)
     text = str(caught.value)
-    assert "rank 0: still running after 3." in text and "rank 1: still running" in text
+    assert "rank 0: still running after 6." in text and "rank 1: still running" in text
     assert "in hang_here" in text and "in barrier" in text
-    assert time.monotonic() - start_s < 20
+    assert time.monotonic() - start_s < 30
 
 
 def test_timeout_with_a_stopped_rank(no_leaks: Any) -> None:
