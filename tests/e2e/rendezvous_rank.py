@@ -59,7 +59,8 @@ def fds() -> dict[int, str]:
 def threads() -> int:
     """Threads of this process, once those that have been joined are gone from the kernel, too."""
     deadline_s = time.monotonic() + 5
-    while (count := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < deadline_s:
+    tasks = Path("/proc/self/task")
+    while (count := len(list(tasks.iterdir()))) > 1 and time.monotonic() < deadline_s:
         time.sleep(0.01)
     return count
 
