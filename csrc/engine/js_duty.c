@@ -232,8 +232,8 @@ static js_exec_outcome duty_step(js_comm *comm, uint32_t *progress)
         js_account_write(comm);
     }
     if (comm->mirror != NULL) {
-        comm->exec.may_linger =
-            false; /* looking at streams does not bring in other hosts' frames */
+        /* Looking at streams does not bring in what other hosts have sent. */
+        comm->exec.may_linger = false;
         return duty_step_remote(comm, progress);
     }
     comm->exec.may_linger = comm->engine->wait.oversubscribed == 0;
