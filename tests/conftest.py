@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -56,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
             is_interrupt = number is signal.SIGINT
             signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
     config.addinivalue_line("markers", "slow: takes more than ten seconds or more than 8 GiB")
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests have been collected, which no garbage collection need look at again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
