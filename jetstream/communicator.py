@@ -23,6 +23,7 @@ from jetstream.groups import split
 from jetstream.launcher import Launcher
 from jetstream.messages import MessageCalls
 from jetstream.persistent import Persistent, prepare
+from jetstream.progress import start_thread
 from jetstream.records import OperationRecord, from_native, view_ring
 from jetstream.shapes import check_rank
 from jetstream.symmetric import HeapUsage, heap_usage, new_array
@@ -133,6 +134,19 @@ class Communicator(CollectiveCalls, MessageCalls):
     def _use(self, launcher: Any) -> None:
         """From now on calls go there."""
         self._launcher = launcher
+
+    def start_progress(self, core: int | None = None) -> None:
+        """From now on operations in flight get on by themselves, also while no call is made.
+
+        Starts the engine thread of this process, as ``jetstream.init(progress="thread")`` does, for
+        all its communicators, on ``core`` (``JETSTREAM_PROGRESS_CORE``, default: any). It sleeps
+        while nothing is in flight. Without effect where it is running; it ends with the last
+        communicator. The other ranks need not do the same.
+
+        Raises ArgumentError, ConfigurationError, ClosedError, SystemCallError.
+        """
+        self._launcher.handle()
+        start_thread(self._endpoint.engine, self._config, core)
 
     # --- symmetric memory ----------------------------------------------------------------------
 

@@ -16,8 +16,9 @@ from jetstream.communicator import Communicator
 from jetstream.config import PROGRESS, Config, configure_logging, load_config
 from jetstream.control.links import LinkEnd
 from jetstream.control.rendezvous import Membership, join
-from jetstream.errors import ArgumentError, ConfigurationError, UnsupportedError
+from jetstream.errors import ArgumentError, UnsupportedError
 from jetstream.plans import check_forced
+from jetstream.progress import choose_core
 from jetstream.tuning import select
 
 __all__ = ["get_include", "init", "is_oversubscribed"]
@@ -39,7 +40,8 @@ def init(
     ``progress`` (``JETSTREAM_PROGRESS``): with "inline", what is in flight moves while this
     process is inside a call; with "thread", a thread of the data plane moves it at any time, on
     ``core`` (``JETSTREAM_PROGRESS_CORE``, default: any). It never runs Python, and sleeps while
-    there is nothing to do. Ranks need not agree on it.
+    there is nothing to do. Ranks need not agree on it; ``Communicator.start_progress`` starts it
+    later.
 
     Ranks of several hosts reach each other over a link (``JETSTREAM_LINK``; ``docs/links.md``).
 
@@ -71,20 +73,7 @@ def _thread_core(config: Config, progress: str | None, core: int | None) -> int 
     is_thread = (progress or config.progress) == "thread"
     if core is not None and not is_thread:
         raise ArgumentError(f"core is {core!r}, but it is of progress='thread' alone")
-    chosen = config.progress_core if core is None else core
-    if not is_thread or chosen is None:
-        return -1 if is_thread else None
-    allowed = os.sched_getaffinity(0)
-    if isinstance(chosen, bool) or not isinstance(chosen, int) or chosen not in allowed:
-        listed = ", ".join(str(one) for one in sorted(allowed))
-        text = (
-            f"is {chosen!r}, but this process may use cores {listed}: take one of them, or start "
-            "the process with others (taskset)"
-        )
-        if core is None:
-            raise ConfigurationError(f"JETSTREAM_PROGRESS_CORE {text}")
-        raise ArgumentError(f"core {text}")
-    return chosen
+    return choose_core(config, core) if is_thread else None
 
 
 class _Opener:
@@ -126,6 +115,7 @@ def _open(
             membership.rank,
             pidfds=membership.pidfds,
             oversubscribed=is_oversubscribed(membership.cpus_here, threads),
+            is_crowded=is_oversubscribed(membership.cpus_here, 2),
             spin_us=config.spin_us,
             thread_core=thread_core,
             hosts=membership.host_index,

@@ -33,7 +33,7 @@ struct js_engine {
     js_group_area *groups; /* areas made by this rank that may still be in use (lock) */
     uint64_t group_count;  /* areas made so far: numbers them (lock) */
     pthread_t thread;      /* js_thread.c */
-    bool has_thread;
+    uint32_t has_thread;   /* it may be started at any time; R: any thread, rel/acq */
     bool has_ticker;
     pthread_t ticker;
     uint32_t bell;         /* 1: the engine thread sleeps (futex); W: it, and who wakes it */

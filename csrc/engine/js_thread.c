@@ -34,6 +34,7 @@
 #define THREAD_TICK_LOSSY_NS 1000000u /* where frames have got lost, for so long after the last: */
 #define THREAD_LOSSY_NS 1000000000u
 #define THREAD_SLICE_REMOTE_NS 1000000u /* no futex rings for what comes over a link */
+#define THREAD_SLICE_QUIET_NS 1000000000u
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
 #endif
@@ -145,9 +146,43 @@ static void thread_sleep_at(const js_engine *engine, const thread_door *doors, u
     }
 }
 
+/* Is nothing in flight, and can nothing be posted but through js_comm_note_work or the lock? */
+static bool thread_is_quiet(const js_engine *engine)
+{
+    if (js_load_seq_u32(&engine->working_count) != 0) {
+        return false;
+    }
+    for (const js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
+        if (comm->queue != NULL) {
+            return false;
+        }
+    }
+    return js_load_seq_u32(&engine->lockers) == 0 && js_load_seq_u32(&engine->thread_stops) == 0;
+}
+
+/* Sleeps until its bell rings: no barrier in the cores of others, no doorbell for peers to see.
+ * Whoever leaves work behind counts it, and wants the lock, before it looks at the bell. False:
+ * there is something to do. */
+static bool thread_sleep_quietly(js_engine *engine)
+{
+    (void)js_swap_seq_u32(&engine->bell, 1);
+    bool is_quiet = thread_is_quiet(engine);
+    if (is_quiet) {
+        uint64_t slice_ns = engine->is_spread ? THREAD_SLICE_REMOTE_NS : THREAD_SLICE_QUIET_NS;
+        struct timespec slice = { .tv_sec = (time_t)(slice_ns / 1000000000u),
+                                  .tv_nsec = (long)(slice_ns % 1000000000u) };
+        (void)syscall(SYS_futex, &engine->bell, FUTEX_WAIT, 1u, &slice, NULL, 0u);
+    }
+    js_store_rlx_u32(&engine->bell, 0);
+    return is_quiet;
+}
+
 /* The lock is held. */
 static void thread_sleep(js_engine *engine)
 {
+    if (thread_sleep_quietly(engine)) {
+        return;
+    }
     thread_door doors[THREAD_DOORS_MAX + 1];
     uint32_t count = thread_raise_all(engine, doors);
     if (engine->has_membarrier) {
@@ -175,6 +210,7 @@ static void thread_check_liveness(js_engine *engine)
 static void *thread_main(void *argument)
 {
     js_engine *engine = argument;
+    bool has_no_core = engine->wait.oversubscribed != 0 || engine->wait.is_crowded != 0;
     uint64_t idle = js_clock_ticks(); /* since when */
     uint64_t checked = 0;
     while (js_load_acq_u32(&engine->thread_stops) == 0) {
@@ -195,7 +231,7 @@ static void *thread_main(void *argument)
         pthread_mutex_unlock(&engine->lock);
         if (progress != 0) {
             idle = js_clock_ticks();
-        } else if (idle_ns < THREAD_SPIN_NS && engine->wait.oversubscribed == 0) {
+        } else if (idle_ns < THREAD_SPIN_NS && !has_no_core) {
             js_cpu_relax();
         } else if (idle_ns <= THREAD_YIELD_NS) {
             sched_yield();
@@ -206,31 +242,27 @@ static void *thread_main(void *argument)
 
 bool js_thread_is_running(const js_engine *engine)
 {
-    return engine->has_thread;
+    return js_load_acq_u32(&engine->has_thread) != 0;
 }
 
 void js_thread_wake(js_engine *engine)
 {
-    if (engine->has_thread && js_swap_seq_u32(&engine->bell, 0) != 0) {
+    if (js_thread_is_running(engine) && js_swap_seq_u32(&engine->bell, 0) != 0) {
         (void)syscall(SYS_futex, &engine->bell, FUTEX_WAKE, 1u, NULL, NULL, 0u);
     }
 }
 
 void js_thread_lock(js_engine *engine)
 {
-    if (engine->has_thread) {
-        js_add_seq_u32(&engine->lockers, 1);
-        js_thread_wake(engine);
-    }
+    js_add_seq_u32(&engine->lockers, 1);
+    js_thread_wake(engine);
     pthread_mutex_lock(&engine->lock);
 }
 
 void js_thread_unlock(js_engine *engine)
 {
     pthread_mutex_unlock(&engine->lock);
-    if (engine->has_thread) {
-        js_add_seq_u32(&engine->lockers, UINT32_MAX);
-    }
+    js_add_seq_u32(&engine->lockers, UINT32_MAX);
 }
 
 /* --- the ticker --------------------------------------------------------------------------- */
@@ -256,7 +288,7 @@ static void *ticker_main(void *argument)
 {
     js_engine *engine = argument;
     uint64_t lossy = 0; /* when frames were last repeated; 0: long ago */
-    while (js_load_acq_u32(&engine->thread_stops) == 0) {
+    while (js_load_acq_u32(&engine->thread_stops) == 0 && !js_thread_is_running(engine)) {
         if (lossy != 0 && thread_ns(engine, lossy) > THREAD_LOSSY_NS) {
             lossy = 0;
         }
@@ -289,7 +321,7 @@ static int thread_create(pthread_t *thread, const pthread_attr_t *attributes,
 
 int32_t js_engine_start_thread(js_engine *engine, int32_t core)
 {
-    if (engine->has_thread) {
+    if (!js_cas_seq_u32(&engine->has_thread, 0, 1)) {
         return JS_FAIL(JS_ERR_BUSY, "the engine thread is running");
     }
     pthread_attr_t attributes;
@@ -303,13 +335,12 @@ int32_t js_engine_start_thread(js_engine *engine, int32_t core)
         CPU_SET((size_t)core, &cores);
         failed = pthread_attr_setaffinity_np(&attributes, sizeof(cores), &cores);
     }
-    engine->has_thread = true;
     if (failed == 0) {
         failed = thread_create(&engine->thread, &attributes, thread_main, engine);
     }
     (void)pthread_attr_destroy(&attributes);
     if (failed != 0) {
-        engine->has_thread = false;
+        js_store_rel_u32(&engine->has_thread, 0);
         return JS_FAIL(failed == EINVAL ? JS_ERR_INVALID : JS_ERR_SYSTEM,
                        "starting the engine thread on core %d: %s", core, strerror(failed));
     }
@@ -318,7 +349,7 @@ int32_t js_engine_start_thread(js_engine *engine, int32_t core)
 
 int32_t js_thread_start_ticker(js_engine *engine)
 {
-    if (!engine->is_spread || engine->has_thread) {
+    if (!engine->is_spread || js_thread_is_running(engine)) {
         return JS_OK;
     }
     pthread_mutex_lock(&engine->lock); /* communicators may be connected by several threads */
@@ -337,10 +368,10 @@ int32_t js_thread_start_ticker(js_engine *engine)
 void js_thread_stop(js_engine *engine)
 {
     (void)js_swap_seq_u32(&engine->thread_stops, 1);
-    if (engine->has_thread) {
+    if (js_thread_is_running(engine)) {
         js_thread_wake(engine);
         (void)pthread_join(engine->thread, NULL);
-        engine->has_thread = false;
+        js_store_rel_u32(&engine->has_thread, 0);
     }
     if (engine->has_ticker) {
         (void)syscall(SYS_futex, &engine->thread_stops, FUTEX_WAKE, 1u, NULL, NULL, 0u);

@@ -33,11 +33,13 @@ class Engine:
         *,
         pidfds: Sequence[int],
         oversubscribed: bool,
+        is_crowded: bool,
         spin_us: int,
     ) -> None:
         config = ffi.new("js_wait_config *")
         config.spin_us = spin_us
         config.oversubscribed = int(oversubscribed)
+        config.is_crowded = int(is_crowded)
         out = ffi.new("js_engine **")
         check(lib.js_engine_new(segment.handle, rank, ffi.new("int32_t[]", pidfds), config, out))
         self.handle: Any = out[0]
@@ -54,10 +56,12 @@ class Engine:
     def start_thread(self, core: int) -> None:
         """Start the thread that makes rounds for all communicators, on ``core`` (-1: anywhere).
 
-        Raises ArgumentError, SystemCallError.
+        Without effect where it is running. Raises ArgumentError, SystemCallError.
         """
-        check(lib.js_engine_start_thread(self.handle, core))
-        self.has_thread = True
+        with self._lock:
+            if not self.has_thread:
+                check(lib.js_engine_start_thread(self.handle, core))
+                self.has_thread = True
 
     def retain(self) -> None:
         """One communicator more."""
@@ -105,6 +109,7 @@ class Endpoint:
         *,
         pidfds: Sequence[int],
         oversubscribed: bool = False,
+        is_crowded: bool = False,
         spin_us: int = 0,
         thread_core: int | None = None,
         hosts: Sequence[int] = (),
@@ -112,12 +117,19 @@ class Endpoint:
         """Join the job of a segment and open the communicator of all its ranks.
 
         ``pidfds[i]`` watches rank i (-1: nothing does); the engine keeps duplicates.
+        ``oversubscribed``: there are fewer cores than threads that want one, ``is_crowded``: there
+        would be with an engine thread in each rank.
         ``thread_core``: core of the engine thread, -1 for any, None for no such thread.
         ``hosts[i]`` is the number of the host of rank i; none: all are on this one. With several
         the next thing to do is ``connect``.
         """
         engine = Engine(
-            segment, rank, pidfds=pidfds, oversubscribed=oversubscribed, spin_us=spin_us
+            segment,
+            rank,
+            pidfds=pidfds,
+            oversubscribed=oversubscribed,
+            is_crowded=is_crowded,
+            spin_us=spin_us,
         )
         out = ffi.new("js_comm **")
         try:

@@ -71,6 +71,44 @@ static void test_work_gets_on_alone(void)
     js_test_world(&small, body_alone, NULL);
 }
 
+/* Started by one thread while another opens, uses and closes communicators. */
+static void *second_start(void *argument)
+{
+    js_test_rank *self = argument;
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
+    return NULL;
+}
+
+static void body_start_later(js_test_rank *self)
+{
+    pthread_t starter;
+    uint32_t plan = thread_load(self);
+    uint32_t values[COUNT] = { 0 };
+    uint64_t id = 0;
+    js_cqe cqe = { 0 };
+    JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, values, values, &id), JS_OK);
+    JS_TEST_REQUIRE(pthread_create(&starter, NULL, second_start, self) == 0);
+    for (uint32_t i = 0; i < 200; i++) {
+        js_thread_lock(self->engine);
+        js_thread_unlock(self->engine);
+    }
+    thread_await(&self->comm->has_work, 0); /* what was in flight before is seen, too */
+    JS_TEST_REQUIRE(pthread_join(starter, NULL) == 0);
+    JS_TEST_EQ_I64(js_test_wait(self->comm, id, &cqe), JS_OK);
+    thread_await(&self->engine->bell, 1);
+    JS_TEST_EQ_U64(js_load_acq_u32(&self->engine->lockers), 0);
+    JS_TEST_EQ_U64(js_load_acq_u32(&self->comm->board->engine_doorbell), 0); /* in peace */
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_ERR_BUSY);
+    js_test_meet(self);
+}
+
+static void test_start_later(void)
+{
+    for (uint32_t i = 0; i < 10; i++) {
+        js_test_world(&small, body_start_later, NULL);
+    }
+}
+
 /* A device beside it: posts, waits without calling the data plane, sleeps, is told of the end. */
 static void body_device(js_test_rank *self)
 {
@@ -207,5 +245,6 @@ static void test_peer_leaves(void)
     js_test_world(&small, body_peer_leaves, NULL);
 }
 
-JS_TEST_MAIN(JS_TEST(test_work_gets_on_alone), JS_TEST(test_device_beside_it), JS_TEST(test_lock),
-             JS_TEST(test_stop), JS_TEST(test_peer_leaves))
+JS_TEST_MAIN(JS_TEST(test_work_gets_on_alone), JS_TEST(test_start_later),
+             JS_TEST(test_device_beside_it), JS_TEST(test_lock), JS_TEST(test_stop),
+             JS_TEST(test_peer_leaves))

@@ -17,7 +17,7 @@ import pytest
 
 import jetstream
 from jetstream.communicator import Communicator
-from jetstream.errors import ArgumentError, ConfigurationError
+from jetstream.errors import ArgumentError, ClosedError, ConfigurationError
 from jetstream.testing import RankError, run_ranks
 from jetstream.testing.plugin import Pools
 from jetstream.transport import QueuePair
@@ -59,6 +59,30 @@ def run_while_computing(comm: Communicator, marks: Path, count: int) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_others_get_on(rank_pools: Pools, tmp_path: Path, world: int, count: int) -> None:
     rank_pools(world, env=THREAD).run(run_while_computing, tmp_path, count)
+
+
+def run_start_later(comm: Communicator, marks: Path) -> None:
+    """In a program that began without the thread; a second start has no effect."""
+    assert engine_threads() == 0
+    later = comm.irecv(np.zeros(1), 1 - comm.rank, 9)  # what is in flight before is seen, too
+    comm.start_progress()
+    child = comm.dup()
+    child.start_progress(max(os.sched_getaffinity(0)))
+    assert engine_threads() == 1
+    with pytest.raises(ArgumentError, match="core is 5000, but this process may use cores"):
+        comm.start_progress(5000)
+    run_while_computing(child, marks, 8)
+    comm.isend(np.ones(1), 1 - comm.rank, 9).wait(WAIT_S)
+    later.wait(WAIT_S)
+    child.close()
+    comm.close()
+    assert engine_threads() == 0
+    with pytest.raises(ClosedError):
+        comm.start_progress()
+
+
+def test_start_later(tmp_path: Path) -> None:
+    run_ranks(run_start_later, 2, tmp_path)
 
 
 def run_ordinary_calls(comm: Communicator) -> None:

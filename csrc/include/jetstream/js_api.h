@@ -125,6 +125,7 @@ typedef struct js_seg_config {
 typedef struct js_wait_config {
     uint32_t spin_us;        /* longest spin before giving up the time slice; 0 = learned */
     uint32_t oversubscribed; /* non-zero: more ranks than cores, yield at once */
+    uint32_t is_crowded;     /* non-zero: no core for a second thread of each rank */
 } js_wait_config;
 
 /* One completed operation; 128 bytes. Times in ns on CLOCK_MONOTONIC, zero when they do not
@@ -508,7 +509,7 @@ JS_API uint32_t js_qp_arm(js_queue *queue);
 
 /* --- the engine thread ---------------------------------------------------------------------- */
 /* Starts a thread that makes rounds for all communicators of the process in which something is
- * under way, on `core` (-1: anywhere). */
+ * under way, on `core` (-1: anywhere). At any time, once: JS_ERR_BUSY. */
 JS_API int32_t js_engine_start_thread(js_engine *engine, int32_t core);
 
 /* --- calls from an interpreter: csrc/ffi/js_array_call.c ------------------------------------ */
