@@ -55,6 +55,7 @@ def open_mpi(comm: jetstream.Communicator, _stack: ExitStack) -> Peer:
 def open_gloo(comm: jetstream.Communicator, stack: ExitStack) -> Peer:
     """torch.distributed with gloo, its ranks meeting in a file that rank 0 names."""
     try:
+        importlib.import_module("torch.distributed")  # "torch" alone finds the folder beside this
         torch: Any = importlib.import_module("torch")
     except ImportError as error:
         raise MissingPeerError(f"torch cannot be loaded: {error}") from error

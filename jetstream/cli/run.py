@@ -6,6 +6,7 @@ import argparse
 import os
 import secrets
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from jetstream.cli.supervisor import Supervisor, report
 from jetstream.config import RANKS_MAX, load_config
 from jetstream.errors import ConfigurationError
+from jetstream.places import split_tcp
 
 __all__ = ["add_parser", "job_of", "rank_count"]
 
@@ -132,6 +134,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     cpus = _cpus(arguments.ranks) if arguments.bind == "core" else []
     job = job_of(parser, arguments)
     first_rank = arguments.ranks * (arguments.node_rank or 0)
+    job |= _torch_meeting_point(job["JETSTREAM_RENDEZVOUS"])
     environments = _environments(job, arguments.ranks, arguments.hosts or 1, first_rank)
     if int(job["JETSTREAM_WORLD_SIZE"]) == 1 and arguments.timeout is None:
         # Nobody to label or to end: the program takes this process over, terminal and all.
@@ -221,6 +224,28 @@ def _spread_job(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     return job
 
 
+def _torch_meeting_point(rendezvous: str) -> dict[str, str]:
+    """Returns where the ranks of a torch program meet, by the convention of env://.
+
+    The store that rank 0 opens there is torch's own, so it needs a port of its own: some free one,
+    or with ranks on several hosts the one after that of the rendezvous.
+    """
+    if rendezvous.startswith("tcp://"):
+        host, port = split_tcp(rendezvous)
+        port = port + 1 if port < 65535 else port - 1
+    else:
+        host = "127.0.0.1"
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
+    return {
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        # Else the store of a torchrun that this launcher itself runs under would be looked for.
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }
+
+
 def _environments(
     job: dict[str, str], ranks: int, hosts: int, first_rank: int
 ) -> list[dict[str, str]]:
@@ -235,6 +260,11 @@ def _environments(
         | {
             "JETSTREAM_RANK": str(first_rank + rank),
             "JETSTREAM_LOCAL_RANK": str(index[:rank].count(index[rank])),
+            # The same for torch programs, as torchrun does.
+            "RANK": str(first_rank + rank),
+            "WORLD_SIZE": job["JETSTREAM_WORLD_SIZE"],
+            "LOCAL_RANK": str(index[:rank].count(index[rank])),
+            "LOCAL_WORLD_SIZE": str(index.count(index[rank])),
         }
         | ({"JETSTREAM_HOST": f"host{index[rank]}"} if hosts > 1 else {})
         for rank in range(ranks)

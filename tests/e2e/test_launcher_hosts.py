@@ -89,6 +89,30 @@ def test_a_launcher_for_each_host(script: str, tmp_path: Path) -> None:
     assert finish(one) == (0, ["[2] 2 4 0 0 a a b b", "[3] 3 4 1 1 a a b b"], "")
 
 
+TORCH_PROGRAM = """
+import os
+names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+print(*(os.environ[name] for name in names), flush=True)
+"""
+
+
+def test_ranks_are_told_what_torch_asks_for(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TORCH_PROGRAM)
+    for arguments, places in (
+        (["-n", "3"], ("0 3 0 3", "1 3 1 3", "2 3 2 3")),
+        (["-n", "3", "--hosts", "2"], ("0 3 0 2", "1 3 1 2", "2 3 0 1")),
+    ):
+        status, lines, err = finish(start(*arguments, str(script)))
+        assert (status, err) == (0, "")
+        port = int(lines[0].split()[-1])  # free when it was looked for
+        assert 0 < port < 65536
+        assert lines == [f"[{rank}] {place} 127.0.0.1 {port}" for rank, place in enumerate(places)]
+    spread = ["-n", "1", "--nnodes", "2", "--node-rank", "1", "--rendezvous", "node0:29400"]
+    status, lines, err = finish(start(*spread, str(script), JETSTREAM_JOB_SECRET=SECRET))
+    assert (status, lines, err) == (0, ["[1] 1 2 0 1 node0 29401"], "")
+
+
 def test_each_launcher_has_the_status_of_its_ranks(script: str) -> None:
     common = ["-n", "1", "--nnodes", "2", "--rendezvous", f"127.0.0.1:{free_port()}"]
     env = {"JETSTREAM_JOB_SECRET": SECRET}
