@@ -66,7 +66,7 @@ def train(ranks: Ranks, arguments: argparse.Namespace, ways: dict[str, Wrap]) ->
             for backend, group in groups.items()
         ]
         parameters = sum(x.numel() for x in CharModel(*shape_of(arguments)).parameters())
-        ranks.say(f"{parameters / 1e6:.2f} M parameters, {len(text)} bytes, {ranks.size} ranks")
+        ranks.say(f"{parameters / 1e6:.2f} M parameters, {len(text)} bytes, {ranks.size} rank(s)")
         ranks.say("step", *(f"{contestant.name:>16}" for contestant in contestants))
         for step in range(arguments.steps):
             batch = sample_batch(text, ranks.rank, step, arguments.batch, arguments.window)
