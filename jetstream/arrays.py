@@ -29,6 +29,13 @@ __all__ = [
 Array = NDArray[Any]
 
 
+#: Types of torch that NumPy has no name for: the way there goes through the bits.
+_FOREIGN = {
+    f"torch.{dtype.__name__}": np.dtype(dtype)
+    for dtype in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+}
+
+
 def _is_torch(x: object) -> bool:
     return type(x).__module__ == "torch" and hasattr(x, "data_ptr")
 
@@ -38,10 +45,12 @@ def _share_torch(x: Any) -> Array:
         raise ArgumentError(f"tensor on device {x.device}: only CPU tensors, call .cpu() first")
     if x.requires_grad:
         x = x.detach()
-    if str(x.dtype) == "torch.bfloat16":  # NumPy has no name for it: go through the bits
+    dtype = _FOREIGN.get(str(x.dtype))
+    if dtype is not None:
         import torch
 
-        shared: Array = x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        bits = torch.int16 if dtype.itemsize == 2 else torch.int8
+        shared: Array = x.view(bits).numpy().view(dtype)
         return shared
     plain: Array = x.numpy()
     return plain
@@ -145,6 +154,8 @@ def unshare(result: Array, original: Any) -> Any:
         return result
     import torch
 
-    if result.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
+    name = f"torch.{result.dtype}"
+    if name in _FOREIGN:
+        bits = np.int16 if result.dtype.itemsize == 2 else np.int8
+        return torch.from_numpy(result.view(bits)).view(getattr(torch, str(result.dtype)))
     return torch.from_numpy(result)

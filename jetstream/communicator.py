@@ -19,7 +19,7 @@ from jetstream.config import Config
 from jetstream.device_host import DeviceHost
 from jetstream.dtypes import Kind, RedOp
 from jetstream.errors import ArgumentError
-from jetstream.groups import split
+from jetstream.groups import Exchange, open_group, split
 from jetstream.launcher import Launcher
 from jetstream.messages import MessageCalls
 from jetstream.persistent import Persistent, prepare
@@ -197,6 +197,20 @@ class Communicator(CollectiveCalls, MessageCalls):
         child = self.split(0, self.rank)
         assert child is not None
         return child
+
+    def open_group(self, members: Sequence[int], exchange: Exchange) -> Communicator:
+        """Make a communicator of ``members``, ranks of this one, in this order.
+
+        As MPI_Comm_create_group: only they call it, in any order with what others do here. They
+        hear of each other through ``exchange(*values)``, which returns the integers of all members,
+        by rank, and is called twice. Raises what ``split`` raises, and what ``exchange`` raises.
+        """
+        self._launcher.require_live("open_group")
+        self._launcher.handle()
+        endpoint = open_group(self._endpoint, self.rank, members, exchange)
+        if endpoint is None:
+            raise ArgumentError(f"open_group: rank {self.rank} is not in members {list(members)}")
+        return self._child(endpoint)
 
     def _child(self, endpoint: Endpoint) -> Communicator:
         """The communicator of an endpoint whose members are ranks of this one."""

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 
 from jetstream.environ import Reader, bad, parse_size
 from jetstream.errors import ConfigurationError
-from jetstream.places import RANKS_MAX, Place, find_place, find_rendezvous, is_loopback
+from jetstream.places import (
+    RANKS_MAX,
+    Place,
+    find_place,
+    find_rendezvous,
+    is_loopback,
+    named_rendezvous,
+)
 
 __all__ = ["RANKS_MAX", "Config", "configure_logging", "load_config"]
 
@@ -117,15 +124,20 @@ class Config:
         return forced.get(kind, forced.get("")) if at is None else forced[f"{kind}<={at}"]
 
 
-def load_config(environ: Mapping[str, str] | None = None) -> Config:
+def load_config(environ: Mapping[str, str] | None = None, *, place: Place | None = None) -> Config:
     """Reads the configuration from `environ` (default: the process's environment).
+
+    A caller who knows the `place` of this rank has a meeting point for it too: `rendezvous` and
+    `job_secret` may then be empty, and are the caller's to fill in.
 
     Raises ConfigurationError naming the variable, its value and what is allowed.
     """
     reader = Reader(os.environ if environ is None else environ)
-    place = find_place(reader)
-    rendezvous, secret = find_rendezvous(reader, place), _secret(reader)
-    if not secret and not is_loopback(rendezvous):
+    is_given = place is not None
+    place = place or find_place(reader)
+    rendezvous = named_rendezvous(reader) if is_given else find_rendezvous(reader, place)
+    secret = _secret(reader)
+    if not (secret or is_given or is_loopback(rendezvous)):
         raise ConfigurationError(
             f"JETSTREAM_JOB_SECRET is not set, but the ranks meet at {rendezvous}, where others "
             "can call too; set the same for all ranks, such as what 'openssl rand -hex 32' says"

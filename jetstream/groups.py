@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from jetstream.errors import ArgumentError, JetstreamError, OutOfMemoryError
 if TYPE_CHECKING:
     from jetstream.communicator import Communicator
 
-__all__ = ["split"]
+__all__ = ["Exchange", "open_group", "split"]
 
 _INT64_MAX = 2**63 - 1
 _NO_COLOR = -1
@@ -44,6 +46,10 @@ def _integer(value: Any, name: str) -> int:
     return int(value)
 
 
+#: The values of each member, and where all ranks take part of each rank, by rank.
+Exchange = Callable[..., Sequence[Sequence[int]] | Mapping[int, Sequence[int]]]
+
+
 def split(comm: Communicator, endpoint: Endpoint, color: int | None, key: int) -> Endpoint | None:
     """Open the communicator of the ranks that give the same ``color``: three small collectives.
 
@@ -56,25 +62,36 @@ def split(comm: Communicator, endpoint: Endpoint, color: int | None, key: int) -
     if own != _NO_COLOR:
         members = [rank for rank in range(comm.size) if rows[rank][0] == own]
         members.sort(key=lambda rank: (rows[rank][1], rank))
-    group = _group(endpoint, comm.rank, members)
+    return open_group(endpoint, comm.rank, members, partial(_exchange, comm))
+
+
+def open_group(
+    endpoint: Endpoint, rank: int, members: Sequence[int], exchange: Exchange
+) -> Endpoint | None:
+    """Open the communicator of ``members``, ranks of that of ``endpoint``, in this order.
+
+    ``rank`` is this one's. Everyone who takes part in ``exchange`` calls it: at least the members.
+    Returns None where this rank is no member. All members raise when one could not take part.
+    """
+    group = _group(endpoint, rank, members)
     progress = _Progress()
     # Each host has a segment of its own: its first member makes the memory that its members share.
-    near = [rank for rank in members if endpoint.hosts[rank] == endpoint.hosts[comm.rank]]
-    if near and near[0] == comm.rank:
+    near = [member for member in members if endpoint.hosts[member] == endpoint.hosts[rank]]
+    if near and near[0] == rank:
         _offer(endpoint, group, progress)
     address = b""
     try:
         if len(set(endpoint.hosts)) > 1:
-            address = _open_link(endpoint, comm.rank, len(near) < len(members), progress)
+            address = _open_link(endpoint, rank, len(near) < len(members), progress)
         words = np.frombuffer(address, dtype=np.int64).tolist()
-        offers = _exchange(comm, group.offset, group.id, progress.status, *words)
-        if members and all(offers[rank][2] == 0 for rank in members):
+        offers = exchange(group.offset, group.id, progress.status, *words)
+        if members and all(offers[member][2] == 0 for member in members):
             group.offset, group.id = offers[near[0]][:2]
             _join(endpoint, group, progress)
             if progress.link is not None and progress.endpoint is not None:
-                _connect(endpoint, progress, [offers[rank][3:] for rank in members])
-        states = _exchange(comm, progress.status)
-        failed = [rank for rank in members if states[rank][0] != 0]
+                _connect(endpoint, progress, [offers[member][3:] for member in members])
+        states = exchange(progress.status)
+        failed = [member for member in members if states[member][0] != 0]
         if failed:
             _refuse(failed[0], states[failed[0]][0], progress)
     except BaseException:
@@ -93,7 +110,7 @@ def _exchange(comm: Communicator, *values: int) -> list[list[int]]:
     return rows
 
 
-def _group(endpoint: Endpoint, rank: int, members: list[int]) -> Any:
+def _group(endpoint: Endpoint, rank: int, members: Sequence[int]) -> Any:
     """A ``js_group *``, for ranks of the communicator of ``endpoint``."""
     group = ffi.new("js_group *")
     group.size = len(members)
@@ -127,7 +144,7 @@ def _open_link(endpoint: Endpoint, rank: int, is_needed: bool, progress: _Progre
     return bytes(settings.address_bytes if settings is not None else ADDRESS_BYTES)
 
 
-def _connect(endpoint: Endpoint, progress: _Progress, rows: list[list[int]]) -> None:
+def _connect(endpoint: Endpoint, progress: _Progress, rows: Sequence[Sequence[int]]) -> None:
     settings = endpoint.engine.links
     assert progress.endpoint is not None and progress.link is not None and settings is not None
     addresses = [np.array(row, dtype=np.int64).tobytes() for row in rows]

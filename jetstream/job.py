@@ -15,13 +15,13 @@ from jetstream._core.timeouts import timeout_to_ns
 from jetstream.communicator import Communicator
 from jetstream.config import PROGRESS, Config, configure_logging, load_config
 from jetstream.control.links import LinkEnd
-from jetstream.control.rendezvous import Membership, join
+from jetstream.control.rendezvous import Announce, Membership, join
 from jetstream.errors import ArgumentError, UnsupportedError
 from jetstream.plans import check_forced
 from jetstream.progress import choose_core
 from jetstream.tuning import select
 
-__all__ = ["get_include", "init", "is_oversubscribed"]
+__all__ = ["get_include", "init", "is_oversubscribed", "open_world"]
 
 _ISAS = {"scalar": lib.JS_ISA_SCALAR, "avx2": lib.JS_ISA_AVX2, "avx512": lib.JS_ISA_AVX512}
 _CORES = {"": lib.JS_CORES_LEARNED, "near": lib.JS_CORES_NEAR, "far": lib.JS_CORES_FAR}
@@ -48,7 +48,21 @@ def init(
     Raises ArgumentError, ConfigurationError, RendezvousError, UnreachableError,
     VersionMismatchError, SystemCallError.
     """
-    config = load_config()
+    return open_world(load_config(), timeout=timeout, progress=progress, core=core)
+
+
+def open_world(
+    config: Config,
+    *,
+    timeout: float | None = None,
+    progress: str | None = None,
+    core: int | None = None,
+    announce: Announce | None = None,
+) -> Communicator:
+    """Join the job that ``config`` describes; otherwise as ``init``.
+
+    ``announce`` is called on rank 0 with the address at which it can be reached, once it can.
+    """
     configure_logging(config)
     if timeout is not None:
         timeout_to_ns(timeout, timeout)
@@ -58,7 +72,9 @@ def init(
     lib.js_cores_force(_CORES[config.cores])
     check_forced(config)
     with contextlib.closing(_Opener(config)) as opener:
-        membership = join(config, select=partial(select, config), open_link=opener.open)
+        membership = join(
+            config, select=partial(select, config), open_link=opener.open, announce=announce
+        )
         config = replace(config, selection=membership.selection)
         communicator = _open(membership, config, thread_core, opener)
     if timeout is not None:

@@ -23,6 +23,7 @@ __all__ = [
     "find_place",
     "find_rendezvous",
     "is_loopback",
+    "named_rendezvous",
     "split_tcp",
 ]
 
@@ -115,14 +116,18 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
+def named_rendezvous(reader: Reader) -> str:
+    """Returns what JETSTREAM_RENDEZVOUS says, or ""; raises ConfigurationError."""
+    explicit = reader.text("JETSTREAM_RENDEZVOUS")
+    return check_rendezvous(explicit) if explicit else ""
+
+
 def find_rendezvous(reader: Reader, place: Place) -> str:
     """Returns where the ranks of the job of `place` meet; "" for a world of one.
 
     Raises ConfigurationError.
     """
-    explicit = reader.text("JETSTREAM_RENDEZVOUS")
-    if explicit:
-        explicit = check_rendezvous(explicit)
+    explicit = named_rendezvous(reader)
     if place.size == 1:
         return ""
     if not explicit and (not place.job or (place.is_spread and not place.head)):

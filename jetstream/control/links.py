@@ -19,7 +19,7 @@ from jetstream.control.placement import Placement
 from jetstream.errors import ConfigurationError, JetstreamError
 from jetstream.places import is_loopback, split_tcp
 
-__all__ = ["LinkEnd", "choose_kind", "link_end", "own_choice"]
+__all__ = ["LinkEnd", "choose_kind", "link_end", "own_address", "own_choice"]
 
 _log = logging.getLogger("jetstream.control")
 
@@ -60,7 +60,7 @@ def own_choice(config: Config) -> tuple[str, str]:
     try:
         if config.interface:
             _check_interface(interfaces[0])
-        own = _address_of(interfaces[0]) if config.interface else _own_address(config)
+        own = _address_of(interfaces[0]) if config.interface else own_address(config)
         return _choose(own, _address_of_rank_0(config) or own)
     except JetstreamError as error:
         return "udp", f"udp: {error}"
@@ -93,7 +93,7 @@ def link_end(config: Config, kind: str, placement: Placement) -> LinkEnd:
             f"JETSTREAM_LINK is {kind!r}, but several hosts are in one network namespace, where "
             "raw frames do not get from one to the other; use udp, or set JETSTREAM_INTERFACE"
         )
-    interface = config.interface or _interface_with(_own_address(config))
+    interface = config.interface or _interface_with(own_address(config))
     return LinkEnd(kind=kind, interface=interface)
 
 
@@ -128,7 +128,7 @@ def _udp_address(config: Config, placement: Placement) -> str:
                     "JETSTREAM_LINK_ADDRESS"
                 )
         return ",".join(found[name] for name in config.interface.split(","))
-    return _LOOPBACK if placement.is_one_network else _own_address(config)
+    return _LOOPBACK if placement.is_one_network else own_address(config)
 
 
 def _check_reach(config: Config, addresses: str, placement: Placement) -> None:
@@ -153,7 +153,7 @@ def _check_interface(name: str) -> None:
         ) from None
 
 
-def _own_address(config: Config) -> str:
+def own_address(config: Config) -> str:
     """The address of this host on the way to rank 0, at rank 0 that at which the others call it.
 
     A name that this host gives to itself often leads to a loopback address, which is of no use.

@@ -43,13 +43,23 @@ from jetstream.errors import (
     UnsupportedError,
 )
 
-__all__ = ["Membership", "OpenLink", "SegmentFactory", "SegmentHandle", "Select", "join"]
+__all__ = [
+    "Announce",
+    "Membership",
+    "OpenLink",
+    "SegmentFactory",
+    "SegmentHandle",
+    "Select",
+    "join",
+]
 
 #: Makes what all ranks choose algorithms by, from the cores that each of the ranks may use that run
 #: on the machine of rank 0.
 Select = Callable[[tuple[frozenset[int], ...]], str]
 #: Opens the link of this rank and returns the address at which the other hosts reach it.
 OpenLink = Callable[[LinkEnd], bytes]
+#: Tells the other ranks where rank 0 listens, by a way of the caller's.
+Announce = Callable[[str], None]
 
 _log = logging.getLogger("jetstream.control")
 
@@ -136,6 +146,7 @@ def join(
     build: str | None = None,
     select: Select | None = None,
     open_link: OpenLink | None = None,
+    announce: Announce | None = None,
 ) -> Membership:
     """Waits until all ranks of the job are there and those of each host share a segment.
 
@@ -143,7 +154,8 @@ def join(
     data plane. `select` is called on rank 0, and what it returns is the same in the Membership of
     all ranks. `open_link` is called on every rank if there are several hosts, and what it returns
     is in the Membership of all ranks; a link that it has opened stays its owner's, also if joining
-    fails. Takes at most ``config.init_timeout_s`` and a few seconds.
+    fails. `announce` is called on rank 0 once it listens: then the port of ``config.rendezvous``
+    may be 0. Takes at most ``config.init_timeout_s`` and a few seconds.
 
     Raises RendezvousError (someone missing, dead or doubled; the text says who is there and who is
     not), VersionMismatchError, ConfigurationError, UnsupportedError (several hosts, but no
@@ -158,7 +170,7 @@ def join(
     started_s = time.monotonic()
     session = _Session(config, me, segments, select, open_link)
     with contextlib.closing(session):
-        membership = session.run()
+        membership = session.run(announce)
     _log.info(
         "rank %d of %d joined at %s in %.1f ms",
         config.rank,
@@ -264,8 +276,10 @@ class _Session:
                 silence_s=config.link_timeout_s,
             )
 
-    def run(self) -> Membership:
+    def run(self, announce: Announce | None) -> Membership:
         """Drives the machine to its end."""
+        if announce is not None and self._wire.is_bound:
+            announce(self._wire.address)
         try:
             while True:
                 self._catch_up()

@@ -53,6 +53,13 @@ class Wire:
         if not self.is_bound:
             self._open(zmq.DEALER, config.rendezvous)
 
+    @property
+    def address(self) -> str:
+        """Where rank 0 listens: with the port that the kernel has chosen, where it was 0."""
+        if not self._address.endswith(":0"):
+            return self._address
+        return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
     def _open(self, kind: int, address: str) -> bool:
         """Opens the socket; returns False if the address is taken."""
         self._socket = self._context.socket(kind)

@@ -21,7 +21,7 @@ from jetstream.testing.outcomes import Outcome, raise_failures
 from jetstream.testing.process import RankProcess
 from jetstream.testing.worker import Job
 
-__all__ = ["RankPool", "run_ranks"]
+__all__ = ["RankPool", "find_module", "run_ranks"]
 
 #: Once a rank has failed, how long the others have to notice by themselves.
 _FAILURE_GRACE_S = 5.0
@@ -144,7 +144,7 @@ class RankPool:
         ``module``: name and file of what the ranks load first, by default the module of fn; with
         ``rewrite_asserts`` its failing assertions say what the values were, as under pytest.
         """
-        module = module or _find_module(fn)
+        module = module or find_module(fn)
         call = _pickle_call(fn, args)
         self._what = getattr(fn, "__name__", type(fn).__name__)
         if not self._processes:
@@ -251,7 +251,7 @@ class RankPool:
             outcomes[process.rank] = process.give_up(ran_s, next(self._order))
 
 
-def _find_module(fn: Callable[..., Any]) -> tuple[str, str | None]:
+def find_module(fn: Callable[..., Any]) -> tuple[str, str | None]:
     """Returns name and file of the module that ``fn`` comes from."""
     while isinstance(fn, functools.partial):
         fn = fn.func

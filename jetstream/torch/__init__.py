@@ -1,0 +1,55 @@
+"""jetstream as a backend of torch.distributed.
+
+::
+
+    import torch.distributed as dist
+    dist.init_process_group("jetstream")     # started by torchrun, as with gloo
+
+Where jetstream is installed, torch knows the name without any import (entry point
+``torch.backends``). ``docs/torch.md`` has the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["ProcessGroupJetstream", "register"]
+
+_NAME = "jetstream"
+
+
+def register() -> None:
+    """Make the backend known to torch.distributed; further calls do nothing.
+
+    Raises ImportError where there is no torch.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and not hasattr(dist.Backend, _NAME.upper()):
+        dist.Backend.register_backend(_NAME, _create, extended_api=True, devices=["cpu"])
+
+
+def _create(opts: Any, pg_options: Any) -> Any:
+    # Imported here: torch calls register() while it is being imported itself.
+    from jetstream.torch.process_group import create_process_group
+
+    return create_process_group(opts, pg_options)
+
+
+def _autoload() -> None:
+    """What torch calls when it is imported; an exception here would make that fail."""
+    try:
+        register()
+    except Exception as error:
+        import warnings
+
+        warnings.warn(f"jetstream is no backend of torch: {error}", stacklevel=2)
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs the whole of torch at its first use (PEP 562)."""
+    if name == "ProcessGroupJetstream":
+        from jetstream.torch.process_group import ProcessGroupJetstream
+
+        return ProcessGroupJetstream
+    raise AttributeError(f"module 'jetstream.torch' has no attribute {name!r}")

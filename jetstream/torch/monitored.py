@@ -1,0 +1,62 @@
+"""monitored_barrier: a barrier at which rank 0 says who has not come."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from jetstream.communicator import Communicator
+from jetstream.errors import TimedOutError
+from jetstream.shapes import TAG_MAX
+
+__all__ = ["monitored_barrier"]
+
+#: Of messages that no user sends: torch's tags are ints of 32 bits with a sign.
+_ARRIVED, _GO = TAG_MAX, TAG_MAX - 1
+
+
+def monitored_barrier(comm: Communicator, timeout: float, wait_all_ranks: bool) -> None:
+    """Return when every rank has come, as ``torch.distributed.monitored_barrier``.
+
+    Rank 0 raises RuntimeError after ``timeout`` seconds with the first rank that is missing, or
+    with ``wait_all_ranks`` with all of them; the others then raise too.
+    """
+    byte = np.zeros(1, np.uint8)
+    if comm.rank != 0:
+        comm.send(byte, 0, _ARRIVED, timeout=timeout)
+        try:
+            comm.recv(byte, 0, _GO, timeout=timeout)
+        except TimedOutError as error:
+            raise RuntimeError(
+                f"[Rank {comm.rank}]: Rank 0 did not say within {1e3 * timeout:.0f} ms that all "
+                f"ranks have passed monitoredBarrier: {error}"
+            ) from error
+        return
+    missing, cause = _await_all(comm, byte, timeout, wait_all_ranks)
+    if missing:
+        which = "Ranks" if len(missing) > 1 else "Rank"
+        raise RuntimeError(
+            f"[Rank 0]: {which} {', '.join(map(str, missing))} failed to pass monitoredBarrier in "
+            f"{1e3 * timeout:.0f} ms"
+        ) from cause
+    for rank in range(1, comm.size):
+        comm.send(byte, rank, _GO)
+
+
+def _await_all(
+    comm: Communicator, byte: np.ndarray, timeout: float, wait_all_ranks: bool
+) -> tuple[list[int], Exception | None]:
+    """Who has not come, and how that showed."""
+    until_s = time.monotonic() + timeout
+    missing: list[int] = []
+    cause: Exception | None = None
+    for rank in range(1, comm.size):
+        try:
+            comm.recv(byte, rank, _ARRIVED, timeout=max(1e-3, until_s - time.monotonic()))
+        except (TimedOutError, ConnectionError) as error:
+            missing.append(rank)
+            cause = error
+            if not wait_all_ranks:
+                break
+    return missing, cause

@@ -1,0 +1,351 @@
+"""The collectives of torch.distributed on a communicator: what both adapters have in common.
+
+Names and arguments of the methods are those that torch calls (ProcessGroup and Backend of c10d);
+``opts`` are its options. All of them return a Work; what ``opts`` calls synchronous is complete
+when they return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from jetstream.communicator import Communicator
+from jetstream.torch.monitored import monitored_barrier
+from jetstream.torch.tensors import Staging, gathered
+from jetstream.torch.work import DONE, JetstreamWork
+from jetstream.work import Work
+
+__all__ = ["Collectives"]
+
+_TYPES = dist.ReduceOp.RedOpType
+_REDOPS = {
+    _TYPES.SUM: "sum",
+    _TYPES.AVG: "avg",
+    _TYPES.PRODUCT: "prod",
+    _TYPES.MIN: "min",
+    _TYPES.MAX: "max",
+    _TYPES.BAND: "band",
+    _TYPES.BOR: "bor",
+    _TYPES.BXOR: "bxor",
+}
+
+
+def _redop(opts: Any) -> str:
+    """The name of a reduction. Raises ValueError."""
+    op = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
+    name = _REDOPS.get(getattr(op, "op", op))
+    if name is None:
+        raise ValueError(f"the jetstream backend has no reduction {op}")
+    return name
+
+
+def _seconds(opts: Any) -> float | None:
+    """The timeout of a call; None where it has none of its own."""
+    if opts is None:
+        return None
+    seconds: float = opts.timeout.total_seconds()
+    return seconds if seconds > 0 else None
+
+
+def _is_async(opts: Any) -> bool:
+    return opts is None or opts.asyncOp
+
+
+def _only(tensors: Sequence[Any], name: str) -> Any:
+    """The one element of a list, which c10d has for several devices. Raises ValueError."""
+    if len(tensors) != 1:
+        raise ValueError(f"{name}: a list of one is needed, this has {len(tensors)}")
+    return tensors[0]
+
+
+class Collectives:
+    """Needs ``_comm``."""
+
+    _comm: Communicator
+    _has_progress = False
+
+    def _begin(self, opts: Any) -> tuple[Communicator, bool, float | None]:
+        """The communicator, whether to wait elsewhere, and for how long."""
+        return self._comm, _is_async(opts), _seconds(opts)
+
+    def _end(
+        self,
+        outputs: Sequence[Tensor],
+        parts: Sequence[Any],
+        staging: Staging,
+        is_async: bool,
+        timeout: float | None,
+    ) -> Any:
+        if is_async:
+            self._go_on_alone()
+            finish = staging.finish if staging.has_copies else None
+            return JetstreamWork(outputs, parts, finish, timeout)
+        staging.finish()
+        return DONE
+
+    def _go_on_alone(self) -> None:
+        """From the first asynchronous operation on, what is in flight moves at any time."""
+        if not self._has_progress:
+            self._has_progress = True
+            self._comm.start_progress()
+
+    def _launch(self, works: Sequence[Work], is_async: bool, timeout: float | None) -> None:
+        """Wait for several, if the caller does."""
+        if not is_async:
+            for work in works:
+                work.wait(timeout)
+
+    # --- every rank gets a result --------------------------------------------------------------
+
+    def allreduce(self, tensors: Any, opts: Any = None) -> Any:
+        """Combine one tensor of all ranks, in place."""
+        comm, is_async, timeout = self._begin(opts)
+        tensor = _only(tensors, "allreduce")
+        staging = Staging()
+        buffer = staging.target(tensor, "tensor", is_read=True)
+        work = comm.all_reduce(buffer, _redop(opts), async_op=is_async, timeout=timeout)
+        return self._end((tensor,), (work,), staging, is_async, timeout)
+
+    def allreduce_coalesced(self, tensors: Any, opts: Any = None) -> Any:
+        """Combine several tensors of all ranks, in place."""
+        comm, is_async, timeout = self._begin(opts)
+        op, staging = _redop(opts), Staging()
+        buffers = [staging.target(one, "tensor", is_read=True) for one in tensors]
+        works = [comm.all_reduce(one, op, async_op=True) for one in buffers]
+        self._launch(works, is_async, timeout)
+        return self._end(tensors, works, staging, is_async, timeout)
+
+    def allgather(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
+        """Gather one tensor of each rank into a list of tensors on every rank."""
+        comm, is_async, timeout = self._begin(opts)
+        outputs, source = _only(output_lists, "allgather"), _only(inputs, "allgather")
+        self._check_parts(outputs, "output")
+        staging = Staging()
+        own = staging.source(source).reshape(-1)
+        flat = staging.parts(outputs).reshape(-1)
+        counts = self._counts(outputs, flat)
+        work = comm.all_gather(own, out=flat, counts=counts, async_op=is_async, timeout=timeout)
+        return self._end(outputs, (work,), staging, is_async, timeout)
+
+    def allgather_coalesced(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
+        """Gather several tensors of each rank."""
+        # c10d has a list of each rank's tensors here, and a list of each tensor's parts elsewhere.
+        by_tensor = [list(parts) for parts in zip(*output_lists, strict=True)]
+        works = [
+            self.allgather([parts], [one], None)
+            for parts, one in zip(by_tensor, inputs, strict=True)
+        ]
+        return self._together(works, opts)
+
+    def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
+        """Concatenate one tensor of each rank, on every rank."""
+        comm, is_async, timeout = self._begin(opts)
+        staging = Staging()
+        source, target = staging.source(input).reshape(-1), staging.target(output)
+        work = comm.all_gather(source, out=target, async_op=is_async, timeout=timeout)
+        return self._end((output,), (work,), staging, is_async, timeout)
+
+    def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
+        """Concatenate several tensors of each rank, each for itself."""
+        pairs = zip(outputs, inputs, strict=True)
+        return self._together([self.all_gather_single(*pair) for pair in pairs], opts)
+
+    def reduce_scatter(self, outputs: Any, input_lists: Any, opts: Any = None) -> Any:
+        """Combine the r-th tensor of all ranks' lists on rank r."""
+        comm, is_async, timeout = self._begin(opts)
+        output, inputs = _only(outputs, "reduce_scatter"), _only(input_lists, "reduce_scatter")
+        self._check_parts(inputs, "input")
+        staging = Staging()
+        flat, target = gathered(inputs).reshape(-1), staging.target(output)
+        work = comm.reduce_scatter(
+            flat, _redop(opts), out=target, counts=self._counts(inputs, flat),
+            async_op=is_async, timeout=timeout,
+        )  # fmt: skip
+        return self._end((output,), (work,), staging, is_async, timeout)
+
+    def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
+        """Combine one tensor of all ranks; rank r keeps part r."""
+        comm, is_async, timeout = self._begin(opts)
+        staging = Staging()
+        source, target = staging.source(input).reshape(-1), staging.target(output)
+        work = comm.reduce_scatter(
+            source, _redop(opts), out=target, async_op=is_async, timeout=timeout
+        )
+        return self._end((output,), (work,), staging, is_async, timeout)
+
+    def reduce_scatter_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
+        """Combine several tensors of all ranks, each for itself."""
+        op = _as_async(opts)
+        pairs = zip(outputs, inputs, strict=True)
+        return self._together([self.reduce_scatter_single(*pair, op) for pair in pairs], opts)
+
+    def all_to_all_single(
+        self,
+        output: Tensor,
+        input: Tensor,
+        output_split_sizes: Sequence[int] = (),
+        input_split_sizes: Sequence[int] = (),
+        opts: Any = None,
+    ) -> Any:
+        """Send part r of ``input`` to rank r; splits are rows of axis 0, none means equal."""
+        comm, is_async, timeout = self._begin(opts)
+        staging = Staging()
+        work = comm.all_to_all(
+            staging.source(input),
+            out=staging.target(output),
+            input_splits=list(input_split_sizes) or None,
+            output_splits=list(output_split_sizes) or None,
+            async_op=is_async,
+            timeout=timeout,
+        )
+        return self._end((output,), (work,), staging, is_async, timeout)
+
+    def alltoall(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
+        """Send the r-th tensor of a list to rank r."""
+        comm, is_async, timeout = self._begin(opts)
+        self._check_parts(outputs, "output")
+        self._check_parts(inputs, "input")
+        staging = Staging()
+        source, target = gathered(inputs).reshape(-1), staging.parts(outputs).reshape(-1)
+        work = comm.all_to_all(
+            source,
+            out=target,
+            input_splits=self._sizes(inputs, source),
+            output_splits=self._sizes(outputs, target),
+            async_op=is_async,
+            timeout=timeout,
+        )
+        return self._end(outputs, (work,), staging, is_async, timeout)
+
+    def barrier(self, opts: Any = None) -> Any:
+        """Return when every rank has entered the barrier."""
+        comm, is_async, timeout = self._begin(opts)
+        work = comm.barrier(async_op=is_async, timeout=timeout)
+        return self._end((), (work,), Staging(), is_async, timeout)
+
+    def monitored_barrier(
+        self, timeout: timedelta | None = None, wait_all_ranks: bool = False
+    ) -> None:
+        """Barrier that names who has not come; raises RuntimeError."""
+        seconds = self._comm.timeout if timeout is None else timeout.total_seconds()
+        monitored_barrier(self._comm, seconds, wait_all_ranks)
+
+    # --- one rank is the root ------------------------------------------------------------------
+
+    def broadcast(self, tensors: Any, opts: Any = None) -> Any:
+        """Copy a tensor of the root to all ranks, in place."""
+        comm, is_async, timeout = self._begin(opts)
+        tensor, root = _only(tensors, "broadcast"), opts.rootRank
+        staging = Staging()
+        if comm.rank == root:
+            buffer = staging.source(tensor, "tensor")
+        else:
+            buffer = staging.target(tensor, "tensor")
+        work = comm.broadcast(buffer, root, async_op=is_async, timeout=timeout)
+        return self._end((tensor,), (work,), staging, is_async, timeout)
+
+    def reduce(self, tensors: Any, opts: Any) -> Any:
+        """Combine one tensor of all ranks, in place on the root."""
+        comm, is_async, timeout = self._begin(opts)
+        tensor, root = _only(tensors, "reduce"), opts.rootRank
+        staging = Staging()
+        if comm.rank == root:
+            buffer = staging.target(tensor, "tensor", is_read=True)
+        else:
+            buffer = staging.source(tensor, "tensor")
+        work = comm.reduce(buffer, root, _redop(opts), async_op=is_async, timeout=timeout)
+        return self._end((tensor,), (work,), staging, is_async, timeout)
+
+    def gather(self, output_lists: Any, inputs: Any, opts: Any) -> Any:
+        """Gather one tensor of each rank into a list of tensors on the root."""
+        comm, is_async, timeout = self._begin(opts)
+        source, root = _only(inputs, "gather"), opts.rootRank
+        staging = Staging()
+        own = staging.source(source).reshape(-1)
+        outputs, target = (), None
+        if comm.rank == root:
+            outputs = _only(output_lists, "gather")
+            self._check_parts(outputs, "output")
+            target = staging.parts(outputs).reshape(-1)
+        work = comm.gather(own, root, out=target, async_op=is_async, timeout=timeout)
+        return self._end(outputs, (work,), staging, is_async, timeout)
+
+    def scatter(self, outputs: Any, input_lists: Any, opts: Any) -> Any:
+        """Send the r-th tensor of the root's list to rank r."""
+        comm, is_async, timeout = self._begin(opts)
+        output, root = _only(outputs, "scatter"), opts.rootRank
+        staging = Staging()
+        target, source = staging.target(output).reshape(-1), None
+        if comm.rank == root:
+            inputs = _only(input_lists, "scatter")
+            self._check_parts(inputs, "input")
+            source = gathered(inputs).reshape(-1)
+        work = comm.scatter(source, root, out=target, async_op=is_async, timeout=timeout)
+        return self._end((output,), (work,), staging, is_async, timeout)
+
+    # --- messages ------------------------------------------------------------------------------
+
+    def send(self, tensors: Any, dst: int, tag: int = 0) -> Any:
+        """Start to send a tensor to a rank of the group."""
+        staging = Staging()
+        buffer = staging.source(_only(tensors, "send"), "tensor")
+        return self._end((), (self._comm.isend(buffer, dst, tag),), staging, True, None)
+
+    def recv(self, tensors: Any, src: int, tag: int = 0) -> Any:
+        """Start to receive a tensor from a rank of the group."""
+        return self._receive(_only(tensors, "recv"), src, tag)
+
+    def recv_anysource(self, tensors: Any, tag: int = 0) -> Any:
+        """Start to receive a tensor from any rank; the Work's ``_source_rank`` says which."""
+        return self._receive(_only(tensors, "recv"), None, tag)
+
+    def _receive(self, tensor: Tensor, src: int | None, tag: int) -> Any:
+        staging = Staging()
+        buffer = staging.target(tensor, "tensor")
+        return self._end((tensor,), (self._comm.irecv(buffer, src, tag),), staging, True, None)
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def _check_parts(self, tensors: Sequence[Tensor], name: str) -> None:
+        if len(tensors) != self._comm.size:
+            raise ValueError(
+                f"the list of {name} tensors has {len(tensors)}: one for each of the "
+                f"{self._comm.size} ranks is needed"
+            )
+        dtypes = {one.dtype for one in tensors}
+        if len(dtypes) > 1:
+            raise TypeError(
+                f"the list of {name} tensors has several dtypes: {sorted(map(str, dtypes))}"
+            )
+
+    def _sizes(self, tensors: Sequence[Tensor], flat: Tensor) -> list[int]:
+        """How many elements of ``flat`` each tensor has; it may be one of bytes."""
+        per_element = max(1, flat.numel()) // max(1, sum(one.numel() for one in tensors))
+        return [one.numel() * per_element for one in tensors]
+
+    def _counts(self, tensors: Sequence[Tensor], flat: Tensor) -> list[int] | None:
+        """As ``_sizes``; None where all are equal."""
+        sizes = self._sizes(tensors, flat)
+        return sizes if any(size != sizes[0] for size in sizes) else None
+
+    def _together(self, works: Sequence[Any], opts: Any) -> Any:
+        """One Work for several."""
+        if not _is_async(opts):
+            for work in works:
+                work.wait()
+            return DONE
+        return JetstreamWork.joining(works, _seconds(opts))
+
+
+def _as_async(opts: Any) -> Any:
+    """Options of one part of a coalesced call, which must not wait."""
+    if opts is None or opts.asyncOp:
+        return opts
+    copy = dist.ReduceScatterOptions()
+    copy.reduceOp, copy.timeout = opts.reduceOp, opts.timeout
+    return copy

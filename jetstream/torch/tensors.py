@@ -1,0 +1,121 @@
+"""Which tensors the backend takes, and what of them it hands to a communicator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+__all__ = ["Staging", "check_tensor", "joined"]
+
+#: Element types that a communicator knows; all others move as bytes, and are not reduced.
+_KNOWN = frozenset(
+    (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.complex128),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool),
+    )
+)
+
+
+def check_tensor(tensor: torch.Tensor, name: str = "tensor") -> None:
+    """Raise unless ``tensor`` is a dense one in the memory of the CPU.
+
+    Raises TypeError for what is no tensor, ValueError otherwise, with the reason.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}: a torch.Tensor is needed")
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"{name} has the layout {tensor.layout}: only dense tensors; to_dense()")
+    if tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} is on device {tensor.device}: the jetstream backend takes CPU tensors"
+        )
+    if tensor.is_quantized:
+        raise ValueError(f"{name} is quantized ({tensor.dtype}): pass its int_repr()")
+
+
+def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """All ``tensors`` as one flat tensor, if they lie one after another in memory; else None."""
+    first = tensors[0]
+    if any(one.dtype is not first.dtype or not one.is_contiguous() for one in tensors):
+        return None
+    end = first.data_ptr()
+    for one in tensors:
+        if one.data_ptr() != end:
+            return None
+        end += one.nbytes
+    storage = first.untyped_storage()
+    if end > storage.data_ptr() + storage.nbytes():  # the next ones are another allocation's
+        return None
+    count = sum(one.numel() for one in tensors)
+    return first.detach().as_strided((count,), (1,))
+
+
+class Staging:
+    """Contiguous stand-ins of the tensors of a call, where they are not contiguous themselves."""
+
+    def __init__(self) -> None:
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def source(self, tensor: torch.Tensor, name: str = "input") -> torch.Tensor:
+        """What is read: contiguous, of an element type that a communicator knows."""
+        check_tensor(tensor, name)
+        return _moved(_plain(tensor).contiguous())
+
+    def target(
+        self, tensor: torch.Tensor, name: str = "output", *, is_read: bool = False
+    ) -> torch.Tensor:
+        """What is written, and before, with ``is_read``, also read."""
+        check_tensor(tensor, name)
+        tensor = tensor.detach()
+        if tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg()):
+            return _moved(tensor)
+        if is_read:
+            buffer = _plain(tensor).clone(memory_format=torch.contiguous_format)
+        else:
+            buffer = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        self._copies.append((tensor, buffer))
+        return _moved(buffer)
+
+    def parts(self, tensors: Sequence[torch.Tensor], name: str = "output") -> torch.Tensor:
+        """What is written into several tensors, one after another: flat."""
+        for tensor in tensors:
+            check_tensor(tensor, name)
+        flat = joined(tensors)
+        if flat is None:
+            flat = torch.empty(sum(one.numel() for one in tensors), dtype=tensors[0].dtype)
+            starts = flat.split([one.numel() for one in tensors])
+            for one, part in zip(tensors, starts, strict=True):
+                self._copies.append((one.detach(), part.view(one.shape)))
+        return _moved(flat)
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether anything is left to do when the call is complete."""
+        return bool(self._copies)
+
+    def finish(self) -> None:
+        """Copy back what has been written."""
+        for tensor, buffer in self._copies:
+            tensor.copy_(buffer)
+
+
+def gathered(tensors: Sequence[torch.Tensor], name: str = "input") -> torch.Tensor:
+    """What is read from several tensors, one after another: flat."""
+    for tensor in tensors:
+        check_tensor(tensor, name)
+    flat = joined(tensors)
+    if flat is None:
+        flat = torch.cat([_plain(one).reshape(-1) for one in tensors])
+    return _moved(flat)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().resolve_conj().resolve_neg()
+
+
+def _moved(tensor: torch.Tensor) -> torch.Tensor:
+    """As bytes, in rows as before, where a communicator does not know the element type."""
+    return tensor if tensor.dtype in _KNOWN else tensor.unsqueeze(-1).view(torch.uint8)

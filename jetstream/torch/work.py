@@ -1,0 +1,208 @@
+"""Handles of what has been posted, as torch.distributed has them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jetstream.work import Work
+
+__all__ = ["DONE", "JetstreamWork"]
+
+#: What torch passes where the caller names no timeout.
+_NO_TIMEOUT = timedelta(0)
+_finish_lock = threading.Lock()
+
+
+class JetstreamWork(dist.Work):  # type: ignore[misc]
+    """One or more operations in flight, and what is to be done when they are complete.
+
+    ``tensors`` are the outputs. ``finish`` is called once, by the first who finds all parts
+    complete: copies back into tensors that are not contiguous. ``timeout``: of ``wait``, in
+    seconds, where its caller names none; None: the group's.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor],
+        parts: Sequence[Work],
+        finish: Callable[[], None] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        super().__init__()
+        self._tensors = list(tensors)
+        self._parts = parts
+        self._finish = finish
+        self._timeout = timeout
+        self._error: BaseException | None = None
+        self._is_complete = not parts and finish is None
+        self._future: Any = None
+
+    @classmethod
+    def joining(cls, works: Sequence[JetstreamWork], timeout: float | None) -> JetstreamWork:
+        """One for several, which nobody else waits for."""
+
+        def finish() -> None:
+            for work in works:
+                if work._finish is not None:
+                    work._finish()
+
+        tensors = [tensor for work in works for tensor in work._tensors]
+        return cls(tensors, [part for work in works for part in work._parts], finish, timeout)
+
+    def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
+        """Wait until complete. Raises what the operation failed with, or TimedOutError."""
+        if not self._is_complete:
+            self._settle(timeout.total_seconds() or self._timeout)
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def synchronize(self) -> None:
+        """As ``wait``."""
+        self.wait()
+
+    def is_completed(self) -> bool:
+        """True once complete, also with an error; lets the group make progress."""
+        if not self._is_complete and all(part.done() for part in self._parts):
+            self._settle(None)
+        return self._is_complete
+
+    def is_success(self) -> bool:
+        """True once complete without an error."""
+        return self.is_completed() and self._error is None
+
+    def exception(self) -> BaseException | None:
+        """What the operation has failed with."""
+        return self._error
+
+    def result(self) -> list[torch.Tensor]:
+        """The output tensors, once complete."""
+        self.wait()
+        return self._tensors
+
+    def source_rank(self) -> int:
+        """Rank in the group that a message received came from."""
+        source = self._parts[0].source if self._parts else None
+        if source is None:
+            raise RuntimeError("source_rank is only known of a complete receive")
+        return source
+
+    _source_rank = source_rank
+
+    def get_future(self) -> torch.futures.Future[list[torch.Tensor]]:
+        """A future of the output tensors; completed by a thread where nobody waits."""
+        if self._future is None:
+            self._future = torch.futures.Future()
+            if self._is_complete:
+                self._fulfil()
+            else:
+                _watch(self)
+        return self._future
+
+    def get_future_result(self) -> torch.futures.Future[Any]:
+        """A future of ``dist._WorkResult``: SUCCESS, or COMM_ERROR."""
+        kinds = torch._C._distributed_c10d.WorkResult
+        return self.get_future().then(
+            lambda future: kinds.SUCCESS if self._error is None else kinds.COMM_ERROR
+        )
+
+    def _settle(self, timeout: float | None) -> None:
+        for part in self._parts:
+            try:
+                part.wait(timeout)
+            except Exception as error:
+                if not part.is_done:  # not in time: it can be waited for again
+                    raise
+                self._error = self._error or error
+        with _finish_lock:
+            finish, self._finish = self._finish, None
+            if finish is not None and self._error is None:
+                finish()
+            self._is_complete = True
+
+    def _fulfil(self) -> None:
+        if self._error is None:
+            self._future.set_result(self._tensors)
+        else:
+            self._future.set_exception(self._error)
+
+
+class _Done(dist.Work):  # type: ignore[misc]
+    """What a synchronous operation returns: there is nothing left to wait for."""
+
+    def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+    def is_completed(self) -> bool:
+        return True
+
+    def is_success(self) -> bool:
+        return True
+
+    def exception(self) -> None:
+        return None
+
+    def result(self) -> list[torch.Tensor]:
+        return []
+
+    def get_future(self) -> torch.futures.Future[list[torch.Tensor]]:
+        future: torch.futures.Future[list[torch.Tensor]] = torch.futures.Future()
+        future.set_result([])
+        return future
+
+
+#: The one object for all of them: torch's own calls look at nothing but ``wait``.
+DONE = _Done()
+
+
+class _Watcher:
+    """Completes the futures of operations that nobody may be waiting for, in a thread."""
+
+    def __init__(self) -> None:
+        self._works: queue.SimpleQueue[JetstreamWork] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="jetstream-futures", daemon=True).start()
+
+    def add(self, work: JetstreamWork) -> None:
+        self._works.put(work)
+
+    def _run(self) -> None:
+        while True:
+            work = self._works.get()
+            try:
+                work.wait()
+            except BaseException as error:
+                if work._error is None:
+                    work._error = error
+            work._fulfil()
+            del work
+
+
+_watcher: _Watcher | None = None
+
+
+def _watch(work: JetstreamWork) -> None:
+    global _watcher
+    with _finish_lock:
+        if _watcher is None:
+            _watcher = _Watcher()
+        watcher = _watcher
+    watcher.add(work)
+
+
+def _forget_watcher() -> None:
+    global _watcher
+    _watcher = None
+
+
+os.register_at_fork(after_in_child=_forget_watcher)  # a thread does not survive a fork
