@@ -195,6 +195,7 @@ class _Lib:
     JS_SQ_PUT: Final = 3
     JS_SQ_SEND: Final = 1
     JS_SQ_UNSIGNALLED: Final = 1
+    JS_TENSOR_DTYPES: Final = 64
     JS_WIRE_ACK: Final = 128
     JS_WIRE_BYE: Final = 138
     JS_WIRE_BYE_ACK: Final = 139
@@ -935,6 +936,13 @@ class _Lib:
         a0: int,  # int32_t
         /,
     ) -> FFI.CData: ...  # char *
+    def js_tensor_look(
+        self,
+        a0: FFI.CData,  # struct js_tensor_layout *
+        a1: int,  # uintptr_t
+        a2: FFI.CData,  # struct js_array_seen *
+        /,
+    ) -> None: ...  # void
     def js_wire_decode(
         self,
         a0: FFI.CData,  # uint8_t *

@@ -2,7 +2,8 @@
 
 What NumPy keeps of an array lies in the first 80 bytes of the object: address, shape, dtype, flags.
 Asking for them one by one costs more than a small all-reduce, so C reads them in place, as every
-extension module built against NumPy does, and looks the plan up.
+extension module built against NumPy does, and looks the plan up. Tensors of torch: likewise, once
+``tensor_heads`` has found out where things lie.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from jetstream._core.native import ffi, lib
 from jetstream.arrays import Array
 from jetstream.dtypes import BY_NUMPY
+from jetstream.tensor_heads import tensor_layout
 
 __all__ = [
     "MISS",
@@ -81,6 +83,7 @@ def _is_seen_right(array: Array) -> bool:
         and seen.data == array.ctypes.data
         and seen.dtype == id(array.dtype)
         and seen.count == array.size
+        and seen.rows == len(array)
         and bool(seen.is_contiguous) == flags.c_contiguous
         and bool(seen.is_aligned) == flags.aligned
         and bool(seen.is_writeable) == flags.writeable
@@ -93,6 +96,7 @@ _from_buffer = ffi.from_buffer
 
 def _new_mail() -> Any:
     mail = ffi.new("js_mail *")
+    mail.tensors = tensor_layout
     if _IS_LAYOUT_KNOWN:
         mail.array_type = id(np.ndarray)
         for i, dtype in enumerate(BY_NUMPY):  # which stay, and so do their addresses
@@ -129,24 +133,26 @@ class ArrayCalls:
         target: Any,
         *,
         plan: int,
+        itemsize: int,
         handle: Any,
         timeout_ns: int,
     ) -> None:
-        """From now on a call with arrays like these is known."""
-        if not (_IS_LAYOUT_KNOWN and type(source) is np.ndarray and type(target) is np.ndarray):
-            return  # a subclass: an object of another size
+        """From now on a call with arrays or tensors like these is known, if they are plain ones."""
+        if not _IS_LAYOUT_KNOWN:
+            return
         table = self.tables.get(key)
         if table is None:
             table = ffi.new("js_call_table *")
             table.comm = handle
+            table.tensors = tensor_layout
             table.array_type = id(np.ndarray)
             table.timeout_ns = timeout_ns
             table.is_by_rows = isinstance(key, tuple) and key[0] in _DIVIDED
             self.tables[key] = table
-        dtype = source.dtype
-        place = lib.js_array_remember(table, id(source), id(target), dtype.itemsize, plan)
-        # The table knows a dtype by its address, which must not become that of another one.
-        self._dtypes[key, place] = dtype, target.dtype
+        place = lib.js_array_remember(table, id(source), id(target), itemsize, plan)
+        if place < lib.JS_CALL_TABLE_ENTRIES:
+            # The table knows a dtype by its address, which must not become that of another one.
+            self._dtypes[key, place] = source.dtype, target.dtype
 
     def set_timeout(self, timeout_ns: int) -> None:
         """Change the timeout of all calls."""

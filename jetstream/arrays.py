@@ -1,59 +1,28 @@
 """What callers pass as arrays, seen as NumPy arrays that share their memory.
 
-NumPy arrays are taken as they are; torch CPU tensors, objects with the buffer protocol and objects
-with DLPack are wrapped without a copy. Results go back in the caller's kind: NumPy or torch.
+NumPy arrays are taken as they are; torch CPU tensors (``tensors``), objects with the buffer
+protocol and objects with DLPack are wrapped without a copy.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from jetstream.dtypes import dtype_of
 from jetstream.errors import ArgumentError
+from jetstream.tensors import Array, copy_plain, is_plain, is_tensor, share_tensor
 
 __all__ = [
     "Array",
-    "empty_like",
     "forbid_overlap",
     "share",
     "share_contiguous",
     "share_fixed",
+    "share_result",
     "share_writable",
-    "unshare",
 ]
-
-Array = NDArray[Any]
-
-
-#: Types of torch that NumPy has no name for: the way there goes through the bits.
-_FOREIGN = {
-    f"torch.{dtype.__name__}": np.dtype(dtype)
-    for dtype in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
-}
-
-
-def _is_torch(x: object) -> bool:
-    return type(x).__module__ == "torch" and hasattr(x, "data_ptr")
-
-
-def _share_torch(x: Any) -> Array:
-    if x.device.type != "cpu":
-        raise ArgumentError(f"tensor on device {x.device}: only CPU tensors, call .cpu() first")
-    if x.requires_grad:
-        x = x.detach()
-    dtype = _FOREIGN.get(str(x.dtype))
-    if dtype is not None:
-        import torch
-
-        bits = torch.int16 if dtype.itemsize == 2 else torch.int8
-        shared: Array = x.view(bits).numpy().view(dtype)
-        return shared
-    plain: Array = x.numpy()
-    return plain
 
 
 def share(x: Any, *, name: str = "array") -> Array:
@@ -63,8 +32,8 @@ def share(x: Any, *, name: str = "array") -> Array:
     """
     if isinstance(x, np.ndarray):
         array: Array = x
-    elif _is_torch(x):
-        array = _share_torch(x)
+    elif is_tensor(x):
+        return share_tensor(x, name)
     elif isinstance(x, np.generic):
         raise ArgumentError(f"{name} is a NumPy scalar: pass np.array(value)")
     else:
@@ -92,6 +61,8 @@ def _share_protocol(x: Any, name: str) -> Array:
 
 def share_contiguous(x: Any, *, name: str = "input") -> Array:
     """See ``x`` as a C-contiguous array; a strided one is copied."""
+    if is_tensor(x) and not is_plain(x, name):
+        return copy_plain(x)
     array = share(x, name=name)
     if array.flags.c_contiguous:
         return array
@@ -129,9 +100,15 @@ def share_writable(x: Any, *, name: str) -> Array:
     return array
 
 
-def empty_like(array: Array, shape: tuple[int, ...]) -> Array:
-    """A new array of another shape with the element type of ``array``."""
-    return np.empty(shape, dtype=array.dtype)
+def share_result(x: Any, *, name: str) -> Array:
+    """As ``share_writable``, but a tensor may have any layout in which no elements share memory.
+
+    Of one that is not plain the array is a copy: when the result is there, ``tensors.land`` takes
+    it to the tensor.
+    """
+    if is_tensor(x) and not is_plain(x, name):
+        return copy_plain(x, result=name)
+    return share_writable(x, name=name)
 
 
 def forbid_overlap(source: Array, target: Array, *, same: tuple[Array, Array]) -> None:
@@ -146,16 +123,3 @@ def forbid_overlap(source: Array, target: Array, *, same: tuple[Array, Array]) -
             "input and output overlap: pass separate arrays, or the same memory for an operation "
             "in place"
         )
-
-
-def unshare(result: Array, original: Any) -> Any:
-    """Hand a result back in the kind of the caller's array; shares the memory."""
-    if not _is_torch(original):
-        return result
-    import torch
-
-    name = f"torch.{result.dtype}"
-    if name in _FOREIGN:
-        bits = np.int16 if result.dtype.itemsize == 2 else np.int8
-        return torch.from_numpy(result.view(bits)).view(getattr(torch, str(result.dtype)))
-    return torch.from_numpy(result)

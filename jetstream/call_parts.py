@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jetstream.arrays import Array, forbid_overlap, share, share_writable, unshare
+from jetstream.arrays import Array, forbid_overlap, share, share_result
 from jetstream.dtypes import Kind, RedOp, redop_of
 from jetstream.errors import ArgumentError
 from jetstream.launcher import Launcher
@@ -22,6 +23,7 @@ from jetstream.shapes import (
     join_along,
     split_along,
 )
+from jetstream.tensors import check_reducible, is_plain, is_tensor, land
 
 __all__ = ["NOTHING", "CallParts", "Mode"]
 
@@ -38,6 +40,12 @@ class Mode(NamedTuple):
     chunk_bytes: int | None
     scale: Any = None  # of a premultiplied sum
     key: Hashable = None  # under which the call is remembered; None: it is not
+    x: Any = None  # then: what the caller passed as input; None: this rank has none
+
+
+def _land(target: Array, result: Any, _nbytes: int) -> Any:
+    """What is left to do when an operation is complete."""
+    return land(target, result)
 
 
 class CallParts:
@@ -48,11 +56,25 @@ class CallParts:
     _launcher: Launcher
 
     def _finish(self, plan: int, source: Array, target: Array, result: Any, mode: Mode) -> Any:
+        """Carry a call out. ``result``, what the caller gets, is where ``target`` comes from."""
+        launcher = self._launcher
         if mode.key is not None:  # all is well with the arguments
-            self._launcher.remember(mode.key, source, target, plan)
+            known = target if result is None else result
+            launcher.remember(mode.key, mode.x, known, plan, source.itemsize)
+        if not is_tensor(result) or is_plain(result):
+            if mode.async_op:
+                return launcher.start(plan, source, target, result, mode.what)
+            return launcher.run(plan, source, target, result, mode.timeout)
+        if launcher.is_fixed:
+            raise ArgumentError(
+                f"{mode.what}: the result would go into a copy of a tensor that is not contiguous; "
+                "a call with fixed arrays needs a contiguous one"
+            )
         if mode.async_op:
-            return self._launcher.start(plan, source, target, result, mode.what)
-        return self._launcher.run(plan, source, target, result, mode.timeout)
+            finish = partial(_land, target, result)
+            return launcher.start(plan, source, target, result, mode.what, finish)
+        launcher.run(plan, source, target, result, mode.timeout)
+        return land(target, result)
 
     def _collect(
         self,
@@ -78,7 +100,7 @@ class CallParts:
         total = sum(rows) * row_elements
         target = NOTHING
         if root is None or self.rank == root:
-            target = choose_output(out, total, source, shape)
+            target, result = choose_output(x, out, total, source, shape)
         elements = element_counts(rows, row_elements)
         plan = self._launcher.plan(
             kind, source.dtype, sum(elements) if elements else source.size,
@@ -86,12 +108,11 @@ class CallParts:
         )  # fmt: skip
         if target is NOTHING:
             return self._finish(plan, source, target, None, mode)
-        result = out if out is not None else unshare(target, x)
         if axis != 0:  # the parts come one after another
             flat = np.empty(total, source.dtype)
             self._finish(plan, source, flat, None, mode)
             target.reshape(shape)[...] = join_along(flat, rows, source.shape, axis)
-            return result
+            return land(target, result)
         if out is not None:
             start = sum(rows[: self.rank]) * row_elements
             own = target.reshape(-1)[start : start + source.size]
@@ -109,6 +130,8 @@ class CallParts:
         mode: Mode,
     ) -> Any:
         """reduce_scatter, and scatter on its root."""
+        if kind is Kind.REDUCE_SCATTER:
+            check_reducible(x)
         source = self._launcher.share_input(x)
         axis = check_axis(axis, source)
         if self._launcher.is_fixed:
@@ -119,7 +142,7 @@ class CallParts:
         own_elements = rows[self.rank] * row_elements
         if axis != 0:  # the parts must lie one after another
             source = split_along(source, rows, axis)
-        target = choose_output(out, own_elements, source, shape)
+        target, result = choose_output(x, out, own_elements, source, shape)
         if out is not None:
             start = sum(rows[: self.rank]) * row_elements
             own = source.reshape(-1)[start : start + own_elements]
@@ -131,18 +154,18 @@ class CallParts:
             op=op, root=root, chunk_bytes=mode.chunk_bytes, counts=elements,
         )  # fmt: skip
         source = contribution(op, mode.scale, source)
-        result = out if out is not None else unshare(target, x)
         return self._finish(plan, source, target, result, mode)
 
     def _prefix(self, kind: Kind, x: Any, out: Any, op: str | RedOp, mode: Mode) -> Any:
         """Scan and exscan."""
         if redop_of(op) is RedOp.AVG:
             raise ArgumentError(f"{mode.what}: op 'avg' is not defined for a prefix")
+        check_reducible(x)
         if out is None:
-            source = target = share_writable(x, name="x")
+            source = target = share_result(x, name="x")
         else:
             source = self._launcher.share_input(x)
-            target = choose_output(out, source.size, source, source.shape)
+            target, _ = choose_output(x, out, source.size, source, source.shape)
             forbid_overlap(source, target, same=(source, target))
         plan = self._launcher.plan(
             kind, source.dtype, source.size, op=op, chunk_bytes=mode.chunk_bytes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jetstream.array_calls import array_call, persistent_call
-from jetstream.arrays import forbid_overlap, share_writable, unshare
+from jetstream.arrays import forbid_overlap, share_result
 from jetstream.call_parts import NOTHING, CallParts, Mode
 from jetstream.dtypes import Kind, RedOp
 from jetstream.errors import ArgumentError
@@ -25,6 +25,7 @@ from jetstream.shapes import (
     new_like,
     split_along,
 )
+from jetstream.tensors import check_reducible, land
 
 __all__ = ["CollectiveCalls"]
 
@@ -81,18 +82,19 @@ class CollectiveCalls(CallParts):
                 except BaseException as error:
                     launcher.interrupt(error)
                     raise
+        check_reducible(x)
         if out is None:
-            source = target = share_writable(x, name="x")
+            source = target = share_result(x, name="x")
         else:
             source = launcher.share_input(x)
-            target = choose_output(out, source.size, source, source.shape)
+            target, _ = choose_output(x, out, source.size, source, source.shape)
             forbid_overlap(source, target, same=(source, target))
         plan = launcher.plan(
             Kind.ALL_REDUCE, source.dtype, source.size, op=op, algo=algo, chunk_bytes=chunk_bytes
         )
         own = contribution(op, scale, source, target)
         key = op if is_simple else None
-        mode = Mode("all_reduce", async_op, timeout, chunk_bytes, key=key)
+        mode = Mode("all_reduce", async_op, timeout, chunk_bytes, key=key, x=x)
         return self._finish(plan, own, target, result, mode)
 
     def all_gather(
@@ -120,7 +122,7 @@ class CollectiveCalls(CallParts):
             if self._launcher.repeat(_ALL_GATHER, x, out):
                 return out
         key = _ALL_GATHER if is_plain else None
-        mode = Mode("all_gather", async_op, timeout, chunk_bytes, key=key)
+        mode = Mode("all_gather", async_op, timeout, chunk_bytes, key=key, x=x)
         return self._collect(Kind.ALL_GATHER, x, out, axis, counts, None, mode)
 
     def reduce_scatter(
@@ -150,7 +152,7 @@ class CollectiveCalls(CallParts):
             out = new_like(x, 1, self.size) if out is None else out
             if self._launcher.repeat(key, x, out):
                 return out
-        mode = Mode("reduce_scatter", async_op, timeout, chunk_bytes, scale, key)
+        mode = Mode("reduce_scatter", async_op, timeout, chunk_bytes, scale, key, x)
         return self._spread(Kind.REDUCE_SCATTER, x, out, axis, counts, (op, 0), mode)
 
     def all_to_all(
@@ -181,7 +183,7 @@ class CollectiveCalls(CallParts):
             if self._launcher.repeat(_ALL_TO_ALL, x, out):
                 return out
         key = _ALL_TO_ALL if is_plain else None
-        mode = Mode("all_to_all", async_op, timeout, chunk_bytes, key=key)
+        mode = Mode("all_to_all", async_op, timeout, chunk_bytes, key=key, x=x)
         source = self._launcher.share_input(x)
         axis = check_axis(axis, source)
         self._forbid_async(mode, axis)
@@ -192,8 +194,7 @@ class CollectiveCalls(CallParts):
         splits = make_splits(sent, received, row_elements, self.rank) if has_splits else None
         shape = (*source.shape[:axis], sum(received), *source.shape[axis + 1 :])
         total = sum(received) * row_elements
-        target = choose_output(out, total, source, shape)
-        result = out if out is not None else unshare(target, x)
+        target, result = choose_output(x, out, total, source, shape)
         count = 0 if has_splits else source.size // self.size
         plan = self._launcher.plan(
             Kind.ALL_TO_ALL, source.dtype, count, chunk_bytes=chunk_bytes, splits=splits
@@ -202,7 +203,7 @@ class CollectiveCalls(CallParts):
             flat = np.empty(total, source.dtype)
             self._finish(plan, split_along(source, sent, axis), flat, None, mode)
             target.reshape(shape)[...] = join_along(flat, received, source.shape, axis)
-            return result
+            return land(target, result)
         if has_splits and out is not None and np.may_share_memory(source, target):
             raise ArgumentError(
                 "all_to_all with splits cannot be done in place: input and output overlap, pass "
@@ -284,12 +285,12 @@ class CollectiveCalls(CallParts):
         if is_plain and self._launcher.repeat(key, x, x):
             return x
         root = check_rank(root, self.size, "root")
-        see = self._launcher.share_input if self.rank == root else share_writable
+        see = self._launcher.share_input if self.rank == root else share_result
         array = see(x, name="x")
         plan = self._launcher.plan(
             Kind.BROADCAST, array.dtype, array.size, root=root, chunk_bytes=chunk_bytes
         )
-        mode = Mode("broadcast", async_op, timeout, chunk_bytes, key=key)
+        mode = Mode("broadcast", async_op, timeout, chunk_bytes, key=key, x=x)
         return self._finish(plan, array, array, x, mode)
 
     def reduce(
@@ -320,20 +321,21 @@ class CollectiveCalls(CallParts):
         if is_plain and self._launcher.repeat(key, x, result if is_root else NOTHING):
             return result
         root = check_rank(root, self.size, "root")
-        see = share_writable if is_root and out is None else self._launcher.share_input
+        check_reducible(x)
+        see = share_result if is_root and out is None else self._launcher.share_input
         source = see(x, name="x")
         target = NOTHING
         if is_root:
             target = source
             if out is not None:
-                target = choose_output(out, source.size, source, source.shape)
+                target, _ = choose_output(x, out, source.size, source, source.shape)
                 forbid_overlap(source, target, same=(source, target))
         plan = self._launcher.plan(
             Kind.REDUCE, source.dtype, source.size,
             op=op, root=root, algo=algo, chunk_bytes=chunk_bytes,
         )  # fmt: skip
         source = contribution(op, scale, source, target if is_root else None)
-        mode = Mode("reduce", async_op, timeout, chunk_bytes, key=key)
+        mode = Mode("reduce", async_op, timeout, chunk_bytes, key=key, x=x)
         return self._finish(plan, source, target, result, mode)
 
     def gather(
@@ -382,7 +384,7 @@ class CollectiveCalls(CallParts):
             return self._spread(Kind.SCATTER, x, out, axis, counts, ("sum", root), mode)
         if out is None:
             raise ArgumentError("scatter: out is needed on every rank but the root")
-        target = share_writable(out, name="out")
+        target = share_result(out, name="out")
         axis = check_axis(axis, target)
         elements: tuple[int, ...] = ()
         if counts is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -156,11 +156,12 @@ class Launcher(MessageLauncher):
         self.run_on(self.handle(), status, self._timeout_ns)
         return True
 
-    def remember(self, key: Hashable, source: Array, target: Array, plan: int) -> None:
-        """From now on ``repeat`` knows calls with arrays like these."""
+    def remember(self, key: Hashable, source: Any, target: Any, plan: int, itemsize: int) -> None:
+        """From now on ``repeat`` knows calls with what callers pass like these."""
         self._array_calls.remember(
-            key, source, target, plan=plan, handle=self.handle(), timeout_ns=self._timeout_ns
-        )
+            key, source, target,
+            plan=plan, itemsize=itemsize, handle=self.handle(), timeout_ns=self._timeout_ns,
+        )  # fmt: skip
 
     def prepare(
         self, owner: object, plan: int, arrays: tuple[Array, Array], timeout: float | None
@@ -245,11 +246,19 @@ class Launcher(MessageLauncher):
             status="JS_ERR_TIMEOUT",
         )
 
-    def start(self, plan: int, source: Array, target: Array, result: Any, what: str) -> Work:
-        """Launch without waiting."""
+    def start(
+        self,
+        plan: int,
+        source: Array,
+        target: Array,
+        result: Any,
+        what: str,
+        finish: Callable[[int], Any] | None = None,
+    ) -> Work:
+        """Launch without waiting; ``finish`` as a Work's."""
         inputs, outputs = byte_pointer(source), byte_pointer(target)
         wr_id = self.post(lib.js_comm_launch, plan, inputs, outputs)
-        return self.track(wr_id, what, (source, target, inputs, outputs), result)
+        return self.track(wr_id, what, (source, target, inputs, outputs), result, finish)
 
     # --- ending --------------------------------------------------------------------------------
 

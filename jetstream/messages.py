@@ -6,7 +6,7 @@ from typing import Any
 
 from jetstream._core.native import lib
 from jetstream.array_calls import MISS, array_receive, array_send
-from jetstream.arrays import share_writable
+from jetstream.arrays import Array, share, share_result, share_writable
 from jetstream.launcher import Launcher
 from jetstream.message_launcher import ANY_SOURCE
 from jetstream.shapes import TAG_MAX, check_rank, check_tag
@@ -45,7 +45,7 @@ class MessageCalls:
                 if status == 0:
                     return
                 if status != MISS:
-                    launcher.go_on_sending(status, x, dst, tag, None)
+                    launcher.go_on_sending(status, share(x), dst, tag, None)
                     return
             except BaseException as error:
                 launcher.give_up(error)
@@ -83,13 +83,13 @@ class MessageCalls:
                 if status == 0:
                     return out
                 if status != MISS:
-                    nbytes = launcher.go_on_receiving(status, out, src, tag, None)
+                    nbytes = launcher.go_on_receiving(status, share(out), src, tag, None)
                     check_length(nbytes, out, exact)
                     return out
             except BaseException as error:
                 launcher.give_up(error)
                 raise
-        array = share_writable(out, name="out")
+        array = _room(launcher, out)
         return launcher.receive_now(Arrival(array, out, exact), src, tag, timeout)
 
     def isend(self, x: Any, dst: int, tag: int = 0) -> Work:
@@ -106,7 +106,7 @@ class MessageCalls:
         Then ``work.source``, ``work.tag`` and ``work.nbytes`` tell what has come.
         """
         source, number = self._source(src), _any_tag(tag)
-        array = share_writable(out, name="out")
+        array = _room(self._launcher, out)
         return self._launcher.receive(array, source, number, Arrival(array, out, exact))
 
     def probe(
@@ -129,6 +129,11 @@ class MessageCalls:
 
     def _source(self, src: int | None) -> int:
         return ANY_SOURCE if src is None else check_rank(src, self.size, "src")
+
+
+def _room(launcher: Launcher, out: Any) -> Array:
+    """Where a message goes; what is captured finds it there at every launch."""
+    return (share_writable if launcher.is_fixed else share_result)(out, name="out")
 
 
 def _any_tag(tag: int | None) -> int | None:

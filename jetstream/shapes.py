@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jetstream.arrays import Array, empty_like, share_writable
+from jetstream.arrays import Array, share, share_result
 from jetstream.collectives.parts import SPLIT_MAX, Splits
 from jetstream.errors import ArgumentError
+from jetstream.tensors import check_same_dtype, is_tensor, new_tensor
 
 __all__ = [
     "TAG_MAX",
@@ -64,30 +65,40 @@ def elements_per_row(array: Array, axis: int) -> int:
     return math.prod(array.shape[:axis]) * math.prod(array.shape[axis + 1 :])
 
 
-def new_like(x: Any, times: int, divisor: int) -> Array | None:
-    """An output for the plain NumPy array ``x``, with ``times / divisor`` as many rows.
+def new_like(x: Any, times: int, divisor: int) -> Any:
+    """An output for the plain NumPy array or tensor ``x``, with ``times / divisor`` as many rows.
 
     None for other objects, and for rows that the divisor does not divide.
     """
-    if type(x) is not np.ndarray:
+    is_array = type(x) is np.ndarray
+    if not is_array and not is_tensor(x):
         return None
     shape = x.shape
     rows = shape[0] if shape else 1
     if rows % divisor:
         return None
-    return np.empty((rows * times // divisor, *shape[1:]), x.dtype)
+    new_shape = (rows * times // divisor, *shape[1:])
+    return np.empty(new_shape, x.dtype) if is_array else new_tensor(x, new_shape)
 
 
-def choose_output(out: Any, size: int, source: Array, shape: tuple[int, ...]) -> Array:
-    """The array that takes a result of ``size`` elements: ``out``, or a new one of ``shape``."""
+def choose_output(
+    x: Any, out: Any, size: int, source: Array, shape: tuple[int, ...]
+) -> tuple[Array, Any]:
+    """The array that takes a result of ``size`` elements, and what the caller gets.
+
+    That is ``out``, or a new one of ``shape``, in the kind of the input ``x``; ``source`` is ``x``
+    as an array.
+    """
     if out is None:
-        return empty_like(source, shape)
-    target = share_writable(out, name="out")
+        out = new_tensor(x, shape) if is_tensor(x) else np.empty(shape, source.dtype)
+        return share(out), out
+    check_same_dtype(x, out)
+    target = share_result(out, name="out")
     if target.dtype != source.dtype:
         raise ArgumentError(f"out has dtype {target.dtype}, the input {source.dtype}")
     if target.size != size:
         raise ArgumentError(f"out has {target.size} elements, the result has {size}")
-    return target
+    return target, out
 
 
 def check_counts(counts: Sequence[int], size: int, name: str = "counts") -> tuple[int, ...]:

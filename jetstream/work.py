@@ -10,6 +10,7 @@ from jetstream._core.native import AGAIN, ffi, lib
 from jetstream._core.timeouts import timeout_to_ns
 from jetstream.arrays import Array
 from jetstream.errors import TimedOutError, TruncatedError
+from jetstream.tensors import land
 
 __all__ = ["Arrival", "Message", "Work", "check_length"]
 
@@ -44,7 +45,7 @@ class Arrival:
     def __call__(self, nbytes: int) -> Any:
         """``nbytes``: length of the message. Raises TruncatedError."""
         check_length(nbytes, self.array, self.exact)
-        return self.result
+        return land(self.array, self.result)
 
 
 class Owner(Protocol):

@@ -9,6 +9,13 @@
 #define ARRAY_C_CONTIGUOUS 0x0001
 #define ARRAY_ALIGNED 0x0100
 #define ARRAY_WRITEABLE 0x0400
+#define ARRAY_READABLE (ARRAY_C_CONTIGUOUS | ARRAY_ALIGNED)
+#define ARRAY_WRITABLE (ARRAY_READABLE | ARRAY_WRITEABLE)
+#define TENSOR_NEAR_DIMENSIONS 5u
+#define TENSOR_DTYPE_MASK 0xffffu
+#define TENSOR_CONTIGUOUS (1ull << 40)
+/* Besides that one: its memory or its shape are to be asked for in another way. */
+#define TENSOR_FLAGS (0x7ffc03ull << 40)
 #define TABLE_WAYS 4u
 
 /* The head of a NumPy array in CPython: PyArrayObject_fields, which the inline accessors of
@@ -40,6 +47,11 @@ static uint64_t array_count(const array_head *array)
     return count;
 }
 
+static uint64_t array_rows(const array_head *array)
+{
+    return array->dimension_count > 0 ? (uint64_t)array->dimensions[0] : 0;
+}
+
 void js_array_look(uintptr_t object, js_array_seen *out)
 {
     const array_head *array = array_at(object);
@@ -47,15 +59,128 @@ void js_array_look(uintptr_t object, js_array_seen *out)
     out->data = array->data;
     out->dtype = array->dtype;
     out->count = array_count(array);
+    out->rows = array_rows(array);
     out->is_contiguous = (array->flags & ARRAY_C_CONTIGUOUS) != 0;
     out->is_aligned = (array->flags & ARRAY_ALIGNED) != 0;
     out->is_writeable = (array->flags & ARRAY_WRITEABLE) != 0;
 }
 
-/* What is divided among the ranks must be divisible by its rows, not only by its elements. */
-static uint64_t array_rows(const js_call_table *table, const array_head *array)
+/* A tensor of torch in CPython, as of torch 2.13: no part of a binary interface, so the caller
+ * finds out first whether it holds (js_tensor_look). The object is a THPVariable, its head a TensorImpl
+ * (c10/core/TensorImpl.h), the owner of its memory a StorageImpl (c10/core/StorageImpl.h). */
+typedef struct tensor_storage {
+    uintptr_t virtual_functions;
+    uint64_t reference_counts;
+    uintptr_t data;
+    uintptr_t context[3]; /* of the memory, its destructor, device */
+    uint64_t size_bytes;
+    uint8_t size_is_apart;
+    uint8_t is_resizable;
+    uint8_t is_received;
+    uint8_t is_checked; /* asking for the memory does something: a copy on write, an error */
+} tensor_storage;
+
+typedef struct tensor_head {
+    uintptr_t virtual_functions;
+    uint64_t reference_counts;
+    const tensor_storage *storage;
+    uintptr_t autograd;
+    uintptr_t extra;
+    uintptr_t version;
+    uintptr_t object;
+    uint64_t dimension_count;
+    union {
+        int64_t near[2 * TENSOR_NEAR_DIMENSIONS]; /* sizes, then strides */
+        const int64_t *far;
+    } sizes;
+    int64_t offset; /* elements */
+    uint64_t count;
+    uint64_t properties; /* dtype: 16 bits, device: 24, flags: 24 */
+    uint64_t key_set;
+} tensor_head;
+
+typedef struct tensor_object {
+    intptr_t reference_count;
+    uintptr_t type;
+    const tensor_head *head;
+} tensor_object;
+
+/* What a call has to know of an array or a tensor. */
+typedef struct array_view {
+    uintptr_t data;
+    uintptr_t dtype;
+    uint64_t count;
+    uint64_t rows; /* length of the first axis */
+} array_view;
+
+/* The tensor has memory like an array: torch itself would ask nobody for its shape and address. */
+static bool tensor_view(const js_tensor_layout *layout, uintptr_t object, array_view *out)
 {
-    return table->is_by_rows && array->dimension_count > 0 ? (uint64_t)array->dimensions[0] : 0;
+    const tensor_object *tensor = (const tensor_object *)object;
+    if (layout == NULL || (tensor->type != layout->types[0] && tensor->type != layout->types[1])) {
+        return false;
+    }
+    const tensor_head *head = tensor->head;
+    uint64_t number = head->properties & TENSOR_DTYPE_MASK;
+    if ((head->properties & TENSOR_FLAGS) != TENSOR_CONTIGUOUS || number >= JS_TENSOR_DTYPES ||
+        (head->key_set != layout->key_sets[0] && head->key_set != layout->key_sets[1])) {
+        return false;
+    }
+    const tensor_storage *storage = head->storage;
+    uint64_t itemsize_bytes = layout->itemsize_bytes[number];
+    uint64_t alignment = itemsize_bytes < sizeof(uint64_t) ? itemsize_bytes : sizeof(uint64_t);
+    if (storage->is_checked != 0 || itemsize_bytes == 0) {
+        return false;
+    }
+    bool is_near = head->dimension_count <= TENSOR_NEAR_DIMENSIONS;
+    const int64_t *sizes = is_near ? head->sizes.near : head->sizes.far;
+    out->data = storage->data + (uint64_t)head->offset * itemsize_bytes;
+    out->dtype = number + 1;
+    out->count = head->count;
+    out->rows = head->dimension_count > 0 ? (uint64_t)sizes[0] : 0;
+    return (out->data & (alignment - 1)) == 0;
+}
+
+void js_tensor_look(const js_tensor_layout *layout, uintptr_t object, js_array_seen *out)
+{
+    const tensor_object *tensor = (const tensor_object *)object;
+    array_view view = { 0 };
+    bool is_plain = tensor_view(layout, object, &view);
+    *out = (js_array_seen){
+        .type = tensor->type,
+        .data = view.data,
+        .dtype = view.dtype,
+        .count = view.count,
+        .rows = view.rows,
+        .is_contiguous = is_plain,
+        .is_aligned = is_plain,
+        .is_writeable = is_plain,
+    };
+}
+
+/* Reads the head of an array that has the flags, or of a tensor; false: it is not a plain one.
+ * Every object begins with its type; what follows is read of arrays and tensors only. */
+static bool object_view(const js_tensor_layout *tensors, uintptr_t array_type, uintptr_t object,
+                        int32_t flags, array_view *out)
+{
+    const array_head *array = array_at(object);
+    if (JS_UNLIKELY(array->type != array_type)) {
+        return tensor_view(tensors, object, out);
+    }
+    if ((array->flags & flags) != flags) {
+        return false;
+    }
+    out->data = array->data;
+    out->dtype = array->dtype;
+    out->count = array_count(array);
+    out->rows = array_rows(array);
+    return true;
+}
+
+/* What is divided among the ranks must be divisible by its rows, not only by its elements. */
+static uint64_t table_rows(const js_call_table *table, const array_view *source)
+{
+    return table->is_by_rows ? source->rows : 0;
 }
 
 /* The first entry of the set in which a call has its place. */
@@ -71,26 +196,33 @@ static bool is_apart(uintptr_t a, uint64_t a_bytes, uintptr_t b, uint64_t b_byte
     return a + a_bytes <= b || b + b_bytes <= a || (a == b && a_bytes == b_bytes);
 }
 
-/* The entry of a call with these arrays; NULL if it is not known, or not a plain one. */
-static const js_array_entry *table_find(const js_call_table *table, const array_head *from,
-                                        const array_head *to)
+/* The views of a call's two objects; no target (0): the source is it. */
+static bool table_views(const js_call_table *table, uintptr_t source, uintptr_t target,
+                        array_view *out_from, array_view *out_to)
 {
-    const int32_t readable = ARRAY_C_CONTIGUOUS | ARRAY_ALIGNED;
-    const int32_t writable = readable | ARRAY_WRITEABLE;
-
-    /* Every object begins with its type; what follows is read of arrays only. */
-    if (from->type != table->array_type || to->type != table->array_type ||
-        (from->flags & readable) != readable || (to->flags & writable) != writable) {
-        return NULL;
+    const js_tensor_layout *tensors = table->tensors;
+    bool is_one = target == 0 || target == source;
+    int32_t flags = is_one ? ARRAY_WRITABLE : ARRAY_READABLE;
+    if (!object_view(tensors, table->array_type, source, flags, out_from)) {
+        return false;
     }
-    uint64_t source_count = array_count(from);
-    uint64_t target_count = from == to ? source_count : array_count(to);
-    uint64_t source_rows = array_rows(table, from);
-    const js_array_entry *set = &table->entries[table_set(from->dtype, source_count)];
+    if (is_one) {
+        *out_to = *out_from;
+        return true;
+    }
+    return object_view(tensors, table->array_type, target, ARRAY_WRITABLE, out_to);
+}
+
+/* The entry of a call with these arrays; NULL if it is not known, or not a plain one. */
+static const js_array_entry *table_find(const js_call_table *table, const array_view *from,
+                                        const array_view *to)
+{
+    uint64_t source_rows = table_rows(table, from);
+    const js_array_entry *set = &table->entries[table_set(from->dtype, from->count)];
     for (uint32_t i = 0; i < TABLE_WAYS; i++) {
         const js_array_entry *entry = &set[i];
-        if (entry->source_dtype == from->dtype && entry->source_count == source_count &&
-            entry->target_dtype == to->dtype && entry->target_count == target_count &&
+        if (entry->source_dtype == from->dtype && entry->source_count == from->count &&
+            entry->target_dtype == to->dtype && entry->target_count == to->count &&
             entry->source_rows == source_rows) {
             bool is_plain =
                 is_apart(from->data, entry->source_bytes, to->data, entry->target_bytes);
@@ -102,71 +234,84 @@ static const js_array_entry *table_find(const js_call_table *table, const array_
 
 int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t target)
 {
-    const array_head *from = array_at(source);
-    const array_head *to = target != 0 ? array_at(target) : from;
-    const js_array_entry *entry = table_find(table, from, to);
+    array_view from;
+    array_view to;
+    if (!table_views(table, source, target, &from, &to)) {
+        return JS_CALL_MISS;
+    }
+    const js_array_entry *entry = table_find(table, &from, &to);
     if (entry == NULL) {
         return JS_CALL_MISS;
     }
     if (JS_UNLIKELY(table->comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_call(table->comm, entry->plan_id, (const void *)from->data, (void *)to->data,
+    return js_comm_call(table->comm, entry->plan_id, (const void *)from.data, (void *)to.data,
                         table->timeout_ns);
 }
 
 int32_t js_array_launch(const js_call_table *table, uintptr_t source, uintptr_t target,
                         uint64_t *out_wr_id)
 {
-    const array_head *from = array_at(source);
-    const array_head *to = array_at(target);
-    const js_array_entry *entry = table_find(table, from, to);
+    array_view from;
+    array_view to;
+    if (!table_views(table, source, target, &from, &to)) {
+        return JS_CALL_MISS;
+    }
+    const js_array_entry *entry = table_find(table, &from, &to);
     if (entry == NULL) {
         return JS_CALL_MISS;
     }
     if (JS_UNLIKELY(table->comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_launch(table->comm, entry->plan_id, (const void *)from->data, (void *)to->data,
+    return js_comm_launch(table->comm, entry->plan_id, (const void *)from.data, (void *)to.data,
                           out_wr_id);
 }
 
 uint32_t js_array_remember(js_call_table *table, uintptr_t source, uintptr_t target,
                            uint32_t itemsize_bytes, uint32_t plan_id)
 {
-    const array_head *from = array_at(source);
-    const array_head *to = array_at(target);
-    uint64_t source_count = array_count(from);
-    uint64_t target_count = array_count(to);
-    uint32_t set = table_set(from->dtype, source_count);
+    array_view from;
+    array_view to;
+    if (!table_views(table, source, target, &from, &to)) {
+        return JS_CALL_TABLE_ENTRIES;
+    }
+    uint32_t set = table_set(from.dtype, from.count);
     uint32_t place = set + table->remembered++ % TABLE_WAYS;
     for (uint32_t i = set + TABLE_WAYS; i-- > set;) {
         place = table->entries[i].source_dtype == 0 ? i : place;
     }
     table->entries[place] = (js_array_entry){
-        .source_dtype = from->dtype,
-        .target_dtype = to->dtype,
-        .source_count = source_count,
-        .target_count = target_count,
-        .source_rows = array_rows(table, from),
-        .source_bytes = source_count * itemsize_bytes,
-        .target_bytes = target_count * itemsize_bytes,
+        .source_dtype = from.dtype,
+        .target_dtype = to.dtype,
+        .source_count = from.count,
+        .target_count = to.count,
+        .source_rows = table_rows(table, &from),
+        .source_bytes = from.count * itemsize_bytes,
+        .target_bytes = to.count * itemsize_bytes,
         .plan_id = plan_id,
     };
     return place;
 }
 
-/* Bytes of an array that can be sent, or received into with the flags wanted; false: it is not a
- * plain one. */
-static bool mail_bytes(const js_mail *mail, const array_head *array, int32_t flags,
-                       uint64_t *out_bytes)
+/* The memory of an array or tensor that can be sent, or received into with the flags wanted;
+ * false: it is not a plain one. */
+static bool mail_span(const js_mail *mail, uintptr_t object, int32_t flags, uintptr_t *out_data,
+                      uint64_t *out_bytes)
 {
-    if (array->type != mail->array_type || (array->flags & flags) != flags) {
+    array_view view;
+    if (!object_view(mail->tensors, mail->array_type, object, flags, &view)) {
         return false;
     }
+    *out_data = view.data;
+    if (view.dtype <= JS_TENSOR_DTYPES) { /* torch's number of it, not the address of NumPy's */
+        *out_bytes = view.count * mail->tensors->itemsize_bytes[view.dtype - 1];
+        return true;
+    }
     for (uint32_t i = 0; i < mail->dtype_count; i++) {
-        if (mail->dtypes[i] == array->dtype) {
-            *out_bytes = array_count(array) * mail->itemsize_bytes[i];
+        if (mail->dtypes[i] == view.dtype) {
+            *out_bytes = view.count * mail->itemsize_bytes[i];
             return true;
         }
     }
@@ -175,30 +320,29 @@ static bool mail_bytes(const js_mail *mail, const array_head *array, int32_t fla
 
 int32_t js_array_send(js_mail *mail, uintptr_t source, uint64_t address)
 {
-    const array_head *array = array_at(source);
+    uintptr_t data = 0;
     uint64_t bytes = 0;
-    if (!mail_bytes(mail, array, ARRAY_C_CONTIGUOUS, &bytes)) {
+    if (!mail_span(mail, source, ARRAY_C_CONTIGUOUS, &data, &bytes)) {
         return JS_CALL_MISS;
     }
     if (JS_UNLIKELY(mail->comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_send_wait(mail->comm, (const void *)array->data, bytes, address,
-                             mail->timeout_ns, &mail->cqe);
+    return js_comm_send_wait(mail->comm, (const void *)data, bytes, address, mail->timeout_ns,
+                             &mail->cqe);
 }
 
 int32_t js_array_receive(js_mail *mail, uintptr_t target, uint64_t address, uint64_t flags)
 {
-    const int32_t writable = ARRAY_C_CONTIGUOUS | ARRAY_ALIGNED | ARRAY_WRITEABLE;
-    const array_head *array = array_at(target);
+    uintptr_t data = 0;
     uint64_t bytes = 0;
-    if (!mail_bytes(mail, array, writable, &bytes)) {
+    if (!mail_span(mail, target, ARRAY_WRITABLE, &data, &bytes)) {
         return JS_CALL_MISS;
     }
     if (JS_UNLIKELY(mail->comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    int32_t status = js_comm_receive_wait(mail->comm, (void *)array->data, bytes | flags, address,
+    int32_t status = js_comm_receive_wait(mail->comm, (void *)data, bytes | flags, address,
                                           mail->timeout_ns, &mail->cqe);
     return status == JS_OK && mail->cqe.bytes != bytes ? JS_CALL_SHORT : status;
 }

@@ -34,6 +34,8 @@ LAYERS = {
     "jetstream.config": "base",
     "jetstream.environ": "base",
     "jetstream.places": "base",
+    "jetstream.tensors": "base",
+    "jetstream.tensor_heads": "base",
     "jetstream.transport": "transport",
     "jetstream.control": "control",
     "jetstream.collectives": "collectives",

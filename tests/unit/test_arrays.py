@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import array
 import ctypes
-import sys
-from types import ModuleType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from jetstream.arrays import (
-    empty_like,
-    forbid_overlap,
-    share,
-    share_contiguous,
-    share_writable,
-    unshare,
-)
+from jetstream.arrays import forbid_overlap, share, share_contiguous, share_writable
 from jetstream.errors import ArgumentError
 
 
@@ -120,81 +111,3 @@ def test_overlap() -> None:
         with pytest.raises(ArgumentError, match="overlap: pass separate arrays"):
             forbid_overlap(left, right, same=(left, part))
     forbid_overlap(x[5:], x, same=(x[5:], x[5:]))
-
-
-def test_empty_like_keeps_the_type() -> None:
-    made = empty_like(np.zeros(3, ml_dtypes.bfloat16), (2, 2))
-    assert made.dtype == ml_dtypes.bfloat16 and made.shape == (2, 2)
-
-
-# --- torch, as far as this package touches it ----------------------------------------------------
-
-
-class Device:
-    def __init__(self, kind: str) -> None:
-        self.type = kind
-
-    def __str__(self) -> str:
-        return f"{self.type}:0"
-
-
-class Tensor:
-    """Has what a torch tensor has of what is used here."""
-
-    def __init__(self, values: np.ndarray, *, dtype: str = "", device: str = "cpu") -> None:
-        self.values = values
-        self.dtype = dtype or f"torch.{values.dtype}"
-        self.device = Device(device)
-        self.requires_grad = False
-
-    def data_ptr(self) -> int:
-        return int(self.values.ctypes.data)
-
-    def detach(self) -> Tensor:
-        return Tensor(self.values, dtype=self.dtype)
-
-    def view(self, dtype: str) -> Tensor:
-        return Tensor(self.values.view("int16"), dtype=dtype)
-
-    def numpy(self) -> np.ndarray:
-        if self.requires_grad or self.dtype == "torch.bfloat16":
-            raise TypeError("as torch says")
-        return self.values
-
-
-@pytest.fixture
-def torch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module that stands for torch; the real one takes seconds to import."""
-    module: Any = ModuleType("torch")
-    module.int16, module.bfloat16 = "torch.int16", "torch.bfloat16"
-    module.from_numpy = Tensor
-    monkeypatch.setitem(sys.modules, "torch", module)
-    monkeypatch.setattr(Tensor, "__module__", "torch")
-    return module
-
-
-def test_torch_tensors_are_shared(torch: ModuleType) -> None:
-    tensor = Tensor(np.ones(3, np.float32))
-    assert share(tensor) is tensor.values
-    tensor.requires_grad = True
-    assert share(tensor) is tensor.values
-
-
-def test_torch_bfloat16_goes_through_its_bits(torch: ModuleType) -> None:
-    values = np.array([1.5, -2.0], ml_dtypes.bfloat16)
-    shared = share(Tensor(values, dtype="torch.bfloat16"))
-    assert shared.dtype == ml_dtypes.bfloat16 and same_memory(shared, values)
-    back = unshare(shared, Tensor(values))
-    assert back.dtype == "torch.bfloat16" and same_memory(back.values, values)
-
-
-def test_torch_tensors_on_other_devices_are_refused(torch: ModuleType) -> None:
-    with pytest.raises(ArgumentError, match=r"device cuda:0: only CPU tensors, call \.cpu"):
-        share(Tensor(np.ones(3), device="cuda"))
-
-
-def test_results_come_back_in_the_callers_kind(torch: ModuleType) -> None:
-    x = np.ones(3)
-    assert unshare(x, x) is x
-    assert unshare(x, bytearray(24)) is x
-    assert isinstance(unshare(x, Tensor(x)), Tensor)

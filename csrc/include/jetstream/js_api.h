@@ -288,7 +288,7 @@ typedef struct js_persistent {
  * whoever remembers a call keeps the dtypes alive; 0: the entry is empty. */
 #define JS_CALL_TABLE_ENTRIES 32
 typedef struct js_array_entry {
-    uintptr_t source_dtype;
+    uintptr_t source_dtype; /* address of NumPy's, or torch's number + 1; 0: no entry */
     uintptr_t target_dtype;
     uint64_t source_count; /* elements */
     uint64_t target_count;
@@ -299,9 +299,19 @@ typedef struct js_array_entry {
     uint32_t reserved;
 } js_array_entry;
 
+/* What js_array_call must know of torch's tensors; NULL or all zero: none is looked at.
+ * The caller has compared tensors that he knows with what js_tensor_look sees of them. */
+#define JS_TENSOR_DTYPES 64
+typedef struct js_tensor_layout {
+    uintptr_t types[2];   /* addresses of torch.Tensor and torch.nn.Parameter */
+    uint64_t key_sets[2]; /* dispatch keys of plain tensors, and of those made for inference */
+    uint8_t itemsize_bytes[JS_TENSOR_DTYPES]; /* by torch's number of the dtype; 0: unknown */
+} js_tensor_layout;
+
 typedef struct js_call_table {
     js_comm *comm; /* NULL: closed */
     uint64_t timeout_ns;
+    const js_tensor_layout *tensors;
     uintptr_t array_type; /* address of the type of arrays, numpy.ndarray */
     uint32_t is_by_rows;  /* non-zero: the first axis is divided, and must be the same too */
     uint32_t remembered;
@@ -312,6 +322,7 @@ typedef struct js_call_table {
 typedef struct js_mail {
     js_comm *comm; /* NULL: closed */
     uint64_t timeout_ns;
+    const js_tensor_layout *tensors;
     uintptr_t array_type;
     js_cqe cqe; /* of the last message */
     uint32_t dtype_count;
@@ -319,12 +330,13 @@ typedef struct js_mail {
     uintptr_t dtypes[JS_DTYPE_COUNT];
 } js_mail;
 
-/* The head of an array, as js_array_call sees it. */
+/* The head of an array or tensor, as js_array_call sees it. */
 typedef struct js_array_seen {
     uintptr_t type;
     uintptr_t data;
     uintptr_t dtype;
     uint64_t count;
+    uint64_t rows; /* length of the first axis; 0 without axes */
     uint32_t is_contiguous;
     uint32_t is_aligned;
     uint32_t is_writeable;
@@ -526,7 +538,8 @@ JS_API int32_t js_array_call(const js_call_table *table, uintptr_t source, uintp
 /* js_comm_launch, likewise. */
 JS_API int32_t js_array_launch(const js_call_table *table, uintptr_t source, uintptr_t target,
                                uint64_t *out_wr_id);
-/* Remembers the plan of a call with these arrays, perhaps in place of another; returns where. */
+/* Remembers the plan of a call with these arrays, perhaps in place of another; returns where, or
+ * JS_CALL_TABLE_ENTRIES if they are not plain ones. */
 JS_API uint32_t js_array_remember(js_call_table *table, uintptr_t source, uintptr_t target,
                                   uint32_t itemsize_bytes, uint32_t plan_id);
 /* js_comm_send_wait, likewise; address: rank << 32 | tag. */
@@ -537,6 +550,9 @@ JS_API int32_t js_array_send(js_mail *mail, uintptr_t source, uint64_t address);
 JS_API int32_t js_array_receive(js_mail *mail, uintptr_t target, uint64_t address, uint64_t flags);
 /* Whether arrays are laid out as js_array_call believes can be seen by looking at a known one. */
 JS_API void js_array_look(uintptr_t object, js_array_seen *out);
+/* The same of a tensor, whose object, head and storage the caller knows to lie where they are
+ * looked for; all three flags: whether js_array_call would take it. */
+JS_API void js_tensor_look(const js_tensor_layout *layout, uintptr_t object, js_array_seen *out);
 
 /* --- device functions as plain calls: csrc/ffi/js_device_call.c ----------------------------- */
 /* What js_device.h does inline, for code that can only call: loops compiled while they run, other
