@@ -65,9 +65,10 @@ void js_array_look(uintptr_t object, js_array_seen *out)
     out->is_writeable = (array->flags & ARRAY_WRITEABLE) != 0;
 }
 
-/* A tensor of torch in CPython, as of torch 2.13: no part of a binary interface, so the caller
- * finds out first whether it holds (js_tensor_look). The object is a THPVariable, its head a TensorImpl
- * (c10/core/TensorImpl.h), the owner of its memory a StorageImpl (c10/core/StorageImpl.h). */
+/* A tensor of torch in CPython, as of torch 2.13. No part of a binary interface, so the caller
+ * finds out first whether it holds (js_tensor_look). The object is a THPVariable, its head a
+ * TensorImpl (c10/core/TensorImpl.h), the owner of its memory a StorageImpl
+ * (c10/core/StorageImpl.h). */
 typedef struct tensor_storage {
     uintptr_t virtual_functions;
     uint64_t reference_counts;
