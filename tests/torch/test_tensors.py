@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
-
-from jetstream._core.native import ffi, lib  # noqa: E402
-from jetstream.arrays import share, share_contiguous, share_result, share_writable  # noqa: E402
-from jetstream.communicator import Communicator  # noqa: E402
-from jetstream.errors import ArgumentError, TruncatedError  # noqa: E402
-from jetstream.tensor_heads import learn, tensor_layout  # noqa: E402
-from jetstream.tensors import land  # noqa: E402
-from jetstream.testing.plugin import Pools  # noqa: E402
+from jetstream._core.native import ffi, lib
+from jetstream.arrays import share, share_contiguous, share_result, share_writable
+from jetstream.communicator import Communicator
+from jetstream.errors import ArgumentError, TruncatedError
+from jetstream.tensor_heads import learn, tensor_layout
+from jetstream.tensors import land
 
 #: Types that are reduced, and those that are only moved.
 REDUCED = (
@@ -384,11 +383,6 @@ def run_mixtures(comm: Communicator) -> None:
         comm.barrier()
 
 
-@pytest.mark.parametrize("run", [run_reductions, run_moves, run_layouts, run_changes, run_mixtures])
-def test_on_ranks(rank_pools: Pools, run: Callable[[Communicator], None]) -> None:
-    rank_pools(2).run(run)
-
-
 def run_short_way(comm: Communicator) -> None:
     """The second call of a kind is the short one, which makes no array."""
     import jetstream.collective_calls as calls
@@ -414,5 +408,14 @@ def run_short_way(comm: Communicator) -> None:
         calls.CollectiveCalls._finish = finish  # type: ignore[method-assign]
 
 
-def test_calls_are_remembered(rank_pools: Pools) -> None:
-    rank_pools(2).run(run_short_way)
+def call_on_communicator(name: str) -> None:
+    group: Any = dist.group.WORLD
+    globals()[name](group.communicator)
+
+
+RUNS = ("reductions", "moves", "layouts", "changes", "mixtures", "short_way")
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_on_ranks(on_ranks: Callable[..., Any], run: str) -> None:
+    on_ranks(2, call_on_communicator, f"run_{run}")
