@@ -20,7 +20,6 @@ from jetstream.places import (
     find_place,
     find_rendezvous,
     is_loopback,
-    named_rendezvous,
 )
 
 __all__ = ["RANKS_MAX", "Config", "configure_logging", "load_config"]
@@ -127,15 +126,15 @@ class Config:
 def load_config(environ: Mapping[str, str] | None = None, *, place: Place | None = None) -> Config:
     """Reads the configuration from `environ` (default: the process's environment).
 
-    A caller who knows the `place` of this rank has a meeting point for it too: `rendezvous` and
-    `job_secret` may then be empty, and are the caller's to fill in.
+    A caller who knows the `place` of this rank has a meeting point for it too: `rendezvous` is then
+    empty, and the caller's to fill in, as is `job_secret` where it is empty.
 
     Raises ConfigurationError naming the variable, its value and what is allowed.
     """
     reader = Reader(os.environ if environ is None else environ)
     is_given = place is not None
     place = place or find_place(reader)
-    rendezvous = named_rendezvous(reader) if is_given else find_rendezvous(reader, place)
+    rendezvous = "" if is_given else find_rendezvous(reader, place)
     secret = _secret(reader)
     if not (secret or is_given or is_loopback(rendezvous)):
         raise ConfigurationError(

@@ -23,7 +23,6 @@ __all__ = [
     "find_place",
     "find_rendezvous",
     "is_loopback",
-    "named_rendezvous",
     "split_tcp",
 ]
 
@@ -116,18 +115,14 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def named_rendezvous(reader: Reader) -> str:
-    """Returns what JETSTREAM_RENDEZVOUS says, or ""; raises ConfigurationError."""
-    explicit = reader.text("JETSTREAM_RENDEZVOUS")
-    return check_rendezvous(explicit) if explicit else ""
-
-
 def find_rendezvous(reader: Reader, place: Place) -> str:
     """Returns where the ranks of the job of `place` meet; "" for a world of one.
 
     Raises ConfigurationError.
     """
-    explicit = named_rendezvous(reader)
+    explicit = reader.text("JETSTREAM_RENDEZVOUS")
+    if explicit:
+        explicit = check_rendezvous(explicit)
     if place.size == 1:
         return ""
     if not explicit and (not place.job or (place.is_spread and not place.head)):

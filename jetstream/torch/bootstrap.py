@@ -21,7 +21,7 @@ import torch.distributed as dist
 from jetstream.communicator import Communicator
 from jetstream.config import Config, load_config
 from jetstream.control.links import own_address
-from jetstream.errors import ConfigurationError, RendezvousError
+from jetstream.errors import RendezvousError
 from jetstream.job import open_world
 from jetstream.places import Place
 
@@ -42,6 +42,8 @@ class Meeting:
         self._store = dist.PrefixStore(f"jetstream/{attempt}", store)
         self._timeout = timeout
         self._round = 0
+        #: Whether this rank has said something to all others.
+        self.has_told = False
         self.rank = rank
         self.size = size
 
@@ -55,6 +57,7 @@ class Meeting:
 
     def tell(self, value: str) -> None:
         """Rank 0: say something that the others ``hear``."""
+        self.has_told = True
         self._store.set("told", value)
 
     def hear(self) -> str:
@@ -101,16 +104,29 @@ def open_world_of(meeting: Meeting, timeout: timedelta) -> Communicator:
     seconds = timeout.total_seconds()
     if not os.environ.get("JETSTREAM_INIT_TIMEOUT"):
         config = replace(config, init_timeout_s=seconds)
-    if size > 1 and rank == 0:
-        config = _listening(config, place)
-    elif size > 1:
-        address, secret = json.loads(meeting.hear())
-        config = replace(config, rendezvous=address, job_secret=bytes.fromhex(secret))
-
-    def announce(address: str) -> None:
-        meeting.tell(json.dumps([address, config.job_secret.hex()]))
-
-    return open_world(config, timeout=seconds, announce=announce)
+    if size > 1 and rank > 0:
+        told = json.loads(meeting.hear())
+        if "error" in told:
+            raise RendezvousError(f"rank 0 could not listen: {told['error']}")
+        config = replace(
+            config, rendezvous=told["address"], job_secret=bytes.fromhex(told["secret"])
+        )
+        return open_world(config, timeout=seconds)
+    try:
+        if size > 1:
+            config = _listening(config, hosts)
+        secret = config.job_secret.hex()
+        return open_world(
+            config,
+            timeout=seconds,
+            announce=lambda address: meeting.tell(
+                json.dumps({"address": address, "secret": secret})
+            ),
+        )
+    except Exception as error:
+        if not meeting.has_told:  # the others would wait for it
+            meeting.tell(json.dumps({"error": str(error)}))
+        raise
 
 
 def open_group_of(
@@ -131,25 +147,23 @@ def open_group_of(
 
 
 def _host_of_this_rank() -> str:
-    """Equal where two ranks can share memory."""
+    """Equal where two ranks can share memory; where the first two are, they share a network."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    namespaces = [Path(f"/proc/self/ns/{name}").stat().st_ino for name in ("pid", "net")]
+    namespaces = [Path(f"/proc/self/ns/{name}").stat().st_ino for name in ("net", "pid")]
     return json.dumps([boot_id, *namespaces, os.environ.get("JETSTREAM_HOST", "")])
 
 
-def _listening(config: Config, place: Place) -> Config:
+def _listening(config: Config, hosts: Sequence[str]) -> Config:
     """What rank 0 joins with: nothing but the store has to be agreed on beforehand."""
     secret = config.job_secret or secrets.token_bytes(_SECRET_BYTES)
-    address = config.rendezvous
-    if not address and not place.is_spread:
+    networks = {tuple(json.loads(host)[:2]) for host in hosts}
+    if len(set(hosts)) == 1:
         address = f"ipc://@jetstream-{os.getpid()}-{secrets.token_hex(8)}"
-    elif not address:
+    elif len(networks) == 1:
+        address = "tcp://127.0.0.1:0"
+    else:
         head = os.environ.get("MASTER_ADDR") or socket.gethostname()
-        host = own_address(replace(config, rendezvous=f"tcp://{head}:{_ANY_PORT}"))
+        host = config.link_address.partition(",")[0]
+        host = host or own_address(replace(config, rendezvous=f"tcp://{head}:{_ANY_PORT}"))
         address = f"tcp://[{host}]:0" if ":" in host else f"tcp://{host}:0"
-    if place.is_spread and address.startswith("ipc:"):
-        raise ConfigurationError(
-            f"JETSTREAM_RENDEZVOUS is {address!r}, but there are ranks on several hosts; leave it "
-            "out, or name tcp://HOST:PORT with the host of rank 0"
-        )
     return replace(config, rendezvous=address, job_secret=secret)

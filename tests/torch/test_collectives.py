@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
+from jetstream.testing.torch_ranks import TorchRanks
+
 SIZES = (2, 3)
 
 
@@ -205,3 +207,10 @@ def test_as_torch_calls_it(
     on_ranks: Callable[..., list[object]], size: int, case: Callable[[], None]
 ) -> None:
     on_ranks(size, case)
+
+
+@pytest.mark.parametrize("size", [3])
+def test_between_hosts(size: int) -> None:
+    with TorchRanks(size, link="udp", hosts=2) as ranks:
+        for case in (all_reduces, gathers, asynchronous, groups):
+            ranks.run(case)
