@@ -140,6 +140,7 @@ class Coordinator(Machine):
         error = objection_to(self._me, hello, known)
         if error is not None:
             self.advance(Rejected(error), peer)
+            self._mark_told({member.rank})
             return
         self._arrived[member.rank] = member
         self._choices[member.rank] = (hello.link_choice, hello.link_reason)
@@ -272,7 +273,7 @@ class Coordinator(Machine):
 
     def _mark_told(self, ranks: set[int]) -> None:
         self._told |= ranks & set(range(self._me.world_size))
-        if len(self._told) == self._me.world_size:
+        if len(self._told) == self._me.world_size and self.state is CoordinatorState.REFUSING:
             self.advance(AllTold())
 
     # --- texts ----------------------------------------------------------------------------

@@ -265,7 +265,7 @@ def run_disagreement(comm: Communicator, name: str, late: int) -> str:
     even, odd, _, _ = DISAGREEMENTS[name]
     still_works(comm)
     if comm.rank % 2 == late:
-        time.sleep(0.1)
+        time.sleep(0.03)
     with pytest.raises(MismatchError) as caught:
         call_collective(comm, **(odd if comm.rank % 2 else even))
         # A broadcast is over for its root when the frames are out: it learns later.

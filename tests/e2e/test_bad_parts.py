@@ -298,7 +298,7 @@ def run_disagreement(comm: Communicator, name: str, late: int) -> str:
     even, odd, _, _ = DISAGREEMENTS[name]
     still_works(comm)
     if comm.rank % 2 == late:
-        time.sleep(0.1)
+        time.sleep(0.03)
     with pytest.raises(MismatchError) as caught:
         call_collective(comm, **(odd if comm.rank % 2 else even))
         # Who only sends is done when its frames are out: it learns later.
@@ -360,7 +360,7 @@ def run_split_mismatch(comm: Communicator, sent: int, expected: int, late: int) 
     if comm.rank == 1:
         awaits[0] = expected
     if comm.rank == late:
-        time.sleep(0.1)
+        time.sleep(0.03)
     with pytest.raises(MismatchError) as caught:
         x = np.ones(sum(sends), np.uint8)
         comm.all_to_all(x, input_splits=sends, output_splits=awaits)

@@ -7,7 +7,6 @@ equality between ranks, algorithms and chunk sizes.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,10 +123,10 @@ def run_reduce_scatter(comm: Communicator, dtype: str, op: str, count: int, full
 
 
 def run_reductions(
-    comm: Communicator, dtype: str, ops: tuple[str, ...], counts: tuple[int, ...], full: bool
+    comm: Communicator, dtype: str, cases: Sequence[tuple[str, int]], full: bool
 ) -> None:
-    """The part of the matrix that combines elements."""
-    for turn, (op, count) in enumerate(itertools.product(ops, counts)):
+    """The part of the matrix that combines elements; a case is an operation and a count."""
+    for turn, (op, count) in enumerate(cases):
         ways = all_reduce_variants(turn + comm.size, count, full)
         run_all_reduce(comm, dtype, op, count, ways)
         run_reduce_scatter(comm, dtype, op, count, full)
@@ -146,6 +145,17 @@ def run_movements(comm: Communicator, dtype: str, counts: tuple[int, ...], full:
             assert comm.broadcast(x, root) is x
             check(x, arrays[root], "broadcast", dtype, count, root)
         comm.barrier()
+
+
+def run_movements_of_all_types(comm: Communicator, full: bool) -> None:
+    for dtype in DTYPES:
+        counts = small_counts(dtype, full) if full or dtype in COMMON else (7 * comm.size,)
+        run_movements(comm, dtype, counts, full)
+
+
+def run_large(comm: Communicator, dtype: str, op: str, full: bool) -> None:
+    run_reductions(comm, dtype, [(op, LARGE)], full)
+    run_movements(comm, dtype, (LARGE,), full)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -173,29 +183,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_reductions(rank_pools: Pools, type_case: tuple[int, str], full: bool) -> None:
     world, dtype = type_case
-    pool, counts, ops = rank_pools(world), small_counts(dtype, full), ops_of(dtype)
-    if full:
-        pool.run(run_reductions, dtype, ops, counts, full, timeout_s=300)
-        return
-    thorough = tuple(op for op in ops if dtype in COMMON and op in OPS)
-    pool.run(run_reductions, dtype, thorough, counts, full, timeout_s=300)
-    rest = tuple(op for op in ops if op not in thorough)
-    pool.run(run_reductions, dtype, rest, (counts[2], 333), full, timeout_s=300)
+    counts = small_counts(dtype, full)
+    cases = [
+        (op, count)
+        for op in ops_of(dtype)
+        for count in (counts if full or (dtype in COMMON and op in OPS) else (counts[2], 333))
+    ]
+    rank_pools(world).run(run_reductions, dtype, cases, full, timeout_s=300)
 
 
 def test_movements(rank_pools: Pools, each_world: int, full: bool) -> None:
-    pool = rank_pools(each_world)
-    for dtype in DTYPES:
-        counts = small_counts(dtype, full) if full or dtype in COMMON else (7 * each_world,)
-        pool.run(run_movements, dtype, counts, full, timeout_s=300)
+    rank_pools(each_world).run(run_movements_of_all_types, full, timeout_s=300)
 
 
 def test_large(rank_pools: Pools, large_case: tuple[int, str, str], full: bool) -> None:
     """1 MiB and three elements: more than any buffer of the data plane holds."""
     world, dtype, op = large_case
-    pool = rank_pools(world)
-    pool.run(run_reductions, dtype, (op,), (LARGE,), full, timeout_s=300)
-    pool.run(run_movements, dtype, (LARGE,), full, timeout_s=300)
+    rank_pools(world).run(run_large, dtype, op, full, timeout_s=300)
 
 
 # --- shapes ----------------------------------------------------------------------------------
@@ -263,11 +267,14 @@ def run_strided(comm: Communicator) -> None:
     assert np.array_equal(got, np.arange(60, dtype=np.float32).reshape(6, 10).T)
 
 
+def run_all_shapes(comm: Communicator) -> None:
+    for run in (run_shapes, run_zero_dimensions, run_outputs, run_strided):
+        run(comm)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_shapes(rank_pools: Pools, world: int) -> None:
-    pool = rank_pools(world)
-    for run in (run_shapes, run_zero_dimensions, run_outputs, run_strided):
-        pool.run(run)
+    rank_pools(world).run(run_all_shapes)
 
 
 def run_special_values(comm: Communicator) -> None:

@@ -371,9 +371,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("reduced", cases, ids=str)
 
 
+def run_moves_of_types(comm: Communicator, dtypes: Sequence[str], full: bool) -> None:
+    for dtype in dtypes:
+        run_moves(comm, dtype, counts_of(full), full)
+
+
 def test_moves(rank_pools: Pools, each_world: int, full: bool) -> None:
-    for dtype in MOVED if full or each_world <= 3 else MOVED[:1]:
-        rank_pools(each_world).run(run_moves, dtype, counts_of(full), full, timeout_s=300)
+    dtypes = MOVED if full or each_world <= 3 else MOVED[:1]
+    rank_pools(each_world).run(run_moves_of_types, dtypes, full, timeout_s=300)
 
 
 def test_reductions(rank_pools: Pools, reduced: tuple[int, str, str], full: bool) -> None:
@@ -386,12 +391,15 @@ def test_unequal(rank_pools: Pools, each_world: int, full: bool) -> None:
         rank_pools(each_world).run(run_unequal, dtype, 5 if full else 2, timeout_s=300)
 
 
+def run_large(comm: Communicator, full: bool) -> None:
+    run_moves(comm, "float32", (LARGE,), full)
+    run_reductions(comm, "bfloat16", "sum", (LARGE,), full)
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_large(rank_pools: Pools, world: int, full: bool) -> None:
     """Several chunks per operation."""
-    pool = rank_pools(world)
-    pool.run(run_moves, "float32", (LARGE,), full, timeout_s=300)
-    pool.run(run_reductions, "bfloat16", "sum", (LARGE,), full, timeout_s=300)
+    rank_pools(world).run(run_large, full, timeout_s=300)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

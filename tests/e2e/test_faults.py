@@ -118,7 +118,7 @@ def warm_up(comm: Communicator) -> None:
 def test_kill_while_joining(request: pytest.FixtureRequest, no_leaks: Any) -> None:
     """From the start of the processes on: whoever survives raises, in bounded time."""
     plan = random.Random(request.config.getoption("--fault-seed"))
-    env = {"JETSTREAM_INIT_TIMEOUT": "3"}
+    env = {"JETSTREAM_INIT_TIMEOUT": "1.5"}
     for _ in range(max(3, request.config.getoption("--fault-rounds") // 2)):
         with RankPool(plan.randint(2, 4), timeout_s=20, env=env, fresh=True) as pool:
             pool.start(survive, plan.randrange(10**6))

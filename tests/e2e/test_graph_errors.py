@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from jetstream.errors import (
     TruncatedError,
 )
 from jetstream.testing import RankPool
+from jetstream.testing.plugin import Pools
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 LARGE = 300_000
@@ -219,13 +221,12 @@ def run_different(comm: Communicator) -> str:
     return str(caught.value)
 
 
-def test_mismatch() -> None:
-    with RankPool(2, timeout_s=60) as pool:
-        for text in pool.run(run_different):
-            assert "all_reduce(float64, sum" in text and "all_reduce(float64, max" in text
+def test_mismatch(rank_pools: Pools) -> None:
+    for text in rank_pools(2).run(run_different):
+        assert "all_reduce(float64, sum" in text and "all_reduce(float64, max" in text
 
 
-def run_late(comm: Communicator, what: str) -> str:
+def run_late(comm: Communicator, what: str, seen: Path) -> str:
     x = np.ones(4)
     with comm.capture(timeout=0.5) as graph:
         comm.barrier()
@@ -236,7 +237,8 @@ def run_late(comm: Communicator, what: str) -> str:
     comm.barrier()
     if comm.rank == 1:
         comm.barrier()
-        time.sleep(3.0)
+        while not seen.exists():
+            time.sleep(0.01)
         with pytest.raises(CommunicatorAbortedError, match=r"at node \d of a graph of"):
             comm.barrier()
         return ""
@@ -246,18 +248,18 @@ def run_late(comm: Communicator, what: str) -> str:
         graph()
     with pytest.raises(TimedOutError):
         graph.launch()
+    seen.touch()
     return str(caught.value)
 
 
 @pytest.mark.parametrize("what", ["collective", "message"])
-def test_timeout(what: str) -> None:
-    with RankPool(2, timeout_s=60) as pool:
-        text = pool.run(run_late, what)[0]
+def test_timeout(rank_pools: Pools, what: str, tmp_path: Path) -> None:
+    text = rank_pools(2).run(run_late, what, tmp_path / "seen")[0]
     assert "0.5 s" in text and "waiting for rank 1" in text
     assert "at node 1 of" in text or "at node 2 of" in text
 
 
-def run_patient(comm: Communicator) -> None:
+def run_patient(comm: Communicator, _: Path) -> None:
     """A launch that was waited for too briefly goes on."""
     x = np.ones(4)
     with comm.capture() as graph:
@@ -274,21 +276,23 @@ def run_patient(comm: Communicator) -> None:
     assert (x == 2).all()
 
 
-def run_interrupted(comm: Communicator) -> None:
+def run_interrupted(comm: Communicator, seen: Path) -> None:
     """Ctrl-C in a long wait: this rank stops, the other one is told."""
     x = np.ones(4)
     with comm.capture() as graph:
         comm.recv(x, 1 - comm.rank)
     comm.barrier()
     if comm.rank == 1:
-        time.sleep(1.5)
+        while not seen.exists():
+            time.sleep(0.01)
         with pytest.raises(CommunicatorAbortedError):
             comm.barrier()
         return
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         graph()
+    seen.touch()
     timer.join()
 
 
@@ -309,9 +313,8 @@ def run_wrong_length(comm: Communicator, count: int) -> str:
 
 
 @pytest.mark.parametrize("count", [3, 5])
-def test_wrong_length(count: int) -> None:
-    with RankPool(2, timeout_s=60) as pool:
-        sender, receiver = pool.run(run_wrong_length, count)
+def test_wrong_length(rank_pools: Pools, count: int) -> None:
+    sender, receiver = rank_pools(2).run(run_wrong_length, count)
     assert receiver.startswith(TruncatedError.__name__), receiver
     assert "node 1 of a graph of 4" in receiver and "cannot be used any more" in receiver
     assert sender.startswith(CommunicatorAbortedError.__name__), sender
@@ -319,9 +322,8 @@ def test_wrong_length(count: int) -> None:
 
 
 @pytest.mark.parametrize("run", [run_patient, run_interrupted])
-def test_waits(run: Any) -> None:
-    with RankPool(2, timeout_s=60) as pool:
-        pool.run(run)
+def test_waits(rank_pools: Pools, run: Any, tmp_path: Path) -> None:
+    rank_pools(2).run(run, tmp_path / "seen")
 
 
 def run_killed(comm: Communicator, what: str, how: str) -> str:

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -25,6 +26,7 @@ from jetstream.errors import (
     TimedOutError,
 )
 from jetstream.testing import RankPool
+from jetstream.testing.plugin import Pools
 
 ROUNDS = 20
 
@@ -252,13 +254,14 @@ def test_plans_pushed_out() -> None:
         pool.run(run_plans_pushed_out)
 
 
-def run_late(comm: Communicator) -> tuple[str, str]:
+def run_late(comm: Communicator, seen: Path) -> tuple[str, str]:
     """A persistent call has its own timeout; the communicator is unusable after it."""
     x = np.ones(4)
     step = comm.persistent("all_reduce", x, timeout=0.5)
     step()
     if comm.rank == 1:
-        time.sleep(3.0)
+        while not seen.exists():
+            time.sleep(0.01)
         with pytest.raises(CommunicatorAbortedError):
             step()
         return "", ""
@@ -268,12 +271,12 @@ def run_late(comm: Communicator) -> tuple[str, str]:
     assert time.monotonic() - begin < 2.5
     with pytest.raises(TimedOutError) as again:
         comm.all_reduce(x)
+    seen.touch()
     return str(caught.value), str(again.value)
 
 
-def test_timeout() -> None:
-    with RankPool(2, timeout_s=60) as pool:
-        first, _again = pool.run(run_late)[0]
+def test_timeout(rank_pools: Pools, tmp_path: Path) -> None:
+    first, _again = rank_pools(2).run(run_late, tmp_path / "seen")[0]
     assert "all_reduce" in first and "0.5 s" in first and "rank 1" in first
 
 
@@ -285,31 +288,31 @@ def run_different(comm: Communicator) -> str:
     return str(caught.value)
 
 
-def test_mismatch() -> None:
-    with RankPool(2, timeout_s=60) as pool:
-        for text in pool.run(run_different):
-            assert "sum" in text and "max" in text
+def test_mismatch(rank_pools: Pools) -> None:
+    for text in rank_pools(2).run(run_different):
+        assert "sum" in text and "max" in text
 
 
-def run_interrupted(comm: Communicator, how: str) -> str:
+def run_interrupted(comm: Communicator, how: str, seen: Path) -> str:
     """Ctrl-C in a long wait: this rank stops, the other one is told."""
     x = np.ones(4)
     step = comm.persistent("all_reduce", x)
     comm.all_reduce(x)
     if comm.rank == 1:
-        time.sleep(1.5)
+        while not seen.exists():
+            time.sleep(0.01)
         with pytest.raises(CommunicatorAbortedError):
             comm.all_reduce(x)
         return ""
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         step() if how == "persistent" else comm.all_reduce(x)
+    seen.touch()
     timer.join()
     return ""
 
 
 @pytest.mark.parametrize("how", ["persistent", "ordinary"])
-def test_interrupt(how: str) -> None:
-    with RankPool(2, timeout_s=60) as pool:
-        pool.run(run_interrupted, how)
+def test_interrupt(rank_pools: Pools, how: str, tmp_path: Path) -> None:
+    rank_pools(2).run(run_interrupted, how, tmp_path / "seen")

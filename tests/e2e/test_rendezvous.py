@@ -283,7 +283,10 @@ def test_buffer_size_reaches_the_segment(job: Job) -> None:
 
 
 def test_missing_rank_is_named(job: Job) -> None:
-    processes = [job.start(rank, 4, timeout_s=6.0) for rank in (0, 1, 3)]
+    others = [job.start(rank, 4) for rank in (1, 3)]
+    for process in others:
+        assert "starts" in line_of(process)  # they call when the time of rank 0 begins
+    processes = [job.start(0, 4, timeout_s=1.5), *others]
     ((error, text),) = errors_of(processes)
     assert error == "RendezvousError"
     for rank, process in zip((0, 1, 3), processes, strict=True):
@@ -396,13 +399,15 @@ def test_killed_while_attaching(job: Job, victim: int) -> None:
 
 
 def test_stopped_rank_is_named(job: Job) -> None:
-    processes = [job.start(0, 3, timeout_s=4), job.start(1, 3, timeout_s=4)]
-    processes += [job.start(2, 3, attach="hang", timeout_s=4)]
-    while "hangs" not in line_of(processes[2]):
+    one, two = job.start(1, 3), job.start(2, 3, attach="hang")
+    for process in (one, two):
+        assert "starts" in line_of(process)
+    zero = job.start(0, 3, timeout_s=2)
+    while "hangs" not in line_of(two):
         pass
-    processes[2].send_signal(signal.SIGSTOP)
-    ((_, text),) = errors_of(processes[:2])
-    assert f"not ready: rank 2 (pid {processes[2].pid})" in text
+    two.send_signal(signal.SIGSTOP)
+    ((_, text),) = errors_of([zero, one])
+    assert f"not ready: rank 2 (pid {two.pid})" in text
 
 
 def test_failing_attach_fails_all(job: Job) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,14 @@ def expect_timeout(comm: Communicator, timeout_s: float, **options: Any) -> str:
     waited_s = time.monotonic() - start_s
     assert timeout_s <= waited_s < timeout_s + SLACK_S
     return str(caught.value)
+
+
+def stay_away(seen: Path) -> None:
+    """Until another rank has seen what it is to see, and made the file that says so."""
+    deadline_s = time.monotonic() + 30
+    while not seen.exists():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def run_stopped_rank(comm: Communicator, victim: int) -> str:
@@ -99,11 +108,11 @@ def test_continued_rank(rank_pools: Pools) -> None:
     rank_pools(2).run(run_continued_rank)
 
 
-def run_late_rank(comm: Communicator) -> str:
+def run_late_rank(comm: Communicator, seen: Path) -> str:
     """Alive, but busy with something else."""
     comm.all_reduce(np.ones(7), "max")
     if comm.rank == 1:
-        time.sleep(1.0)
+        stay_away(seen)
         with pytest.raises(CommunicatorAbortedError, match="rank 0"):
             comm.barrier()
         return ""
@@ -111,55 +120,62 @@ def run_late_rank(comm: Communicator) -> str:
     for call in (comm.barrier, partial(comm.all_reduce, np.ones(1 << 20, np.float32))):
         with pytest.raises(TimedOutError, match=r"timed out: rank 1 .*cannot be used any more"):
             call()
+    seen.touch()
     return text
 
 
-def test_late_rank(rank_pools: Pools) -> None:
-    text = rank_pools(2).run(run_late_rank)[0]
+def test_late_rank(rank_pools: Pools, tmp_path: Path) -> None:
+    text = rank_pools(2).run(run_late_rank, tmp_path / "seen")[0]
     assert "timed out after 0.3 s" in text and "waiting for rank 1" in text
     assert "last finished all_reduce(float64, max, count=7" in text
 
 
-def run_default_timeout(comm: Communicator) -> str:
+def run_default_timeout(comm: Communicator, seen: Path) -> str:
     assert comm.timeout == 0.4
     if comm.rank == 1:
-        time.sleep(1.2)
+        stay_away(seen)
         return ""
     text = expect_timeout(comm, 0.4)
+    seen.touch()
     comm.timeout = 7
     assert comm.timeout == 7
     return text
 
 
-def test_default_from_the_environment(rank_pools: Pools) -> None:
-    text = rank_pools(2, env={"JETSTREAM_TIMEOUT": "0.4"}).run(run_default_timeout)[0]
+def test_default_from_the_environment(rank_pools: Pools, tmp_path: Path) -> None:
+    pool = rank_pools(2, env={"JETSTREAM_TIMEOUT": "0.4"})
+    text = pool.run(run_default_timeout, tmp_path / "seen")[0]
     assert "timed out after 0.4 s" in text
 
 
-def run_timeout_attribute(comm: Communicator) -> None:
+def run_timeout_attribute(comm: Communicator, seen: Path) -> None:
     comm.timeout = 0.3
     if comm.rank == 0:
         expect_timeout(comm, 0.3)
+        seen.touch()
     else:
-        time.sleep(1.0)
+        stay_away(seen)
 
 
-def test_default_of_the_communicator(rank_pools: Pools) -> None:
-    rank_pools(2).run(run_timeout_attribute)
+def test_default_of_the_communicator(rank_pools: Pools, tmp_path: Path) -> None:
+    rank_pools(2).run(run_timeout_attribute, tmp_path / "seen")
 
 
-def run_never_entered(comm: Communicator) -> str:
+def run_never_entered(comm: Communicator, seen: Path) -> str:
     if comm.rank == 0:
-        return expect_timeout(comm, 0.2, timeout=0.2)
-    time.sleep(1.0)
+        text = expect_timeout(comm, 0.2, timeout=0.2)
+        seen.touch()
+        return text
+    stay_away(seen)
     return ""
 
 
-def test_rank_that_never_called_anything(rank_pools: Pools) -> None:
-    assert "has not entered any collective" in rank_pools(2).run(run_never_entered)[0]
+def test_rank_that_never_called_anything(rank_pools: Pools, tmp_path: Path) -> None:
+    text = rank_pools(2).run(run_never_entered, tmp_path / "seen")[0]
+    assert "has not entered any collective" in text
 
 
-def run_close_times_out(comm: Communicator) -> None:
+def run_close_times_out(comm: Communicator, seen: Path) -> None:
     """A send that does not go out cannot keep a rank from leaving."""
     comm.barrier()
     if comm.rank == 0:
@@ -169,22 +185,23 @@ def run_close_times_out(comm: Communicator) -> None:
             comm.close()
         with pytest.raises(ClosedError):
             comm.barrier()
+        seen.touch()
     else:
-        time.sleep(1.0)
+        stay_away(seen)
 
 
-def test_close_times_out(rank_pools: Pools) -> None:
-    rank_pools(2).run(run_close_times_out)
+def test_close_times_out(rank_pools: Pools, tmp_path: Path) -> None:
+    rank_pools(2).run(run_close_times_out, tmp_path / "seen")
 
 
 # --- interrupts ----------------------------------------------------------------------------------
 
 
-def run_interrupted(comm: Communicator, kind: str) -> float:
+def run_interrupted(comm: Communicator, kind: str, seen: Path) -> float:
     """Returns how long it took from the signal to the exception."""
     comm.barrier()
     if comm.rank == 1:
-        time.sleep(3.0)
+        stay_away(seen)
         return 0.0
     sent_s = [0.0]
 
@@ -203,13 +220,14 @@ def run_interrupted(comm: Communicator, kind: str) -> float:
         else:
             comm.recv(np.ones(3), 1)
     raised_s = time.monotonic()
+    seen.touch()
     thread.join()
     return raised_s - sent_s[0]
 
 
 @pytest.mark.parametrize("kind", ["call", "work", "recv"])
-def test_interrupt(rank_pools: Pools, kind: str) -> None:
-    delay_s = rank_pools(2).run(run_interrupted, kind)[0]
+def test_interrupt(rank_pools: Pools, kind: str, tmp_path: Path) -> None:
+    delay_s = rank_pools(2).run(run_interrupted, kind, tmp_path / "seen")[0]
     print(f"Ctrl-C in {kind}: {delay_s:.3f} s")
     assert delay_s < 2.0  # 0.1 s, and what a busy machine adds
 
@@ -254,6 +272,6 @@ def run_long_wait(comm: Communicator, kind: str, seconds: float) -> float:
 
 @pytest.mark.parametrize(("world", "kind"), [(2, "call"), (2, "recv"), (4, "call")])
 def test_long_waits_burn_no_core(rank_pools: Pools, world: int, kind: str) -> None:
-    share = rank_pools(world).run(run_long_wait, kind, 3.0)[0]
-    print(f"waiting 3 s in {kind} at world {world}: {100 * share:.1f} % of a core")
+    share = rank_pools(world).run(run_long_wait, kind, 1.5)[0]
+    print(f"waiting 1.5 s in {kind} at world {world}: {100 * share:.1f} % of a core")
     assert share < 0.05

@@ -47,7 +47,7 @@ def counts(algorithm: Algorithm, world: int) -> list[int]:
     return [0, 1, 7, *(parts * count for count in chunks), 3 * parts * CHUNK_COUNT - 5]
 
 
-@pytest.mark.parametrize("world", range(1, 17))
+@pytest.mark.parametrize("world", [*range(1, 10), 12, 16])
 @pytest.mark.parametrize(("kind", "algorithm"), ALGORITHMS)
 def test_proves_plans(kind: Kind, algorithm: Algorithm, world: int) -> None:
     for count in [0] if kind is Kind.BARRIER else counts(algorithm, world):
@@ -55,7 +55,7 @@ def test_proves_plans(kind: Kind, algorithm: Algorithm, world: int) -> None:
             verify_call(make_call(kind, algorithm, world, count, root=root))
 
 
-@pytest.mark.parametrize("chunks", [0, 1, 3])
+@pytest.mark.parametrize("chunks", [0, 2])
 @pytest.mark.parametrize(("kind", "algorithm"), ALGORITHMS)
 def test_proves_plans_of_64_ranks(kind: Kind, algorithm: Algorithm, chunks: int) -> None:
     parts = 64 if algorithm is Algorithm.TWO_SHOT else 1

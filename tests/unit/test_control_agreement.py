@@ -127,6 +127,22 @@ def test_disagreement_is_told_to_everyone(
     assert str(one.error) == str(zero.error)
 
 
+def test_rank_0_does_not_wait_for_the_one_it_has_refused() -> None:
+    zero = coordinator(3)
+    zero.step(hello_of(1, 4), now_s=0.0, peer=b"1")
+    assert zero.state is CoordinatorState.REFUSING
+    zero.step(hello_of(2, 3), now_s=0.1, peer=b"2")
+    assert [peer for peer, _ in sent(zero)] == [b"1", b"2"]
+    assert zero.state is CoordinatorState.FAILED
+    two = coordinator(2)
+    two.step(hello_of(1, 3), now_s=0.0, peer=b"1")
+    assert [peer for peer, _ in sent(two)] == [b"1"]
+    assert two.state is CoordinatorState.FAILED
+    again = coordinator(2)
+    again.step(hello_of(0, 2, pid=555), now_s=0.0, peer=b"0")
+    assert again.state is CoordinatorState.REFUSING  # rank 1 has heard nothing
+
+
 def test_rank_0_stays_until_all_are_told() -> None:
     zero = coordinator(3)
     zero.step(hello_of(1, 3), now_s=0.0, peer=b"1")
