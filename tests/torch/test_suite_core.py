@@ -1,0 +1,40 @@
+"""torch's own tests of collectives and messages pass on jetstream, as they do on gloo.
+
+All of torch's tests, in every world size: `python -m tests.torch.suite`, see docs/testing.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch.distributed", reason="torch is not installed")
+pytest.importorskip("expecttest", reason="torch's own tests need expecttest")
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Fewer than this would mean that the selection has lost tests, in place of passing them.
+LEAST_PASSED = 35
+
+
+@pytest.mark.parametrize("backend", ["jetstream", "jetstream-as-gloo"])
+def test_core(backend: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.torch.suite", "--core", "--quiet"]
+    command += ["--as", backend, "--world-size", "2", "--output", str(tmp_path)]
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    said = f"{ended.stdout[-6000:]}\n{ended.stderr[-6000:]}"
+    assert ended.returncode == 0, said
+    results = tmp_path / f"{backend}-2" / "results.json"
+    assert json.loads(results.read_text())["count"]["passed"] >= LEAST_PASSED, said
