@@ -11,9 +11,10 @@ Where jetstream is installed, torch knows the name without any import (entry poi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ProcessGroupJetstream", "register"]
+__all__ = ["ProcessGroupJetstream", "install_as_gloo", "register"]
 
 _NAME = "jetstream"
 
@@ -44,6 +45,16 @@ def _autoload() -> None:
         import warnings
 
         warnings.warn(f"jetstream is no backend of torch: {error}", stacklevel=2)
+
+
+def install_as_gloo() -> Callable[[], None]:
+    """Have torch use jetstream wherever a program asks for gloo; returns what undoes that.
+
+    See :func:`jetstream.torch.gloo.install_as_gloo` for where that holds.
+    """
+    from jetstream.torch.gloo import install_as_gloo as install
+
+    return install()
 
 
 def __getattr__(name: str) -> Any:

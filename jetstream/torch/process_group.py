@@ -7,10 +7,12 @@ calls goes through its trampolines (PyProcessGroup.hpp), the rest straight to th
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 from jetstream.communicator import Communicator
 from jetstream.torch.bootstrap import Meeting, open_group_of, open_world_of
@@ -29,14 +31,35 @@ class ProcessGroupJetstream(Collectives, dist.ProcessGroup):  # type: ignore[mis
     """
 
     def __init__(
-        self, comm: Communicator, global_ranks: tuple[int, ...], backend_name: str = "jetstream"
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        timeout: timedelta = default_pg_timeout,
+        global_ranks: Sequence[int] = (),
     ) -> None:
-        dist.ProcessGroup.__init__(self, comm.rank, comm.size)
-        self._comm = comm
-        self._backend_name = backend_name
+        """All ranks of the group take part, over ``store``, as with torch's own backends.
+
+        ``global_ranks`` are the group's ranks in the world, none means all of them. Raises what
+        :func:`jetstream.init` raises.
+        """
+        dist.ProcessGroup.__init__(self, rank, size)
+        self._open(store, rank, size, timeout, global_ranks)
+
+    def _open(
+        self, store: Any, rank: int, size: int, timeout: timedelta, global_ranks: Sequence[int]
+    ) -> None:
         self._name = ""
         self._desc = "undefined"
-        self.global_ranks = global_ranks
+        self.global_ranks = ranks = tuple(global_ranks) or tuple(range(size))
+        meeting = Meeting(store, rank, size, timeout)
+        world = next((one for one in _worlds if set(ranks) <= set(one.global_ranks)), None)
+        if world is None:
+            self._comm = open_world_of(meeting, timeout)
+            _worlds.add(self)
+        else:
+            members = [world.global_ranks.index(one) for one in ranks]
+            self._comm = open_group_of(world.communicator, meeting, members, timeout)
 
     @property
     def communicator(self) -> Communicator:
@@ -46,12 +69,12 @@ class ProcessGroupJetstream(Collectives, dist.ProcessGroup):  # type: ignore[mis
     # --- identity: torch keeps it in C++ backends, of which there are none here ------------------
 
     def getBackendName(self) -> str:
-        """The name that the group was made under."""
-        return self._backend_name
+        """The name of the backend."""
+        return "jetstream"
 
     def name(self) -> str:
         """As ``getBackendName``."""
-        return self._backend_name
+        return "jetstream"
 
     def setGroupName(self, name: str) -> None:
         """Called once by torch."""
@@ -110,14 +133,5 @@ def create_process_group(opts: Any, pg_options: Any) -> ProcessGroupJetstream:
             f"pg_options is a {type(pg_options).__name__}: the jetstream backend has none; see the "
             "environment variables JETSTREAM_*"
         )
-    meeting = Meeting(opts.store, opts.group_rank, opts.group_size, opts.timeout)
-    ranks = tuple(opts.global_ranks_in_group) or tuple(range(opts.group_size))
-    world = next((one for one in _worlds if set(ranks) <= set(one.global_ranks)), None)
-    if world is None:
-        group = ProcessGroupJetstream(open_world_of(meeting, opts.timeout), ranks)
-        _worlds.add(group)
-        return group
-    members = [world.global_ranks.index(rank) for rank in ranks]
-    return ProcessGroupJetstream(
-        open_group_of(world.communicator, meeting, members, opts.timeout), ranks
-    )
+    ranks = opts.global_ranks_in_group
+    return ProcessGroupJetstream(opts.store, opts.group_rank, opts.group_size, opts.timeout, ranks)
