@@ -52,9 +52,10 @@ class ProcessGroupStandIn(ProcessGroupJetstream, metaclass=_EitherKind):
         )
 
     def _set_sequence_number_for_group(self) -> None:
-        opening, self._opening = self._opening, None
-        if opening is not None:
-            self._open(*opening, self.options.global_ranks_in_group)
+        if self._opening is not None:
+            store, rank, size, timeout = self._opening
+            self._opening = None
+            self._open(store, rank, size, timeout, self.options.global_ranks_in_group)
 
 
 def install_as_gloo() -> Callable[[], None]:
