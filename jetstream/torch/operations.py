@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jetstream.communicator import Communicator
 from jetstream.torch.monitored import monitored_barrier
+from jetstream.torch.profiling import profiled
 from jetstream.torch.tensors import Staging, gathered
 from jetstream.torch.work import DONE, JetstreamWork
 from jetstream.work import Work
@@ -63,10 +64,36 @@ def _only(tensors: Sequence[Any], name: str) -> Any:
     return tensors[0]
 
 
+# Of the arguments of a method, the tensors that it reads; profiles have their shapes.
+
+
+def _listed(tensors: Sequence[Tensor], *_rest: Any, **_named: Any) -> Sequence[Tensor]:
+    return tensors
+
+
+def _second(_outputs: Any, inputs: Sequence[Tensor], *_rest: Any, **_n: Any) -> Sequence[Tensor]:
+    return inputs
+
+
+def _second_one(_output: Any, input: Tensor, *_rest: Any, **_named: Any) -> Sequence[Tensor]:
+    return (input,)
+
+
+def _parts(
+    _outputs: Any, lists: Sequence[Sequence[Tensor]], *_r: Any, **_n: Any
+) -> Sequence[Tensor]:
+    return lists[0] if lists else ()
+
+
+def _nothing(*_args: Any, **_named: Any) -> Sequence[Tensor]:
+    return ()
+
+
 class Collectives:
     """Needs ``_comm``."""
 
     _comm: Communicator
+    range_prefix = "jetstream"
     _has_progress = False
 
     def _begin(self, opts: Any) -> tuple[Communicator, bool, float | None]:
@@ -102,6 +129,7 @@ class Collectives:
 
     # --- every rank gets a result --------------------------------------------------------------
 
+    @profiled("all_reduce", _listed)
     def allreduce(self, tensors: Any, opts: Any = None) -> Any:
         """Combine one tensor of all ranks, in place."""
         comm, is_async, timeout = self._begin(opts)
@@ -111,6 +139,7 @@ class Collectives:
         work = comm.all_reduce(buffer, _redop(opts), async_op=is_async, timeout=timeout)
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
+    @profiled("all_reduce", _listed)
     def allreduce_coalesced(self, tensors: Any, opts: Any = None) -> Any:
         """Combine several tensors of all ranks, in place."""
         comm, is_async, timeout = self._begin(opts)
@@ -120,6 +149,7 @@ class Collectives:
         self._launch(works, is_async, timeout)
         return self._end(tensors, works, staging, is_async, timeout)
 
+    @profiled("all_gather", _second)
     def allgather(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
         """Gather one tensor of each rank into a list of tensors on every rank."""
         comm, is_async, timeout = self._begin(opts)
@@ -132,6 +162,7 @@ class Collectives:
         work = comm.all_gather(own, out=flat, counts=counts, async_op=is_async, timeout=timeout)
         return self._end(outputs, (work,), staging, is_async, timeout)
 
+    @profiled("all_gather", _second)
     def allgather_coalesced(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
         """Gather several tensors of each rank."""
         # c10d has a list of each rank's tensors here, and a list of each tensor's parts elsewhere.
@@ -142,6 +173,7 @@ class Collectives:
         ]
         return self._together(works, opts)
 
+    @profiled("all_gather_into_tensor", _second_one)
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
         """Concatenate one tensor of each rank, on every rank."""
         comm, is_async, timeout = self._begin(opts)
@@ -150,11 +182,13 @@ class Collectives:
         work = comm.all_gather(source, out=target, async_op=is_async, timeout=timeout)
         return self._end((output,), (work,), staging, is_async, timeout)
 
+    @profiled("all_gather_into_tensor", _second)
     def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Concatenate several tensors of each rank, each for itself."""
         pairs = zip(outputs, inputs, strict=True)
         return self._together([self.all_gather_single(*pair) for pair in pairs], opts)
 
+    @profiled("reduce_scatter", _parts)
     def reduce_scatter(self, outputs: Any, input_lists: Any, opts: Any = None) -> Any:
         """Combine the r-th tensor of all ranks' lists on rank r."""
         comm, is_async, timeout = self._begin(opts)
@@ -168,6 +202,7 @@ class Collectives:
         )  # fmt: skip
         return self._end((output,), (work,), staging, is_async, timeout)
 
+    @profiled("reduce_scatter_tensor", _second_one)
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
         """Combine one tensor of all ranks; rank r keeps part r."""
         comm, is_async, timeout = self._begin(opts)
@@ -178,12 +213,14 @@ class Collectives:
         )
         return self._end((output,), (work,), staging, is_async, timeout)
 
+    @profiled("reduce_scatter_tensor", _second)
     def reduce_scatter_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Combine several tensors of all ranks, each for itself."""
         op = _as_async(opts)
         pairs = zip(outputs, inputs, strict=True)
         return self._together([self.reduce_scatter_single(*pair, op) for pair in pairs], opts)
 
+    @profiled("all_to_all", _second_one)
     def all_to_all_single(
         self,
         output: Tensor,
@@ -205,6 +242,7 @@ class Collectives:
         )
         return self._end((output,), (work,), staging, is_async, timeout)
 
+    @profiled("all_to_all", _second)
     def alltoall(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Send the r-th tensor of a list to rank r."""
         comm, is_async, timeout = self._begin(opts)
@@ -222,6 +260,7 @@ class Collectives:
         )
         return self._end(outputs, (work,), staging, is_async, timeout)
 
+    @profiled("barrier", _nothing)
     def barrier(self, opts: Any = None) -> Any:
         """Return when every rank has entered the barrier."""
         comm, is_async, timeout = self._begin(opts)
@@ -237,6 +276,7 @@ class Collectives:
 
     # --- one rank is the root ------------------------------------------------------------------
 
+    @profiled("broadcast", _listed)
     def broadcast(self, tensors: Any, opts: Any = None) -> Any:
         """Copy a tensor of the root to all ranks, in place."""
         comm, is_async, timeout = self._begin(opts)
@@ -249,6 +289,7 @@ class Collectives:
         work = comm.broadcast(buffer, root, async_op=is_async, timeout=timeout)
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
+    @profiled("reduce", _listed)
     def reduce(self, tensors: Any, opts: Any) -> Any:
         """Combine one tensor of all ranks, in place on the root."""
         comm, is_async, timeout = self._begin(opts)
@@ -261,6 +302,7 @@ class Collectives:
         work = comm.reduce(buffer, root, _redop(opts), async_op=is_async, timeout=timeout)
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
+    @profiled("gather", _second)
     def gather(self, output_lists: Any, inputs: Any, opts: Any) -> Any:
         """Gather one tensor of each rank into a list of tensors on the root."""
         comm, is_async, timeout = self._begin(opts)
@@ -275,6 +317,7 @@ class Collectives:
         work = comm.gather(own, root, out=target, async_op=is_async, timeout=timeout)
         return self._end(outputs, (work,), staging, is_async, timeout)
 
+    @profiled("scatter", _parts)
     def scatter(self, outputs: Any, input_lists: Any, opts: Any) -> Any:
         """Send the r-th tensor of the root's list to rank r."""
         comm, is_async, timeout = self._begin(opts)
@@ -290,16 +333,19 @@ class Collectives:
 
     # --- messages ------------------------------------------------------------------------------
 
+    @profiled("send", _listed)
     def send(self, tensors: Any, dst: int, tag: int = 0) -> Any:
         """Start to send a tensor to a rank of the group."""
         staging = Staging()
         buffer = staging.source(_only(tensors, "send"), "tensor")
         return self._end((), (self._comm.isend(buffer, dst, tag),), staging, True, None)
 
+    @profiled("recv", _listed)
     def recv(self, tensors: Any, src: int, tag: int = 0) -> Any:
         """Start to receive a tensor from a rank of the group."""
         return self._receive(_only(tensors, "recv"), src, tag)
 
+    @profiled("recvAnySource", _listed)
     def recv_anysource(self, tensors: Any, tag: int = 0) -> Any:
         """Start to receive a tensor from any rank; the Work's ``_source_rank`` says which."""
         return self._receive(_only(tensors, "recv"), None, tag)

@@ -44,6 +44,7 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         self._error: BaseException | None = None
         self._is_complete = not parts and finish is None
         self._future: Any = None
+        self._end: Callable[[], None] | None = None
 
     @classmethod
     def joining(cls, works: Sequence[JetstreamWork], timeout: float | None) -> JetstreamWork:
@@ -127,6 +128,15 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
             if finish is not None and self._error is None:
                 finish()
             self._is_complete = True
+        if self._end is not None:
+            self._end()
+
+    def end_with(self, end: Callable[[], None]) -> None:
+        """Have ``end`` called, more than once perhaps, when the operation is complete."""
+        if self._is_complete:
+            end()
+        else:
+            self._end = end
 
     def _fulfil(self) -> None:
         if self._error is None:
@@ -140,6 +150,9 @@ class _Done(dist.Work):  # type: ignore[misc]
 
     def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
         return True
+
+    def end_with(self, end: Callable[[], None]) -> None:
+        end()
 
     def synchronize(self) -> None:
         pass
