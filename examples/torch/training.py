@@ -113,10 +113,11 @@ def are_equal(ranks: Ranks, contestants: Sequence[Contestant]) -> bool:
         same = int((losses == first).sum())
         furthest = ((losses - first).abs() / first).max().item()
         is_equal = furthest <= TOLERANCE
+        rest = f", the others differ by {furthest:.1e} at most, allowed {TOLERANCE:.0e}"
         ranks.say(
             "PASS " if is_equal else "FAIL ",
             f"{contestant.name} and {contestants[0].name}: {same} of {len(first)} losses have the "
-            f"same bits, the others differ by {furthest:.1e} at most, allowed {TOLERANCE:.0e}",
+            f"same bits{rest if same < len(first) else ''}",
         )
         holds &= is_equal
     return holds
