@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ProcessGroupJetstream", "install_as_gloo", "register"]
+__all__ = ["ProcessGroupJetstream", "empty", "install_as_gloo", "register", "zeros"]
 
 _NAME = "jetstream"
 
@@ -63,4 +63,8 @@ def __getattr__(name: str) -> Any:
         from jetstream.torch.process_group import ProcessGroupJetstream
 
         return ProcessGroupJetstream
+    if name in ("empty", "zeros"):
+        from jetstream.torch import symmetric
+
+        return getattr(symmetric, name)
     raise AttributeError(f"module 'jetstream.torch' has no attribute {name!r}")

@@ -408,12 +408,46 @@ def run_short_way(comm: Communicator) -> None:
         calls.CollectiveCalls._finish = finish  # type: ignore[method-assign]
 
 
+def run_symmetric(comm: Communicator) -> None:
+    """Tensors in memory that all ranks share, which goes back with the last of them."""
+    from jetstream.torch import empty, zeros
+
+    assert learn(torch)
+    before = comm.heap.used_bytes
+    x = zeros(3, 4)
+    assert x.dtype is torch.get_default_dtype() and x.shape == (3, 4) and not x.any()
+    assert look(x).is_contiguous and not x._is_view()
+    for _ in range(2):
+        assert comm.all_reduce(x.fill_(1)) is x and x.eq(comm.size).all()
+    for dtype in (torch.bfloat16, torch.int64, torch.complex128, torch.float8_e5m2):
+        y = empty((2, 5), dtype=dtype)
+        assert y.dtype is dtype and y.is_contiguous() and y.shape == (2, 5)
+        comm.broadcast(y.view(torch.uint8))
+    assert empty(0).numel() == 0 and empty([]).shape == ()
+    assert empty(torch.Size((2,))).numel() == 2
+    part = x[1]
+    del x, y
+    assert comm.heap.used_bytes > before
+    part.requires_grad_()
+    part.sum().backward()
+    assert part.grad is not None and part.grad.tolist() == [1.0] * 4
+    del part
+    gc.collect()
+    assert comm.heap.used_bytes == before
+    with pytest.raises(ValueError, match="not of gloo"):
+        zeros(3, group=dist.new_group(backend="gloo"))
+    with pytest.raises(RuntimeError, match="negative dimension"):
+        empty(-1)
+    with pytest.raises(MemoryError):
+        empty(2**50)
+
+
 def call_on_communicator(name: str) -> None:
     group: Any = dist.group.WORLD
     globals()[name](group.communicator)
 
 
-RUNS = ("reductions", "moves", "layouts", "changes", "mixtures", "short_way")
+RUNS = ("reductions", "moves", "layouts", "changes", "mixtures", "short_way", "symmetric")
 
 
 @pytest.mark.parametrize("run", RUNS)
