@@ -118,7 +118,7 @@ def land(array: Array, original: Any) -> Any:
 
 def new_tensor(x: Any, shape: tuple[int, ...]) -> Any:
     """A plain tensor of another shape, with the element type of ``x``; its values are undefined."""
-    return x.detach().new_empty(shape)
+    return x.new_empty(shape)
 
 
 def check_reducible(x: Any) -> None:

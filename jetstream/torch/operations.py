@@ -36,6 +36,27 @@ _REDOPS = {
 }
 
 
+def _redops_by_hash() -> dict[int, str]:
+    """The names by the hash of ``opts.reduceOp``, which costs a tenth of asking for its kind."""
+    found: dict[int, str] = {}
+    opts = dist.AllreduceOptions()
+    for kind, name in _REDOPS.items():
+        opts.reduceOp = dist.ReduceOp(kind)
+        found[hash(opts.reduceOp)] = name
+    # Only if no two have one hash, nor one of these that of a reduction that is none of these.
+    premultiplied = hash(dist._make_nccl_premul_sum(1.0))
+    return found if len(found) == len(_REDOPS) and premultiplied not in found else {}
+
+
+_BY_HASH = _redops_by_hash()
+_NO_TIMEOUT = dist.AllreduceOptions().timeout
+
+
+def _is_simple(opts: Any) -> bool:
+    """Whether the caller waits, as long as the group says: then a communicator does it all."""
+    return opts is not None and not opts.asyncOp and opts.timeout == _NO_TIMEOUT
+
+
 def _redop(opts: Any) -> str:
     """The name of a reduction. Raises ValueError."""
     op = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
@@ -132,6 +153,11 @@ class Collectives:
     @profiled("all_reduce", _listed)
     def allreduce(self, tensors: Any, opts: Any = None) -> Any:
         """Combine one tensor of all ranks, in place."""
+        if _is_simple(opts) and len(tensors) == 1:
+            op = _BY_HASH.get(hash(opts.reduceOp))
+            if op is not None:
+                self._comm.all_reduce(tensors[0], op)
+                return DONE
         comm, is_async, timeout = self._begin(opts)
         tensor = _only(tensors, "allreduce")
         staging = Staging()
@@ -176,6 +202,9 @@ class Collectives:
     @profiled("all_gather_into_tensor", _second_one)
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
         """Concatenate one tensor of each rank, on every rank."""
+        if _is_simple(opts):
+            self._comm.all_gather(input, out=output)
+            return DONE
         comm, is_async, timeout = self._begin(opts)
         staging = Staging()
         source, target = staging.source(input).reshape(-1), staging.target(output)
@@ -205,6 +234,11 @@ class Collectives:
     @profiled("reduce_scatter_tensor", _second_one)
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
         """Combine one tensor of all ranks; rank r keeps part r."""
+        if _is_simple(opts) and input.dim() and input.shape[0] % self._comm.size == 0:
+            op = _BY_HASH.get(hash(opts.reduceOp))
+            if op is not None:
+                self._comm.reduce_scatter(input, op, out=output)
+                return DONE
         comm, is_async, timeout = self._begin(opts)
         staging = Staging()
         source, target = staging.source(input).reshape(-1), staging.target(output)
@@ -230,6 +264,9 @@ class Collectives:
         opts: Any = None,
     ) -> Any:
         """Send part r of ``input`` to rank r; splits are rows of axis 0, none means equal."""
+        if _is_simple(opts) and not output_split_sizes and not input_split_sizes:
+            self._comm.all_to_all(input, out=output)
+            return DONE
         comm, is_async, timeout = self._begin(opts)
         staging = Staging()
         work = comm.all_to_all(
@@ -263,6 +300,9 @@ class Collectives:
     @profiled("barrier", _nothing)
     def barrier(self, opts: Any = None) -> Any:
         """Return when every rank has entered the barrier."""
+        if _is_simple(opts):
+            self._comm.barrier()
+            return DONE
         comm, is_async, timeout = self._begin(opts)
         work = comm.barrier(async_op=is_async, timeout=timeout)
         return self._end((), (work,), Staging(), is_async, timeout)
@@ -279,6 +319,9 @@ class Collectives:
     @profiled("broadcast", _listed)
     def broadcast(self, tensors: Any, opts: Any = None) -> Any:
         """Copy a tensor of the root to all ranks, in place."""
+        if _is_simple(opts) and len(tensors) == 1:
+            self._comm.broadcast(tensors[0], opts.rootRank)
+            return DONE
         comm, is_async, timeout = self._begin(opts)
         tensor, root = _only(tensors, "broadcast"), opts.rootRank
         staging = Staging()

@@ -8,16 +8,6 @@ import torch
 
 __all__ = ["Staging", "check_tensor", "joined"]
 
-#: Element types that a communicator knows; all others move as bytes, and are not reduced.
-_KNOWN = frozenset(
-    (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.complex128),
-        *(torch.int8, torch.int16, torch.int32, torch.int64),
-        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool),
-    )
-)
-
 
 def check_tensor(tensor: torch.Tensor, name: str = "tensor") -> None:
     """Raise unless ``tensor`` is a dense one in the memory of the CPU.
@@ -60,9 +50,9 @@ class Staging:
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def source(self, tensor: torch.Tensor, name: str = "input") -> torch.Tensor:
-        """What is read: contiguous, of an element type that a communicator knows."""
+        """What is read: contiguous."""
         check_tensor(tensor, name)
-        return _moved(_plain(tensor).contiguous())
+        return _plain(tensor).contiguous()
 
     def target(
         self, tensor: torch.Tensor, name: str = "output", *, is_read: bool = False
@@ -71,13 +61,13 @@ class Staging:
         check_tensor(tensor, name)
         tensor = tensor.detach()
         if tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg()):
-            return _moved(tensor)
+            return tensor
         if is_read:
             buffer = _plain(tensor).clone(memory_format=torch.contiguous_format)
         else:
             buffer = torch.empty_like(tensor, memory_format=torch.contiguous_format)
         self._copies.append((tensor, buffer))
-        return _moved(buffer)
+        return buffer
 
     def parts(self, tensors: Sequence[torch.Tensor], name: str = "output") -> torch.Tensor:
         """What is written into several tensors, one after another: flat."""
@@ -89,7 +79,7 @@ class Staging:
             starts = flat.split([one.numel() for one in tensors])
             for one, part in zip(tensors, starts, strict=True):
                 self._copies.append((one.detach(), part.view(one.shape)))
-        return _moved(flat)
+        return flat
 
     @property
     def has_copies(self) -> bool:
@@ -109,13 +99,8 @@ def gathered(tensors: Sequence[torch.Tensor], name: str = "input") -> torch.Tens
     flat = joined(tensors)
     if flat is None:
         flat = torch.cat([_plain(one).reshape(-1) for one in tensors])
-    return _moved(flat)
+    return flat
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().resolve_conj().resolve_neg()
-
-
-def _moved(tensor: torch.Tensor) -> torch.Tensor:
-    """As bytes, in rows as before, where a communicator does not know the element type."""
-    return tensor if tensor.dtype in _KNOWN else tensor.unsqueeze(-1).view(torch.uint8)
