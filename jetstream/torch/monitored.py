@@ -20,17 +20,19 @@ def monitored_barrier(comm: Communicator, timeout: float, wait_all_ranks: bool) 
     """Return when every rank has come, as ``torch.distributed.monitored_barrier``.
 
     Rank 0 raises RuntimeError after ``timeout`` seconds with the first rank that is missing, or
-    with ``wait_all_ranks`` with all of them; the others then raise too.
+    with ``wait_all_ranks`` with all of them; the others then raise too. The texts are those of
+    torch's gloo (ProcessGroupGloo.cpp), which programs may look for.
     """
     byte = np.zeros(1, np.uint8)
     if comm.rank != 0:
-        comm.send(byte, 0, _ARRIVED, timeout=timeout)
         try:
+            comm.send(byte, 0, _ARRIVED, timeout=timeout)
             comm.recv(byte, 0, _GO, timeout=timeout)
-        except TimedOutError as error:
+        except (TimedOutError, ConnectionError) as error:
             raise RuntimeError(
-                f"[Rank {comm.rank}]: Rank 0 did not say within {1e3 * timeout:.0f} ms that all "
-                f"ranks have passed monitoredBarrier: {error}"
+                f"Rank {comm.rank} successfully reached monitoredBarrier, but received errors "
+                f"while waiting for send/recv from rank 0. Please check rank 0 logs for faulty "
+                f"rank.\n Original exception: {error}"
             ) from error
         return
     missing, cause = _await_all(comm, byte, timeout, wait_all_ranks)
@@ -52,6 +54,11 @@ def _await_all(
     missing: list[int] = []
     cause: Exception | None = None
     for rank in range(1, comm.size):
+        if not wait_all_ranks and time.monotonic() >= until_s:
+            raise RuntimeError(
+                f"[Rank 0]: Rank 0 timed out in monitoredBarrier after {1e3 * timeout:.0f} ms, "
+                f"before rank {rank}; there were: {', '.join(map(str, range(rank)))}"
+            )
         try:
             comm.recv(byte, rank, _ARRIVED, timeout=max(1e-3, until_s - time.monotonic()))
         except (TimedOutError, ConnectionError) as error:

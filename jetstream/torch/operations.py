@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jetstream.communicator import Communicator
+from jetstream.torch.calls import operation
 from jetstream.torch.monitored import monitored_barrier
-from jetstream.torch.profiling import profiled
 from jetstream.torch.tensors import Staging, gathered
 from jetstream.torch.work import DONE, JetstreamWork
 from jetstream.work import Work
@@ -150,7 +150,7 @@ class Collectives:
 
     # --- every rank gets a result --------------------------------------------------------------
 
-    @profiled("all_reduce", _listed)
+    @operation("all_reduce", _listed)
     def allreduce(self, tensors: Any, opts: Any = None) -> Any:
         """Combine one tensor of all ranks, in place."""
         if _is_simple(opts) and len(tensors) == 1:
@@ -165,7 +165,7 @@ class Collectives:
         work = comm.all_reduce(buffer, _redop(opts), async_op=is_async, timeout=timeout)
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
-    @profiled("all_reduce", _listed)
+    @operation("all_reduce", _listed)
     def allreduce_coalesced(self, tensors: Any, opts: Any = None) -> Any:
         """Combine several tensors of all ranks, in place."""
         comm, is_async, timeout = self._begin(opts)
@@ -175,7 +175,7 @@ class Collectives:
         self._launch(works, is_async, timeout)
         return self._end(tensors, works, staging, is_async, timeout)
 
-    @profiled("all_gather", _second)
+    @operation("all_gather", _second)
     def allgather(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
         """Gather one tensor of each rank into a list of tensors on every rank."""
         comm, is_async, timeout = self._begin(opts)
@@ -188,7 +188,7 @@ class Collectives:
         work = comm.all_gather(own, out=flat, counts=counts, async_op=is_async, timeout=timeout)
         return self._end(outputs, (work,), staging, is_async, timeout)
 
-    @profiled("all_gather", _second)
+    @operation("all_gather", _second)
     def allgather_coalesced(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
         """Gather several tensors of each rank."""
         # c10d has a list of each rank's tensors here, and a list of each tensor's parts elsewhere.
@@ -199,7 +199,7 @@ class Collectives:
         ]
         return self._together(works, opts)
 
-    @profiled("all_gather_into_tensor", _second_one)
+    @operation("all_gather_into_tensor", _second_one)
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
         """Concatenate one tensor of each rank, on every rank."""
         if _is_simple(opts):
@@ -211,13 +211,13 @@ class Collectives:
         work = comm.all_gather(source, out=target, async_op=is_async, timeout=timeout)
         return self._end((output,), (work,), staging, is_async, timeout)
 
-    @profiled("all_gather_into_tensor", _second)
+    @operation("all_gather_into_tensor", _second)
     def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Concatenate several tensors of each rank, each for itself."""
         pairs = zip(outputs, inputs, strict=True)
         return self._together([self.all_gather_single(*pair) for pair in pairs], opts)
 
-    @profiled("reduce_scatter", _parts)
+    @operation("reduce_scatter", _parts)
     def reduce_scatter(self, outputs: Any, input_lists: Any, opts: Any = None) -> Any:
         """Combine the r-th tensor of all ranks' lists on rank r."""
         comm, is_async, timeout = self._begin(opts)
@@ -231,7 +231,7 @@ class Collectives:
         )  # fmt: skip
         return self._end((output,), (work,), staging, is_async, timeout)
 
-    @profiled("reduce_scatter_tensor", _second_one)
+    @operation("reduce_scatter_tensor", _second_one)
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
         """Combine one tensor of all ranks; rank r keeps part r."""
         if _is_simple(opts) and input.dim() and input.shape[0] % self._comm.size == 0:
@@ -247,14 +247,14 @@ class Collectives:
         )
         return self._end((output,), (work,), staging, is_async, timeout)
 
-    @profiled("reduce_scatter_tensor", _second)
+    @operation("reduce_scatter_tensor", _second)
     def reduce_scatter_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Combine several tensors of all ranks, each for itself."""
         op = _as_async(opts)
         pairs = zip(outputs, inputs, strict=True)
         return self._together([self.reduce_scatter_single(*pair, op) for pair in pairs], opts)
 
-    @profiled("all_to_all", _second_one)
+    @operation("all_to_all", _second_one)
     def all_to_all_single(
         self,
         output: Tensor,
@@ -279,7 +279,7 @@ class Collectives:
         )
         return self._end((output,), (work,), staging, is_async, timeout)
 
-    @profiled("all_to_all", _second)
+    @operation("all_to_all", _second)
     def alltoall(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Send the r-th tensor of a list to rank r."""
         comm, is_async, timeout = self._begin(opts)
@@ -297,7 +297,7 @@ class Collectives:
         )
         return self._end(outputs, (work,), staging, is_async, timeout)
 
-    @profiled("barrier", _nothing)
+    @operation("barrier", _nothing)
     def barrier(self, opts: Any = None) -> Any:
         """Return when every rank has entered the barrier."""
         if _is_simple(opts):
@@ -316,7 +316,7 @@ class Collectives:
 
     # --- one rank is the root ------------------------------------------------------------------
 
-    @profiled("broadcast", _listed)
+    @operation("broadcast", _listed)
     def broadcast(self, tensors: Any, opts: Any = None) -> Any:
         """Copy a tensor of the root to all ranks, in place."""
         if _is_simple(opts) and len(tensors) == 1:
@@ -332,7 +332,7 @@ class Collectives:
         work = comm.broadcast(buffer, root, async_op=is_async, timeout=timeout)
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
-    @profiled("reduce", _listed)
+    @operation("reduce", _listed)
     def reduce(self, tensors: Any, opts: Any) -> Any:
         """Combine one tensor of all ranks, in place on the root."""
         comm, is_async, timeout = self._begin(opts)
@@ -345,7 +345,7 @@ class Collectives:
         work = comm.reduce(buffer, root, _redop(opts), async_op=is_async, timeout=timeout)
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
-    @profiled("gather", _second)
+    @operation("gather", _second)
     def gather(self, output_lists: Any, inputs: Any, opts: Any) -> Any:
         """Gather one tensor of each rank into a list of tensors on the root."""
         comm, is_async, timeout = self._begin(opts)
@@ -360,7 +360,7 @@ class Collectives:
         work = comm.gather(own, root, out=target, async_op=is_async, timeout=timeout)
         return self._end(outputs, (work,), staging, is_async, timeout)
 
-    @profiled("scatter", _parts)
+    @operation("scatter", _parts)
     def scatter(self, outputs: Any, input_lists: Any, opts: Any) -> Any:
         """Send the r-th tensor of the root's list to rank r."""
         comm, is_async, timeout = self._begin(opts)
@@ -376,19 +376,19 @@ class Collectives:
 
     # --- messages ------------------------------------------------------------------------------
 
-    @profiled("send", _listed)
+    @operation("send", _listed)
     def send(self, tensors: Any, dst: int, tag: int = 0) -> Any:
         """Start to send a tensor to a rank of the group."""
         staging = Staging()
         buffer = staging.source(_only(tensors, "send"), "tensor")
         return self._end((), (self._comm.isend(buffer, dst, tag),), staging, True, None)
 
-    @profiled("recv", _listed)
+    @operation("recv", _listed)
     def recv(self, tensors: Any, src: int, tag: int = 0) -> Any:
         """Start to receive a tensor from a rank of the group."""
         return self._receive(_only(tensors, "recv"), src, tag)
 
-    @profiled("recvAnySource", _listed)
+    @operation("recvAnySource", _listed)
     def recv_anysource(self, tensors: Any, tag: int = 0) -> Any:
         """Start to receive a tensor from any rank; the Work's ``_source_rank`` says which."""
         return self._receive(_only(tensors, "recv"), None, tag)

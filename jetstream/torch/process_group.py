@@ -15,7 +15,9 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
 from jetstream.communicator import Communicator
+from jetstream.errors import JetstreamError
 from jetstream.torch.bootstrap import Meeting, open_group_of, open_world_of
+from jetstream.torch.errors import as_torch
 from jetstream.torch.operations import Collectives
 
 __all__ = ["ProcessGroupJetstream", "create_process_group"]
@@ -52,14 +54,19 @@ class ProcessGroupJetstream(Collectives, dist.ProcessGroup):  # type: ignore[mis
         self._name = ""
         self._desc = "undefined"
         self.global_ranks = ranks = tuple(global_ranks) or tuple(range(size))
-        meeting = Meeting(store, rank, size, timeout)
+        try:
+            self._comm = self._meet(Meeting(store, rank, size, timeout), ranks, timeout)
+        except JetstreamError as error:
+            raise as_torch(error) from error.__cause__
+
+    def _meet(self, meeting: Meeting, ranks: tuple[int, ...], timeout: timedelta) -> Communicator:
         world = next((one for one in _worlds if set(ranks) <= set(one.global_ranks)), None)
         if world is None:
-            self._comm = open_world_of(meeting, timeout)
+            comm = open_world_of(meeting, timeout)
             _worlds.add(self)
-        else:
-            members = [world.global_ranks.index(one) for one in ranks]
-            self._comm = open_group_of(world.communicator, meeting, members, timeout)
+            return comm
+        members = [world.global_ranks.index(one) for one in ranks]
+        return open_group_of(world.communicator, meeting, members, timeout)
 
     @property
     def communicator(self) -> Communicator:

@@ -7,15 +7,13 @@ own backends a range is an asynchronous event, named after backend and operation
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd import profiler
 
-__all__ = ["Range", "profiled"]
+__all__ = ["Range"]
 
 
 class Range:
@@ -36,43 +34,3 @@ class Range:
         thread = threading.Thread(target=future.set_result, args=(None,), daemon=True)
         thread.start()
         thread.join()
-
-
-class _Nesting(threading.local):
-    """Is an operation being called by another? The outer one has the range."""
-
-    is_inside = False
-
-
-_nesting = _Nesting()
-
-
-def profiled(
-    title: str, inputs: Callable[..., Sequence[torch.Tensor]]
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator of a method of a process group that returns a Work.
-
-    ``inputs`` is called with the arguments of the method, for the shapes. The group's
-    ``range_prefix`` comes before the ``title``.
-    """
-
-    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not profiler._is_profiler_enabled or _nesting.is_inside:
-                return method(self, *args, **kwargs)
-            span = Range(f"{self.range_prefix}:{title}", inputs(*args, **kwargs))
-            _nesting.is_inside = True
-            try:
-                work = method(self, *args, **kwargs)
-            except BaseException:
-                span.end()
-                raise
-            finally:
-                _nesting.is_inside = False
-            work.end_with(span.end)
-            return work
-
-        return call
-
-    return decorate

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from jetstream.errors import JetstreamError
+from jetstream.torch.errors import as_torch
 from jetstream.work import Work
 
 __all__ = ["DONE", "JetstreamWork"]
@@ -120,9 +122,10 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
             try:
                 part.wait(timeout)
             except Exception as error:
+                raised = as_torch(error) if isinstance(error, JetstreamError) else error
                 if not part.is_done:  # not in time: it can be waited for again
-                    raise
-                self._error = self._error or error
+                    raise raised from error.__cause__
+                self._error = self._error or raised
         with _finish_lock:
             finish, self._finish = self._finish, None
             if finish is not None and self._error is None:
