@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,18 +37,55 @@ def operation(
     """
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                if not profiler._is_profiler_enabled or _nesting.is_inside:
-                    return method(self, *args, **kwargs)
-                return _call_in_range(title, inputs, method, self, *args, **kwargs)
-            except JetstreamError as error:
-                raise as_torch(error) from error.__cause__
-
-        return call
+        names = inspect.getfullargspec(method).args
+        surround = _BY_ARGUMENTS.get(len(names)) if names[-1] == "opts" else None
+        return functools.wraps(method)((surround or _surround_any)(method, title, inputs))
 
     return decorate
+
+
+# A call with as many arguments as the method has costs a tenth of a microsecond, one with "any
+# arguments" three times as much.
+
+
+def _surround_two(method: Any, title: str, inputs: Any) -> Callable[..., Any]:
+    def call(self: Any, first: Any, opts: Any = None) -> Any:
+        try:
+            if not profiler._is_profiler_enabled:
+                return method(self, first, opts)
+            return _call_in_range(title, inputs, method, self, first, opts)
+        except JetstreamError as error:
+            raise as_torch(error) from error.__cause__
+
+    return call
+
+
+def _surround_three(method: Any, title: str, inputs: Any) -> Callable[..., Any]:
+    def call(self: Any, first: Any, second: Any, opts: Any = None) -> Any:
+        try:
+            if not profiler._is_profiler_enabled:
+                return method(self, first, second, opts)
+            return _call_in_range(title, inputs, method, self, first, second, opts)
+        except JetstreamError as error:
+            raise as_torch(error) from error.__cause__
+
+    return call
+
+
+def _surround_any(method: Any, title: str, inputs: Any) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            if not profiler._is_profiler_enabled:
+                return method(self, *args, **kwargs)
+            return _call_in_range(title, inputs, method, self, *args, **kwargs)
+        except JetstreamError as error:
+            raise as_torch(error) from error.__cause__
+
+    return call
+
+
+#: By the number of arguments, ``self`` included, the last being ``opts``.
+_BY_ARGUMENTS = {3: _surround_two, 4: _surround_three}
 
 
 def _call_in_range(
@@ -58,6 +96,8 @@ def _call_in_range(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
+    if _nesting.is_inside:
+        return method(group, *args, **kwargs)
     span = Range(f"{group.range_prefix}:{title}", inputs(*args, **kwargs))
     _nesting.is_inside = True
     try:

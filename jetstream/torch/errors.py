@@ -2,12 +2,11 @@
 
 torch's backends raise ``dist.DistBackendError``, a RuntimeError, where an operation fails. Errors
 of jetstream that are none get a class which is both: ``except RuntimeError`` and
-``except jetstream.TimedOutError`` find them alike.
+``except jetstream.errors.TimedOutError`` find them alike.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch.distributed as dist
@@ -18,6 +17,8 @@ __all__ = ["as_torch"]
 
 #: What the caller has got wrong, not the operation: torch has ValueError for these too.
 _OF_CALLERS = (ArgumentError, ConfigurationError)
+#: The class to raise, by the class of jetstream.
+_classes: dict[type[JetstreamError], Any] = {}
 
 
 def as_torch(error: JetstreamError) -> Exception:
@@ -32,8 +33,9 @@ def as_torch(error: JetstreamError) -> Exception:
     return raised.with_traceback(error.__traceback__)
 
 
-@functools.cache
 def _both(kind: type[JetstreamError]) -> Any:
-    if issubclass(kind, dist.DistBackendError):
-        return kind
-    return type(kind.__name__, (kind, dist.DistBackendError), {"__doc__": kind.__doc__})
+    found = _classes.get(kind)
+    if found is None:
+        found = type(kind.__name__, (kind, dist.DistBackendError), {"__doc__": kind.__doc__})
+        _classes[kind] = found
+    return found

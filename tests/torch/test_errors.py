@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import jetstream
 from jetstream.errors import ArgumentError, ClosedError, MismatchError, TimedOutError
 from jetstream.torch.errors import as_torch
 
@@ -20,7 +19,7 @@ def one_comes_alone(is_async: bool) -> None:
         with pytest.raises(dist.DistBackendError, match=r" Timed out .*rank 1") as caught:
             work = dist.barrier(group, async_op=is_async)
             work.wait()
-        assert isinstance(caught.value, jetstream.TimedOutError)
+        assert isinstance(caught.value, TimedOutError)
     dist.barrier()  # until then rank 1 does not leave the other group
 
 
