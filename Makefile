@@ -6,11 +6,14 @@
 #   make lint    style, types, formatting      make stress            long C tests
 #   make format  formats all sources           make stub              jetstream/_native.pyi anew
 #   make package the wheel, by way of the source distribution, tried in a fresh environment
+#   make torch   torch into .venv: without it the tests of jetstream.torch are left out
 #   make clean   removes everything that make has made
 
 PYTHON ?= python3
 BENCH_ARGS ?= all_reduce all_gather -n 2 --quick
 PYTEST_ARGS ?=
+# Only a build for CPUs has this version; any other would bring gigabytes for CUDA with it.
+TORCH ?= torch==2.13.0+cpu
 CTEST_ARGS ?=
 CTEST_SKIP ?=
 
@@ -30,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export SKBUILD_BUILD_DIR := $(BUILD)/native
 export SKBUILD_CMAKE_DEFINE := JS_WERROR=ON
 
-.PHONY: bench test lint format stub package ctest stress asan tsan install clean
+.PHONY: bench test lint format stub package ctest stress asan tsan install torch clean
 .DELETE_ON_ERROR:
 
 bench: install
@@ -52,6 +55,12 @@ $(VENV)/.installed: $(VENV)/.tools $(NATIVE)
 	@echo 'building jetstream'
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -qq --no-build-isolation -e '.[test,lint]'
 	touch $@
+
+# What is imported gets compiled then: to compile all of torch takes as long as to install it.
+torch: install
+	$(BIN)/pip install -qq --no-compile '$(TORCH)' expecttest || { \
+	    echo 'make torch: name a build that pip finds, e.g. make torch TORCH=torch==2.13.0'; exit 1; }
+	$(BIN)/python -c 'import torch; print("torch", torch.__version__)'
 
 # --- style ---------------------------------------------------------------------------------------
 # mypy sees the packages where they are once installed: transport/ as jetstream.transport.
@@ -107,8 +116,8 @@ package: $(VENV)/.tools
 	$(BIN)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("$(BUILD)/dist")'
 	env -u SKBUILD_BUILD_DIR -u SKBUILD_CMAKE_DEFINE $(BIN)/pip wheel -qq --no-deps \
 	    -w $(BUILD)/dist $(BUILD)/dist/*.tar.gz
-	$(PYTHON) -m venv $(BUILD)/try
-	$(BUILD)/try/bin/pip install -qq $(BUILD)/dist/*.whl
+	$(PYTHON) -m venv --without-pip $(BUILD)/try
+	$(BIN)/pip --python $(BUILD)/try/bin/python install -qq --no-compile $(BUILD)/dist/*.whl
 	cd / && $(abspath $(BUILD)/try)/bin/jetstream info
 	ls $(BUILD)/dist
 
