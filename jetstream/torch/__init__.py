@@ -32,8 +32,11 @@ def register() -> None:
 
 def _create(opts: Any, pg_options: Any) -> Any:
     # Imported here: torch calls register() while it is being imported itself.
+    from jetstream.torch.backend_base import create_backend, is_shared
     from jetstream.torch.process_group import create_process_group
 
+    if is_shared(opts):
+        return create_backend(opts, pg_options)
     return create_process_group(opts, pg_options)
 
 

@@ -1,0 +1,83 @@
+"""A group of ranks with a communicator: what both adapters are, whatever torch takes them for."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from jetstream.communicator import Communicator
+from jetstream.errors import JetstreamError
+from jetstream.torch.bootstrap import Meeting, open_group_of, open_world_of
+from jetstream.torch.errors import as_torch
+from jetstream.torch.operations import Collectives
+
+__all__ = ["Group", "check_no_options"]
+
+#: Groups whose memory others can be made in.
+_worlds: weakref.WeakSet[Group] = weakref.WeakSet()
+
+
+class Group(Collectives):
+    """Needs ``_open``, once, before anything else.
+
+    ``global_ranks``: the group's ranks in the world, by their rank in the group.
+    """
+
+    global_ranks: tuple[int, ...]
+
+    def _open(
+        self, store: Any, rank: int, size: int, timeout: timedelta, global_ranks: Sequence[int]
+    ) -> None:
+        """All ranks of the group take part, over ``store``, as with torch's own backends.
+
+        ``global_ranks``: none means all. Raises what :func:`jetstream.init` raises.
+        """
+        self.global_ranks = ranks = tuple(global_ranks) or tuple(range(size))
+        try:
+            self._comm = self._meet(Meeting(store, rank, size, timeout), ranks, timeout)
+        except JetstreamError as error:
+            raise as_torch(error) from error.__cause__
+
+    def _meet(self, meeting: Meeting, ranks: tuple[int, ...], timeout: timedelta) -> Communicator:
+        world = next((one for one in _worlds if set(ranks) <= set(one.global_ranks)), None)
+        if world is None:
+            comm = open_world_of(meeting, timeout)
+            _worlds.add(self)
+            return comm
+        members = [world.global_ranks.index(one) for one in ranks]
+        return open_group_of(world.communicator, meeting, members, timeout)
+
+    @property
+    def communicator(self) -> Communicator:
+        """What carries out the operations, for calls without torch's overhead."""
+        return self._comm
+
+    def getBackendName(self) -> str:
+        """The name of the backend."""
+        return "jetstream"
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """From now on the timeout of every operation."""
+        self._comm.timeout = timeout.total_seconds()
+
+    _set_default_timeout = set_timeout
+
+    def shutdown(self) -> None:
+        """Leave the group: what torch calls for destroy_process_group."""
+        _worlds.discard(self)
+        self._comm.close()
+
+    def abort(self) -> None:
+        """Make all present and later operations of every rank of the group fail."""
+        self._comm.abort()
+
+
+def check_no_options(pg_options: Any) -> None:
+    """Raise ValueError for ``pg_options``, which there are none of."""
+    if pg_options is not None:
+        raise ValueError(
+            f"pg_options is a {type(pg_options).__name__}: the jetstream backend has none; see the "
+            "environment variables JETSTREAM_*"
+        )
