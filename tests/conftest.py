@@ -36,9 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--fault-rounds",
         type=int,
-        default=10,
+        default=6,
         metavar="N",
-        help="how many times to kill ranks at random moments (default 10)",
+        help="how many times to kill ranks at random moments (default 6)",
     )
     group.addoption(
         "--fault-seed", type=int, default=1, metavar="SEED", help="seed of these moments (1)"

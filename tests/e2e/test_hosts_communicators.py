@@ -14,6 +14,7 @@ from jetstream.errors import (
     TimedOutError,
 )
 from jetstream.testing import run_ranks
+from jetstream.testing.plugin import Pools
 
 FAULTS = "drop=0.02,dup=0.01,reorder=0.02,corrupt=0.01,seed=4"
 LARGE = 300_000  # elements: more than a ring holds
@@ -107,7 +108,7 @@ def run_apart(comm: Communicator, what: str) -> str:
         elif is_last and what == "late":
             comm.recv(np.zeros(1), 0, timeout=60)
         if not (is_last and what in ("leave", "late")):
-            comm.all_reduce(np.ones(10 + is_last), timeout=2 if what == "late" else 60)
+            comm.all_reduce(np.ones(10 + is_last), timeout=1 if what == "late" else 60)
     except JetstreamError as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -122,8 +123,8 @@ def run_apart(comm: Communicator, what: str) -> str:
         ("late", TimedOutError, ["rank 2"]),
     ],
 )
-def test_errors(what: str, kind: type[JetstreamError], told: list[str]) -> None:
-    texts = run_ranks(run_apart, 3, what, hosts=2, link="udp", timeout_s=120)
+def test_errors(rank_pools: Pools, what: str, kind: type[JetstreamError], told: list[str]) -> None:
+    texts = rank_pools(3, hosts=2, link="udp").run(run_apart, what, timeout_s=120)
     for text in texts[:2]:
         assert text.startswith((kind.__name__, "CommunicatorAbortedError"))
         assert all(words in text for words in told), text

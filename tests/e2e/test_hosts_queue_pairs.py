@@ -9,7 +9,7 @@ import pytest
 
 from jetstream import Communicator, transport
 from jetstream.errors import CommunicatorAbortedError
-from jetstream.testing import run_ranks
+from jetstream.testing.plugin import Pools
 
 WAIT_S = 30.0
 #: Elements and offset in bytes: with its head within a line and just not, within a chunk and just
@@ -92,19 +92,19 @@ def run_closed_region(comm: Communicator) -> Any:
 
 
 @pytest.mark.parametrize("faults", ["", "drop=0.03,dup=0.02,reorder=0.03,corrupt=0.02,seed=2"])
-def test_puts(faults: str) -> None:
-    run_ranks(run_puts, 3, hosts=2, link="udp", faults=faults, timeout_s=120)
+def test_puts(rank_pools: Pools, faults: str) -> None:
+    rank_pools(3, hosts=2, link="udp", faults=faults).run(run_puts, timeout_s=120)
 
 
-def test_silent_puts() -> None:
-    run_ranks(run_silent_puts, 2, hosts=2, link="udp", timeout_s=120)
+def test_silent_puts(rank_pools: Pools) -> None:
+    rank_pools(2, hosts=2, link="udp").run(run_silent_puts, timeout_s=120)
 
 
-def test_launches() -> None:
-    run_ranks(run_launches, 2, hosts=2, link="udp", timeout_s=120)
+def test_launches(rank_pools: Pools) -> None:
+    rank_pools(2, hosts=2, link="udp").run(run_launches, timeout_s=120)
 
 
-def test_a_region_taken_back() -> None:
-    status, text = run_ranks(run_closed_region, 2, hosts=2, link="udp", timeout_s=120)
+def test_a_region_taken_back(rank_pools: Pools) -> None:
+    status, text = rank_pools(2, hosts=2, link="udp").run(run_closed_region, timeout_s=120)
     assert status == "JS_ERR_ABORTED"
     assert "foreign key: rank 0" in text

@@ -74,10 +74,9 @@ def run_all_kinds(comm: Communicator) -> None:
             assert result is None or (result == expected[name]).all(), (name, n)
 
 
-def test_all_kinds() -> None:
+def test_all_kinds(rank_pools: Pools) -> None:
     for size in (2, 3):
-        with RankPool(size, timeout_s=120) as pool:
-            pool.run(run_all_kinds)
+        rank_pools(size).run(run_all_kinds, timeout_s=120)
 
 
 def run_mixed_ways(comm: Communicator) -> None:
@@ -95,9 +94,8 @@ def run_mixed_ways(comm: Communicator) -> None:
         assert (x == comm.size * (comm.size - 1) / 2).all()
 
 
-def test_mixed_ways() -> None:
-    with RankPool(3, timeout_s=120) as pool:
-        pool.run(run_mixed_ways)
+def test_mixed_ways(rank_pools: Pools) -> None:
+    rank_pools(3).run(run_mixed_ways, timeout_s=120)
 
 
 def run_repeated(comm: Communicator) -> None:
@@ -183,9 +181,8 @@ def run_parts_in_place(comm: Communicator) -> None:
 
 
 @pytest.mark.parametrize("run", [run_repeated, run_refused, run_subclass, run_parts_in_place])
-def test_ordinary_calls_again(run: Any) -> None:
-    with RankPool(2, timeout_s=120) as pool:
-        pool.run(run)
+def test_ordinary_calls_again(rank_pools: Pools, run: Any) -> None:
+    rank_pools(2).run(run, timeout_s=120)
 
 
 def test_bad_input() -> None:
