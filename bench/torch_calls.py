@@ -271,7 +271,7 @@ def render(samples: Samples, arguments: argparse.Namespace, reasons: list[str]) 
     """The tables, in Markdown."""
     ways = arguments.ways
     lines = ["# All-reduce of torch tensors, two ranks, us", ""]
-    lines += [f"Not measured: {reason}" for reason in reasons]
+    lines += [f"- not measured: {reason}" for reason in reasons] + [""] * bool(reasons)
     for dtype in arguments.dtypes:
         for percentile, title in PERCENTILES.items():
             peers = [way for way in ways if way in PEERS]
@@ -325,7 +325,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--dtypes: choose from {', '.join(DTYPES)}")
     try:
         arguments.sizes = [parse_size(size) for size in arguments.sizes.split(",")]
-    except ValueError as error:
+    except (ValueError, argparse.ArgumentTypeError) as error:
         parser.error(f"--sizes: {error}")
     return arguments
 
