@@ -160,7 +160,7 @@ class Work:
         ``timeout`` in seconds (None: the communicator's). Raises what the operation failed with,
         or TimedOutError, which leaves the operation in flight: it can be waited for again.
         """
-        self.settle(timeout_to_ns(timeout, self._owner.timeout))
+        self.settle(self.limit_ns(timeout))
         if self._error is not None:
             raise self._error
         return self._result
@@ -170,13 +170,27 @@ class Work:
 
         Raises TimedOutError.
         """
+        if not self.advance(timeout_ns):
+            self.be_late(timeout_ns)
+
+    def advance(self, timeout_ns: int) -> bool:
+        """Wait at most ``timeout_ns``; True once complete, also with an error."""
         while not self.is_done:
             status = self._poll(timeout_ns)
             if status == lib.JS_ERR_TIMEOUT:
-                raise TimedOutError(
-                    f"{self.what} is not complete after {timeout_ns / 1e9:g} s, "
-                    f"{self._owner.waiting_text()}",
-                    status="JS_ERR_TIMEOUT",
-                )
+                break
             if status not in (lib.JS_OK, AGAIN):
                 self._owner.fail(status)
+        return self.is_done
+
+    def be_late(self, timeout_ns: int) -> None:
+        """Raise TimedOutError: not complete after ``timeout_ns``."""
+        raise TimedOutError(
+            f"{self.what} is not complete after {timeout_ns / 1e9:g} s, "
+            f"{self._owner.waiting_text()}",
+            status="JS_ERR_TIMEOUT",
+        )
+
+    def limit_ns(self, timeout: float | None) -> int:
+        """How long ``wait(timeout)`` waits."""
+        return timeout_to_ns(timeout, self._owner.timeout)

@@ -1,4 +1,7 @@
-"""What surrounds every operation of a process group: its range in profiles, errors as torch's."""
+"""What surrounds every operation of a process group.
+
+One thread at a time is inside its communicator; profiles get a range; errors become torch's.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,8 @@ def _surround_two(method: Any, title: str, inputs: Any) -> Callable[..., Any]:
     def call(self: Any, first: Any, opts: Any = None) -> Any:
         try:
             if not profiler._is_profiler_enabled:
-                return method(self, first, opts)
+                with self._lock:
+                    return method(self, first, opts)
             return _call_in_range(title, inputs, method, self, first, opts)
         except JetstreamError as error:
             raise as_torch(error) from error.__cause__
@@ -64,7 +68,8 @@ def _surround_three(method: Any, title: str, inputs: Any) -> Callable[..., Any]:
     def call(self: Any, first: Any, second: Any, opts: Any = None) -> Any:
         try:
             if not profiler._is_profiler_enabled:
-                return method(self, first, second, opts)
+                with self._lock:
+                    return method(self, first, second, opts)
             return _call_in_range(title, inputs, method, self, first, second, opts)
         except JetstreamError as error:
             raise as_torch(error) from error.__cause__
@@ -76,7 +81,8 @@ def _surround_any(method: Any, title: str, inputs: Any) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             if not profiler._is_profiler_enabled:
-                return method(self, *args, **kwargs)
+                with self._lock:
+                    return method(self, *args, **kwargs)
             return _call_in_range(title, inputs, method, self, *args, **kwargs)
         except JetstreamError as error:
             raise as_torch(error) from error.__cause__
@@ -101,7 +107,8 @@ def _call_in_range(
     span = Range(f"{group.range_prefix}:{title}", inputs(*args, **kwargs))
     _nesting.is_inside = True
     try:
-        work = method(group, *args, **kwargs)
+        with group._lock:
+            work = method(group, *args, **kwargs)
     except BaseException:
         span.end()
         raise

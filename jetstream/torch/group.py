@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from datetime import timedelta
@@ -34,6 +35,7 @@ class Group(Collectives):
 
         ``global_ranks``: none means all. Raises what :func:`jetstream.init` raises.
         """
+        self._lock = threading.RLock()
         self.global_ranks = ranks = tuple(global_ranks) or tuple(range(size))
         try:
             self._comm = self._meet(Meeting(store, rank, size, timeout), ranks, timeout)
@@ -47,7 +49,8 @@ class Group(Collectives):
             _worlds.add(self)
             return comm
         members = [world.global_ranks.index(one) for one in ranks]
-        return open_group_of(world.communicator, meeting, members, timeout)
+        with world._lock:
+            return open_group_of(world.communicator, meeting, members, timeout)
 
     @property
     def communicator(self) -> Communicator:
@@ -67,7 +70,8 @@ class Group(Collectives):
     def shutdown(self) -> None:
         """Leave the group: what torch calls for destroy_process_group."""
         _worlds.discard(self)
-        self._comm.close()
+        with self._lock:
+            self._comm.close()
 
     def abort(self) -> None:
         """Make all present and later operations of every rank of the group fail."""

@@ -7,16 +7,18 @@ when they return.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, sparse_coo
 
 from jetstream.communicator import Communicator
 from jetstream.torch.calls import operation
 from jetstream.torch.monitored import monitored_barrier
+from jetstream.torch.sparse import sparse_all_reduce
 from jetstream.torch.tensors import Staging, gathered
 from jetstream.torch.work import DONE, JetstreamWork
 from jetstream.work import Work
@@ -111,9 +113,10 @@ def _nothing(*_args: Any, **_named: Any) -> Sequence[Tensor]:
 
 
 class Collectives:
-    """Needs ``_comm``."""
+    """Needs ``_comm``, and ``_lock``, which is held by whoever is inside it."""
 
     _comm: Communicator
+    _lock: threading.RLock
     range_prefix = "jetstream"
     _has_progress = False
 
@@ -132,7 +135,7 @@ class Collectives:
         if is_async:
             self._go_on_alone()
             finish = staging.finish if staging.has_copies else None
-            return JetstreamWork(outputs, parts, finish, timeout)
+            return JetstreamWork(outputs, parts, self._lock, finish, timeout)
         staging.finish()
         return DONE
 
@@ -160,6 +163,9 @@ class Collectives:
                 return DONE
         comm, is_async, timeout = self._begin(opts)
         tensor = _only(tensors, "allreduce")
+        if tensor.layout is sparse_coo:
+            sparse_all_reduce(comm, tensor, _redop(opts), timeout)
+            return JetstreamWork((tensor,), (), self._lock)
         staging = Staging()
         buffer = staging.target(tensor, "tensor", is_read=True)
         work = comm.all_reduce(buffer, _redop(opts), async_op=is_async, timeout=timeout)
@@ -312,7 +318,8 @@ class Collectives:
     ) -> None:
         """Barrier that names who has not come; raises RuntimeError."""
         seconds = self._comm.timeout if timeout is None else timeout.total_seconds()
-        monitored_barrier(self._comm, seconds, wait_all_ranks)
+        with self._lock:
+            monitored_barrier(self._comm, seconds, wait_all_ranks)
 
     # --- one rank is the root ------------------------------------------------------------------
 
@@ -428,7 +435,7 @@ class Collectives:
             for work in works:
                 work.wait()
             return DONE
-        return JetstreamWork.joining(works, _seconds(opts))
+        return JetstreamWork.joining(works, self._lock, _seconds(opts))
 
 
 def _as_async(opts: Any) -> Any:

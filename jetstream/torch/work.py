@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -21,24 +22,32 @@ __all__ = ["DONE", "JetstreamWork"]
 #: What torch passes where the caller names no timeout.
 _NO_TIMEOUT = timedelta(0)
 _finish_lock = threading.Lock()
+#: A thread that waits lets others into the communicator so often, ns, and for so long, s.
+_SLICE_NS = 1_000_000
+_PAUSE_S = 1e-6
+#: How often the thread of the futures looks, s.
+_POLL_S = 50e-6
 
 
 class JetstreamWork(dist.Work):  # type: ignore[misc]
     """One or more operations in flight, and what is to be done when they are complete.
 
-    ``tensors`` are the outputs. ``finish`` is called once, by the first who finds all parts
-    complete: copies back into tensors that are not contiguous. ``timeout``: of ``wait``, in
-    seconds, where its caller names none; None: the group's.
+    ``tensors`` are the outputs. ``lock`` is held by whoever is inside the communicator. ``finish``
+    is called once, by the first who finds all parts complete: copies back into tensors that are
+    not contiguous. ``timeout``: of ``wait``, in seconds, where its caller names none; None: the
+    group's.
     """
 
     def __init__(
         self,
         tensors: Sequence[torch.Tensor],
         parts: Sequence[Work],
+        lock: threading.RLock,
         finish: Callable[[], None] | None = None,
         timeout: float | None = None,
     ) -> None:
         super().__init__()
+        self._lock = lock
         self._tensors = list(tensors)
         self._parts = parts
         self._finish = finish
@@ -49,7 +58,9 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         self._end: Callable[[], None] | None = None
 
     @classmethod
-    def joining(cls, works: Sequence[JetstreamWork], timeout: float | None) -> JetstreamWork:
+    def joining(
+        cls, works: Sequence[JetstreamWork], lock: threading.RLock, timeout: float | None
+    ) -> JetstreamWork:
         """One for several, which nobody else waits for."""
 
         def finish() -> None:
@@ -58,7 +69,8 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
                     work._finish()
 
         tensors = [tensor for work in works for tensor in work._tensors]
-        return cls(tensors, [part for work in works for part in work._parts], finish, timeout)
+        parts = [part for work in works for part in work._parts]
+        return cls(tensors, parts, lock, finish, timeout)
 
     def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
         """Wait until complete. Raises what the operation failed with, or TimedOutError."""
@@ -74,7 +86,7 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
 
     def is_completed(self) -> bool:
         """True once complete, also with an error; lets the group make progress."""
-        if not self._is_complete and all(part.done() for part in self._parts):
+        if not self._is_complete and self._are_parts_done():
             self._settle(None)
         return self._is_complete
 
@@ -117,10 +129,14 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
             lambda future: kinds.SUCCESS if self._error is None else kinds.COMM_ERROR
         )
 
+    def _are_parts_done(self) -> bool:
+        with self._lock:
+            return all(part.done() for part in self._parts)
+
     def _settle(self, timeout: float | None) -> None:
         for part in self._parts:
             try:
-                part.wait(timeout)
+                self._await(part, timeout)
             except Exception as error:
                 raised = as_torch(error) if isinstance(error, JetstreamError) else error
                 if not part.is_done:  # not in time: it can be waited for again
@@ -134,12 +150,42 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         if self._end is not None:
             self._end()
 
+    def _await(self, part: Work, timeout: float | None) -> None:
+        limit_ns = part.limit_ns(timeout)
+        until_ns = time.monotonic_ns() + limit_ns
+        left_ns = limit_ns
+        while not part.is_done:
+            with self._lock:
+                if part.advance(min(left_ns, _SLICE_NS)):
+                    break
+                left_ns = until_ns - time.monotonic_ns()
+                if left_ns <= 0:
+                    part.be_late(limit_ns)
+            time.sleep(_PAUSE_S)  # other threads that want the lock have it now
+        part.wait()
+
     def end_with(self, end: Callable[[], None]) -> None:
         """Have ``end`` called, more than once perhaps, when the operation is complete."""
         if self._is_complete:
             end()
         else:
             self._end = end
+
+    def limit_ns(self) -> int:
+        """How long ``wait`` waits."""
+        return max((part.limit_ns(self._timeout) for part in self._parts), default=0)
+
+    def settle_future(self, until_ns: int) -> bool:
+        """Complete the future if the operation is complete, has failed, or is late; else False."""
+        try:
+            if time.monotonic_ns() >= until_ns:
+                self.wait(timedelta(microseconds=1))
+            elif not self.is_completed():
+                return False
+        except Exception as error:
+            self._error = self._error or error
+        self._fulfil()
+        return True
 
     def _fulfil(self) -> None:
         if self._error is None:
@@ -193,15 +239,20 @@ class _Watcher:
         self._works.put(work)
 
     def _run(self) -> None:
+        pending: list[tuple[JetstreamWork, int]] = []
         while True:
-            work = self._works.get()
-            try:
-                work.wait()
-            except BaseException as error:
-                if work._error is None:
-                    work._error = error
-            work._fulfil()
-            del work
+            if not pending:
+                pending.append(self._take())
+            while not self._works.empty():
+                pending.append(self._take())
+            pending = [one for one in pending if not one[0].settle_future(one[1])]
+            if pending:
+                time.sleep(_POLL_S)  # what is in flight gets on by itself
+
+    def _take(self) -> tuple[JetstreamWork, int]:
+        """The next one, and when it is late, in ns of the monotonic clock."""
+        work = self._works.get()
+        return work, time.monotonic_ns() + work.limit_ns()
 
 
 _watcher: _Watcher | None = None
