@@ -11,31 +11,40 @@ from typing import Any
 
 import torch.distributed as dist
 
-from jetstream.errors import ArgumentError, ConfigurationError, JetstreamError, TimedOutError
+from jetstream import errors
 
 __all__ = ["as_torch"]
 
 #: What the caller has got wrong, not the operation: torch has ValueError for these too.
-_OF_CALLERS = (ArgumentError, ConfigurationError)
+_OF_CALLERS = (errors.ArgumentError, errors.ConfigurationError)
 #: The class to raise, by the class of jetstream.
-_classes: dict[type[JetstreamError], Any] = {}
+_classes: dict[type[errors.JetstreamError], Any] = {}
 
 
-def as_torch(error: JetstreamError) -> Exception:
+def as_torch(error: errors.JetstreamError) -> Exception:
     """The error to raise in place of ``error``, with its text and traceback, or itself."""
     if isinstance(error, (RuntimeError, *_OF_CALLERS)):
         return error
     text = str(error)
-    if isinstance(error, TimedOutError):
+    if isinstance(error, errors.TimedOutError):
         text = f"[jetstream] Timed out waiting for the other ranks: {text}"
     raised: Exception = _both(type(error))(text, status=error.status)
     raised.__cause__ = error.__cause__
     return raised.with_traceback(error.__traceback__)
 
 
-def _both(kind: type[JetstreamError]) -> Any:
+def __getattr__(name: str) -> Any:
+    """The classes by their names, as pickle looks them up: torch pickles errors of futures."""
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, errors.JetstreamError):
+        return _both(kind)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _both(kind: type[errors.JetstreamError]) -> Any:
     found = _classes.get(kind)
     if found is None:
-        found = type(kind.__name__, (kind, dist.DistBackendError), {"__doc__": kind.__doc__})
+        own = {"__doc__": kind.__doc__, "__module__": __name__}
+        found = type(kind.__name__, (kind, dist.DistBackendError), own)
         _classes[kind] = found
     return found
