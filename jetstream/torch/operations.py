@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, sparse_coo
 
 from jetstream.communicator import Communicator
+from jetstream.errors import ArgumentError
 from jetstream.torch.calls import operation
 from jetstream.torch.monitored import monitored_barrier
 from jetstream.torch.sparse import sparse_all_reduce
@@ -74,6 +75,11 @@ def _seconds(opts: Any) -> float | None:
         return None
     seconds: float = opts.timeout.total_seconds()
     return seconds if seconds > 0 else None
+
+
+def _is_sparse(tensor: Any) -> bool:
+    """Whether it is in COO format, which an all-reduce alone takes."""
+    return getattr(tensor, "layout", None) is sparse_coo
 
 
 def _is_async(opts: Any) -> bool:
@@ -159,11 +165,16 @@ class Collectives:
         if _is_simple(opts) and len(tensors) == 1:
             op = _BY_HASH.get(hash(opts.reduceOp))
             if op is not None:
-                self._comm.all_reduce(tensors[0], op)
-                return DONE
+                try:
+                    self._comm.all_reduce(tensors[0], op)
+                except ArgumentError:
+                    if not _is_sparse(tensors[0]):
+                        raise
+                else:
+                    return DONE
         comm, is_async, timeout = self._begin(opts)
         tensor = _only(tensors, "allreduce")
-        if tensor.layout is sparse_coo:
+        if _is_sparse(tensor):
             sparse_all_reduce(comm, tensor, _redop(opts), timeout)
             return JetstreamWork((tensor,), (), self._lock)
         staging = Staging()

@@ -37,7 +37,9 @@ def sparse_all_reduce(
     counts: list[int] = everyones[:, 0].tolist()
     indices = _gather_rows(comm, own.indices().t(), counts, timeout)
     values = _gather_rows(comm, own.values(), counts, timeout)
-    tensor.detach().copy_(torch.sparse_coo_tensor(indices.t(), values, own.shape).coalesce())
+    total = torch.sparse_coo_tensor(indices.t(), values, own.shape).coalesce()
+    with torch.no_grad():
+        tensor.copy_(total)  # not its detach(), which would be given the elements alone
 
 
 def _gather_rows(

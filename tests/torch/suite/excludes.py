@@ -14,10 +14,17 @@ class Exclude:
 
     reason: str
     backends: tuple[str, ...]
-    world_sizes: tuple[int, ...] = (2, 3, 4)
+    world_sizes: tuple[int, ...] = (2, 3, 4, 8)
 
 
-EXCLUDES: dict[str, Exclude] = {}
+EXCLUDES: dict[str, Exclude] = {
+    "test_ddp_logging_data_cpu": Exclude(
+        "compares the name of the backend in DDP's log with dist.get_backend(): DDP's C++ logger "
+        "takes a group of the name gloo for an object of gloo's C++ class and reads its number of "
+        "threads there, so a stand-in has to say jetstream",
+        ("jetstream-as-gloo",),
+    ),
+}
 
 
 def exclude_of(name: str, backend: str, world_size: int) -> Exclude | None:
