@@ -63,10 +63,19 @@ def _is_simple(opts: Any) -> bool:
 def _redop(opts: Any) -> str:
     """The name of a reduction. Raises ValueError."""
     op = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
-    name = _REDOPS.get(getattr(op, "op", op))
+    kind = getattr(op, "op", op)
+    name = "premul_sum" if kind == _TYPES.PREMUL_SUM else _REDOPS.get(kind)
     if name is None:
         raise ValueError(f"the jetstream backend has no reduction {op}")
     return name
+
+
+def _scale(opts: Any) -> Any:
+    """The factor of PREMUL_SUM, a number; None of other reductions."""
+    op = opts.reduceOp if opts is not None else None
+    if getattr(op, "op", op) != _TYPES.PREMUL_SUM:
+        return None
+    return op.factor.item() if isinstance(op.factor, Tensor) else op.factor
 
 
 def _seconds(opts: Any) -> float | None:
@@ -179,16 +188,18 @@ class Collectives:
             return JetstreamWork((tensor,), (), self._lock)
         staging = Staging()
         buffer = staging.target(tensor, "tensor", is_read=True)
-        work = comm.all_reduce(buffer, _redop(opts), async_op=is_async, timeout=timeout)
+        work = comm.all_reduce(
+            buffer, _redop(opts), scale=_scale(opts), async_op=is_async, timeout=timeout
+        )
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
     @operation("all_reduce", _listed)
     def allreduce_coalesced(self, tensors: Any, opts: Any = None) -> Any:
         """Combine several tensors of all ranks, in place."""
         comm, is_async, timeout = self._begin(opts)
-        op, staging = _redop(opts), Staging()
+        op, scale, staging = _redop(opts), _scale(opts), Staging()
         buffers = [staging.target(one, "tensor", is_read=True) for one in tensors]
-        works = [comm.all_reduce(one, op, async_op=True) for one in buffers]
+        works = [comm.all_reduce(one, op, scale=scale, async_op=True) for one in buffers]
         self._launch(works, is_async, timeout)
         return self._end(tensors, works, staging, is_async, timeout)
 
@@ -243,7 +254,7 @@ class Collectives:
         staging = Staging()
         flat, target = gathered(inputs).reshape(-1), staging.target(output)
         work = comm.reduce_scatter(
-            flat, _redop(opts), out=target, counts=self._counts(inputs, flat),
+            flat, _redop(opts), out=target, counts=self._counts(inputs, flat), scale=_scale(opts),
             async_op=is_async, timeout=timeout,
         )  # fmt: skip
         return self._end((output,), (work,), staging, is_async, timeout)
@@ -260,7 +271,12 @@ class Collectives:
         staging = Staging()
         source, target = staging.source(input).reshape(-1), staging.target(output)
         work = comm.reduce_scatter(
-            source, _redop(opts), out=target, async_op=is_async, timeout=timeout
+            source,
+            _redop(opts),
+            out=target,
+            scale=_scale(opts),
+            async_op=is_async,
+            timeout=timeout,
         )
         return self._end((output,), (work,), staging, is_async, timeout)
 
@@ -360,7 +376,9 @@ class Collectives:
             buffer = staging.target(tensor, "tensor", is_read=True)
         else:
             buffer = staging.source(tensor, "tensor")
-        work = comm.reduce(buffer, root, _redop(opts), async_op=is_async, timeout=timeout)
+        work = comm.reduce(
+            buffer, root, _redop(opts), scale=_scale(opts), async_op=is_async, timeout=timeout
+        )
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
     @operation("gather", _second)

@@ -41,6 +41,14 @@ def all_reduces() -> None:
         x = torch.full((4,), float(rank + 1))
         dist.all_reduce(x, getattr(dist.ReduceOp, op))
         assert x.eq(wanted).all(), op
+    for factor in (0.5, torch.tensor([0.5])):
+        x = torch.full((4,), float(rank + 1))
+        dist.all_reduce(x, dist._make_nccl_premul_sum(factor))
+        assert x.eq(total / 2).all()
+        part = torch.empty(2)
+        half = dist._make_nccl_premul_sum(factor)
+        dist.reduce_scatter_single(part, torch.ones(2 * size), half)
+        assert part.eq(size / 2).all()
     strided = torch.arange(12.0).reshape(3, 4).t()
     x = strided * (rank + 1)
     work = dist.all_reduce(x, async_op=True)
