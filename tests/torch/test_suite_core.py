@@ -38,3 +38,16 @@ def test_core(tmp_path: Path) -> None:
     assert ended.returncode == 0, said
     results = tmp_path / f"{backend}-2" / "results.json"
     assert json.loads(results.read_text())["count"]["passed"] >= LEAST_PASSED, said
+
+
+def test_a_failure_is_reported_with_what_the_ranks_said(tmp_path: Path) -> None:
+    """No test is done in no time."""
+    command = [sys.executable, "-m", "tests.torch.suite", "--as", "gloo", "--world-size", "2"]
+    command += ["-k", "test_get_rank$", "--timeout", "0", "--output", str(tmp_path)]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "test_get_rank  failed: " in ended.stdout
+    outcome = json.loads((tmp_path / "gloo-2" / "results.json").read_text())["outcomes"][0]
+    assert "timed out" in outcome["reason"]

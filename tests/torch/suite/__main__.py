@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.torch.suite import outcomes
+from tests.torch.suite.excludes import EXCLUDES
 from tests.torch.suite.selection import CORE
 
 #: Here and in cases.py, which must not be imported before the environment is set.
@@ -59,6 +60,10 @@ def main() -> int:
 
     from tests.torch.suite import cases, run
 
+    unknown = sorted(EXCLUDES.keys() - set(cases.names()))
+    if unknown:
+        print(f"excluded, but no test of this torch: {', '.join(unknown)}", file=sys.stderr)
+        return 2
     cases.set_patience(given.timeout)
     chosen = [name for name in cases.names() if re.search(given.pattern or "", name)]
     if given.core:

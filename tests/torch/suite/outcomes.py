@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,14 @@ class Outcome:
 def _says_what(line: str) -> bool:
     word = line.split(":")[0]
     return word.endswith(("Error", "Exception")) and " " not in word and word != "RuntimeError"
+
+
+def judge(outcome: Outcome, known: str | None) -> Outcome:
+    """What becomes of an outcome with the reason that is known for its test not to pass."""
+    if known is None or outcome.result == SKIPPED:
+        return outcome
+    result = UNEXPECTED if outcome.result == PASSED else EXCLUDED
+    return replace(outcome, result=result, reason=known)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.torch.suite import cases
 from tests.torch.suite.excludes import exclude_of
-from tests.torch.suite.outcomes import EXCLUDED, FAILED, PASSED, SKIPPED, UNEXPECTED, Outcome
+from tests.torch.suite.outcomes import FAILED, PASSED, SKIPPED, Outcome, judge
 
 #: So much of what the ranks of a failed test have printed goes into its reason, characters.
 _PRINTED_TAIL = 6000
@@ -69,16 +69,13 @@ def run_test(name: str, backend: str, world_size: int, logs: Path) -> Outcome:
     with _printing_into(log):
         cases.SuiteTest(name).run(result)
     seconds = round(time.monotonic() - start_s, 2)
-    outcome, reason = result.result, result.reason
-    known = exclude_of(name, backend, world_size)
-    if known is not None and outcome == FAILED:
-        return Outcome(name, EXCLUDED, seconds, known.reason)
-    if known is not None and outcome == PASSED:
-        return Outcome(name, UNEXPECTED, seconds, known.reason)
-    if outcome == FAILED:
+    reason = result.reason
+    if result.result == FAILED:
         printed = log.read_text(errors="replace")[-_PRINTED_TAIL:]
         reason = f"--- printed\n{printed}\n--- raised\n{reason}"
-    return Outcome(name, outcome, seconds, reason)
+    known = exclude_of(name, backend, world_size)
+    outcome = Outcome(name, result.result, seconds, reason)
+    return judge(outcome, known.reason if known else None)
 
 
 def run_tests(
