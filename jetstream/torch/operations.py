@@ -154,6 +154,12 @@ class Collectives:
         staging.finish()
         return DONE
 
+    def _started(self, outputs: Sequence[Tensor], work: Work) -> JetstreamWork:
+        """The Work of an operation that leaves nothing to do but to wait for it."""
+        if not self._has_progress:
+            self._go_on_alone()
+        return JetstreamWork(outputs, (work,), self._lock)
+
     def _go_on_alone(self) -> None:
         """From the first asynchronous operation on, what is in flight moves at any time."""
         if not self._has_progress:
@@ -171,9 +177,9 @@ class Collectives:
     @operation("all_reduce", _listed)
     def allreduce(self, tensors: Any, opts: Any = None) -> Any:
         """Combine one tensor of all ranks, in place."""
-        if _is_simple(opts) and len(tensors) == 1:
+        if opts is not None and len(tensors) == 1 and opts.timeout == _NO_TIMEOUT:
             op = _BY_HASH.get(hash(opts.reduceOp))
-            if op is not None:
+            if op is not None and not opts.asyncOp:
                 try:
                     self._comm.all_reduce(tensors[0], op)
                 except ArgumentError:
@@ -181,6 +187,8 @@ class Collectives:
                         raise
                 else:
                     return DONE
+            elif op is not None and not _is_sparse(tensors[0]):
+                return self._started(tensors, self._comm.all_reduce(tensors[0], op, async_op=True))
         comm, is_async, timeout = self._begin(opts)
         tensor = _only(tensors, "allreduce")
         if _is_sparse(tensor):

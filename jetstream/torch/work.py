@@ -76,7 +76,7 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
     def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
         """Wait until complete. Raises what the operation failed with, or TimedOutError."""
         if not self._is_complete:
-            self._settle(timeout.total_seconds() or self._timeout)
+            self._settle(self._timeout if timeout == _NO_TIMEOUT else timeout.total_seconds())
         if self._error is not None:
             raise self._error
         return True

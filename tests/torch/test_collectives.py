@@ -49,6 +49,11 @@ def all_reduces() -> None:
         half = dist._make_nccl_premul_sum(factor)
         dist.reduce_scatter_single(part, torch.ones(2 * size), half)
         assert part.eq(size / 2).all()
+    for is_async in (False, True):
+        x = torch.eye(3).to_sparse()
+        work = dist.all_reduce(x, async_op=is_async)
+        assert work is None or work.wait()
+        assert torch.equal(x.to_dense(), size * torch.eye(3))
     strided = torch.arange(12.0).reshape(3, 4).t()
     x = strided * (rank + 1)
     work = dist.all_reduce(x, async_op=True)
