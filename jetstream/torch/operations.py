@@ -72,7 +72,7 @@ def _redop(opts: Any) -> str:
 
 def _scale(opts: Any) -> Any:
     """The factor of PREMUL_SUM, a number; None of other reductions."""
-    op = opts.reduceOp if opts is not None else None
+    op: Any = opts.reduceOp if opts is not None else None
     if getattr(op, "op", op) != _TYPES.PREMUL_SUM:
         return None
     return op.factor.item() if isinstance(op.factor, Tensor) else op.factor
