@@ -53,6 +53,11 @@ class TorchRanks:
         """Process ids by rank."""
         return self._pool.pids
 
+    @property
+    def pool(self) -> RankPool:
+        """The ranks, for functions that make their process group themselves."""
+        return self._pool
+
     def run(
         self,
         fn: Callable[..., Any],

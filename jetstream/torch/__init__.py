@@ -14,7 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ProcessGroupJetstream", "empty", "install_as_gloo", "register", "zeros"]
+from jetstream.torch.flight import dump_flight_record
+
+__all__ = [
+    "ProcessGroupJetstream",
+    "dump_flight_record",
+    "empty",
+    "install_as_gloo",
+    "register",
+    "zeros",
+]
 
 _NAME = "jetstream"
 

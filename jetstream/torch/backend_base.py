@@ -33,6 +33,8 @@ class BackendJetstream(Group, _Base):  # type: ignore[misc,valid-type]
         _Base.__init__(self, opts.group_rank, opts.group_size)
         ranks = opts.global_ranks_in_group
         self._open(opts.store, opts.group_rank, opts.group_size, opts.timeout, ranks)
+        if self.flight is not None:
+            self.flight.name = str(opts.group_id)
 
     @property
     def options(self) -> Any:

@@ -23,8 +23,24 @@ from types import FrameType
 from typing import Any, Final
 
 from jetstream.environ import Reader
+from jetstream.errors import (
+    CommunicatorAbortedError,
+    MismatchError,
+    ProtocolError,
+    TimedOutError,
+)
 
-__all__ = ["ENDED", "ERROR", "Entry", "GroupLog", "Recorder", "dump_flight_record", "recorder"]
+__all__ = [
+    "ANY_SOURCE",
+    "ENDED",
+    "ERROR",
+    "PEER",
+    "Entry",
+    "GroupLog",
+    "Recorder",
+    "dump_flight_record",
+    "recorder",
+]
 
 _VERSION = "2.10"
 _SLOTS_DEFAULT = 2000
@@ -34,12 +50,16 @@ _PREFIX = "gloo"
 #: An operation: a list, since that is what Python makes fastest. Places of what it has are below.
 #: Tensors are described by (shape, dtype), several by a list of these; None is no tensor.
 Entry = list[Any]
-_ID, _LOG, _SEQUENCE, _NAME, _INPUTS, _OUTPUTS, _CREATED, _PEER, _TAG = range(9)
+_ID, _LOG, _SEQUENCE, _NAME, _INPUTS, _OUTPUTS, _CREATED, PEER, _TAG = range(9)
 ENDED: Final = 9  # time in ns at which it was complete, None before
+#: The peer of a receive whose source is not known yet; None is the peer of a collective.
+ANY_SOURCE: Final = -1
 ERROR: Final = 10  # text of the exception it ended with, or None
 
 #: Messages are counted by tag modulo this: programs may use any number of tags.
 _TAG_CLASSES = 64
+
+_BETWEEN_RANKS = (CommunicatorAbortedError, MismatchError, ProtocolError, TimedOutError)
 
 _now_ns = time.time_ns
 
@@ -86,20 +106,20 @@ class GroupLog:
 
     def message(self, name: str, tensor: Any, peer: int, tag: int) -> Entry:
         """A message is entered: ``name`` is send or recv; ``peer`` -1 is any source."""
-        number = 0
-        if peer >= 0:
-            number = self._count(name, peer, tag)
+        is_valid = type(peer) is int and -1 <= peer < len(self.ranks) and type(tag) is int
+        number = self._count(name, peer, tag) if is_valid and peer >= 0 else 0
         sides = (tensor, None) if name == "send" else (None, tensor)
         own = self.recorder
         entry = [
             next(own.ids), self, number, name, *sides, _now_ns(), peer, tag, None, None
         ]  # fmt: skip
-        own.append(entry)
+        if is_valid:  # else it will be refused
+            own.append(entry)
         return entry
 
     def found_source(self, entry: Entry, peer: int) -> None:
         """The rank that a message of any source came from."""
-        entry[_PEER] = peer
+        entry[PEER] = peer
         entry[_SEQUENCE] = self._count("recv", peer, entry[_TAG])
 
     def _count(self, name: str, peer: int, tag: int) -> int:
@@ -108,8 +128,26 @@ class GroupLog:
         return number
 
     def fail(self, entry: Entry, error: BaseException) -> None:
-        """The operation has ended with an error."""
-        entry[ERROR] = f"{type(error).__name__}: {error}"
+        """The operation has ended with an error: one between ranks has the file written.
+
+        With any other error nothing was sent: the other ranks know nothing of it, and have counted
+        nothing.
+        """
+        if isinstance(error, _BETWEEN_RANKS):
+            entry[ERROR] = f"{type(error).__name__}: {error}"
+            self.dump_once()
+        elif entry[ENDED] is None:
+            self._withdraw(entry)
+
+    def _withdraw(self, entry: Entry) -> None:
+        ring = self.recorder.ring
+        if ring and ring[-1] is entry:
+            ring.pop()
+            if entry[PEER] is None:
+                self.seq -= 1
+            elif entry[_SEQUENCE]:
+                key = (entry[_NAME] == "send", entry[PEER], entry[_TAG] % _TAG_CLASSES)
+                self._messages[key] -= 1
 
     def dump_once(self) -> None:
         """Write the file after the first failure of this group, if the environment wants that."""
@@ -119,7 +157,7 @@ class GroupLog:
         self.is_dumped = True
         try:
             own.dump(None)
-        except OSError as error:  # must not replace the error that is being raised
+        except Exception as error:  # must not replace the error that is being raised
             print(f"jetstream: no flight record written: {error}", file=sys.stderr)  # noqa: T201
 
 
@@ -206,7 +244,7 @@ class Recorder:
         self, entry: Entry, groups: dict[str, dict[str, str]], frames: list[dict[str, Any]]
     ) -> dict[str, Any]:
         log: GroupLog = entry[_LOG]
-        name, sequence, peer = entry[_NAME], entry[_SEQUENCE], entry[_PEER]
+        name, sequence, peer = entry[_NAME], entry[_SEQUENCE], entry[PEER]
         group = log.name
         desc = log.desc
         if peer is not None:
@@ -271,7 +309,7 @@ def _direction(log: GroupLog, entry: Entry) -> tuple[str, str]:
     order but those of one tag from one rank to another: these form a group of two. (Of one class
     of tags: whoever uses more than 64 may mix some of them up here.)
     """
-    peer, tag = entry[_PEER], entry[_TAG]
+    peer, tag = entry[PEER], entry[_TAG]
     here = log.ranks[log.rank]
     there = log.ranks[peer] if peer >= 0 else here
     source, target = (here, there) if entry[_NAME] == "send" else (there, here)
@@ -281,8 +319,10 @@ def _direction(log: GroupLog, entry: Entry) -> tuple[str, str]:
         name = f"send {numbers[0]}->{numbers[1]}"
     else:
         name = f"recv {numbers[1]}<-{numbers[0]}"
-    source_text = "any" if peer < 0 else str(source)
-    return f"{log.name}:{source_text}->{target} tag {tag % _TAG_CLASSES}", name
+    way = f"{source}->{target} tag {tag % _TAG_CLASSES}"
+    if peer < 0:  # nothing can be said of these, but each is one of its own
+        way = f"any->{target} record {entry[_ID]}"
+    return f"{log.name}:{way}", name
 
 
 def _tensors(described: Any) -> list[tuple[Sequence[int], Any]]:
@@ -325,7 +365,7 @@ def _status(log: GroupLog, entries: list[Entry]) -> dict[str, int]:
     ended = [
         entry[_SEQUENCE]
         for entry in entries
-        if entry[_LOG] is log and entry[_PEER] is None and entry[ENDED] is not None
+        if entry[_LOG] is log and entry[PEER] is None and entry[ENDED] is not None
     ]
     return {
         "last_enqueued_collective": log.seq,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from jetstream.communicator import Communicator
 from jetstream.errors import JetstreamError
 from jetstream.torch.bootstrap import Meeting, open_group_of, open_world_of
 from jetstream.torch.errors import as_torch
+from jetstream.torch.flight import GroupLog, dump_flight_record
 from jetstream.torch.operations import Collectives
+from jetstream.torch.recorded import record
 
 __all__ = ["Group", "check_no_options"]
 
@@ -27,6 +31,8 @@ class Group(Collectives):
     """
 
     global_ranks: tuple[int, ...]
+    #: What the flight recorder has of this group; None where there is none.
+    flight: GroupLog | None = None
 
     def _open(
         self, store: Any, rank: int, size: int, timeout: timedelta, global_ranks: Sequence[int]
@@ -41,6 +47,11 @@ class Group(Collectives):
             self._comm = self._meet(Meeting(store, rank, size, timeout), ranks, timeout)
         except JetstreamError as error:
             raise as_torch(error) from error.__cause__
+        record(self, rank, ranks)
+
+    def dump_flight_record(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """As :func:`jetstream.torch.dump_flight_record`."""
+        return dump_flight_record(path)
 
     def _meet(self, meeting: Meeting, ranks: tuple[int, ...], timeout: timedelta) -> Communicator:
         world = next((one for one in _worlds if set(ranks) <= set(one.global_ranks)), None)

@@ -66,7 +66,7 @@ def _redop(opts: Any) -> str:
     kind = getattr(op, "op", op)
     name = "premul_sum" if kind == _TYPES.PREMUL_SUM else _REDOPS.get(kind)
     if name is None:
-        raise ValueError(f"the jetstream backend has no reduction {op}")
+        raise ValueError(f"the jetstream backend has no reduction {getattr(kind, 'name', kind)}")
     return name
 
 
@@ -230,7 +230,7 @@ class Collectives:
         # c10d has a list of each rank's tensors here, and a list of each tensor's parts elsewhere.
         by_tensor = [list(parts) for parts in zip(*output_lists, strict=True)]
         works = [
-            self.allgather([parts], [one], None)
+            Collectives.allgather(self, [parts], [one], None)
             for parts, one in zip(by_tensor, inputs, strict=True)
         ]
         return self._together(works, opts)
@@ -251,7 +251,7 @@ class Collectives:
     def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Concatenate several tensors of each rank, each for itself."""
         pairs = zip(outputs, inputs, strict=True)
-        return self._together([self.all_gather_single(*pair) for pair in pairs], opts)
+        return self._together([Collectives.all_gather_single(self, *pair) for pair in pairs], opts)
 
     @operation("reduce_scatter", _parts)
     def reduce_scatter(self, outputs: Any, input_lists: Any, opts: Any = None) -> Any:
@@ -293,7 +293,8 @@ class Collectives:
         """Combine several tensors of all ranks, each for itself."""
         op = _as_async(opts)
         pairs = zip(outputs, inputs, strict=True)
-        return self._together([self.reduce_scatter_single(*pair, op) for pair in pairs], opts)
+        works = [Collectives.reduce_scatter_single(self, *pair, op) for pair in pairs]
+        return self._together(works, opts)
 
     @operation("all_to_all", _second_one)
     def all_to_all_single(

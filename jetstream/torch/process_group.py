@@ -53,6 +53,8 @@ class ProcessGroupJetstream(Group, dist.ProcessGroup):  # type: ignore[misc]
     def setGroupName(self, name: str) -> None:
         """Called once by torch."""
         self._name = name
+        if self.flight is not None:
+            self.flight.name = name
 
     def getGroupName(self) -> str:
         """The name by which torch finds the group."""
@@ -61,6 +63,8 @@ class ProcessGroupJetstream(Group, dist.ProcessGroup):  # type: ignore[misc]
     def setGroupDesc(self, desc: str) -> None:
         """Called once by torch."""
         self._desc = desc
+        if self.flight is not None:
+            self.flight.desc = desc
 
     def getGroupDesc(self) -> str:
         """What the user has said about the group."""

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from jetstream.errors import JetstreamError
 from jetstream.torch.errors import as_torch
+from jetstream.torch.flight import ANY_SOURCE, ENDED, PEER, Entry, GroupLog
 from jetstream.work import Work
 
 __all__ = ["DONE", "JetstreamWork"]
@@ -57,6 +58,9 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         self._is_complete = not parts and finish is None
         self._future: Any = None
         self._end: Callable[[], None] | None = None
+        #: Where the flight recorder has it, if it does.
+        self.log: GroupLog | None = None
+        self.entry: Entry = []
 
     @classmethod
     def joining(
@@ -140,6 +144,8 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
                 self._await(part, timeout)
             except Exception as error:
                 raised = as_torch(error) if isinstance(error, JetstreamError) else error
+                if self.log is not None:
+                    self.log.fail(self.entry, raised)
                 if not part.is_done:  # not in time: it can be waited for again
                     raise raised from error.__cause__
                 self._error = self._error or raised
@@ -148,6 +154,8 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
             if finish is not None and self._error is None:
                 finish()
             self._is_complete = True
+        if self._error is None:
+            self.note_end()
         if self._end is not None:
             self._end()
 
@@ -164,6 +172,14 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
                     part.be_late(limit_ns)
             time.sleep(_PAUSE_S)  # other threads that want the lock have it now
         part.wait()
+
+    def note_end(self) -> None:
+        """Tell the flight recorder that it is complete."""
+        if self.log is None or self.entry[ENDED] is not None:
+            return
+        if self.entry[PEER] == ANY_SOURCE:
+            self.log.found_source(self.entry, self.source_rank())
+        self.entry[ENDED] = time.time_ns()
 
     def end_with(self, end: Callable[[], None]) -> None:
         """Have ``end`` called, more than once perhaps, when the operation is complete."""

@@ -132,7 +132,8 @@ class Operations:
 
     def check(self, got: torch.Tensor, expected: torch.Tensor) -> None:
         assert got.dtype == expected.dtype and got.shape == expected.shape, (self.last, got.shape)
-        bits, wanted = (t.contiguous().reshape(-1).view(torch.uint8) for t in (got, expected))
+        plain = [t.clone(memory_format=torch.contiguous_format) for t in (got, expected)]
+        bits, wanted = (t.reshape(-1).view(torch.uint8) for t in plain)
         if not torch.equal(bits, wanted):
             wrong = (bits != wanted).nonzero()
             raise AssertionError(f"{self.last}: {got.dtype} {tuple(got.shape)}, byte {wrong[0]}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import logging
+import os
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +16,17 @@ from typing import Any
 
 import pytest
 
-from jetstream.errors import ConfigurationError
-from jetstream.torch.flight import ENDED, GroupLog, Recorder
+from jetstream.communicator import Communicator
+from jetstream.errors import ConfigurationError, MismatchError
+from jetstream.testing.torch_ranks import TorchRanks
+from jetstream.torch import flight
+from jetstream.torch.flight import ENDED, GroupLog, Recorder, dump_flight_record
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+dist = pytest.importorskip("torch.distributed")
 fr_trace = pytest.importorskip("torch.distributed.flight_recorder.fr_trace")
 
+Pools = Callable[[int], TorchRanks]
 FLOATS = ((3, 4), torch.float32)
 
 
@@ -204,7 +213,10 @@ def test_file_is_as_torch_writes_it(tmp_path: Path) -> None:
     log.name, log.desc = "0", "default_pg"
     all_reduce(log)
     failed = log.collective("broadcast", FLOATS, FLOATS)
-    log.fail(failed, ValueError("no"))
+    log.fail(failed, MismatchError("no"))
+    refused = log.collective("broadcast", FLOATS, FLOATS)
+    log.fail(refused, ValueError("no"))  # nothing was sent: nothing is to be seen
+    log.fail(log.message("send", FLOATS, 77, 0), ValueError("no"))
     path = recorder.dump()
     assert path == tmp_path / "made" / "trace_7"  # the rank in the job
     assert [found.name for found in path.parent.iterdir()] == ["trace_7"]
@@ -212,11 +224,12 @@ def test_file_is_as_torch_writes_it(tmp_path: Path) -> None:
     assert content["version"] == "2.10" and content["comm_lib_version"].startswith("jetstream ")
     assert content["pg_config"] == {"0": {"name": "0", "desc": "default_pg", "ranks": "[4, 7]"}}
     assert content["pg_status"]["0"]["last_completed_collective"] == 1
+    assert content["pg_status"]["0"]["last_enqueued_collective"] == 2
     first, second = content["entries"]
     assert first["input_sizes"] == [[3, 4]] and first["input_dtypes"] == ["Float"]
     assert first["state"] == "completed" and first["duration_ms"] >= 0
     assert second["state"] == "started" and second["retired"]
-    assert second["error"] == "ValueError: no"
+    assert second["error"] == "MismatchError: no"
 
 
 def test_environment(tmp_path: Path) -> None:
@@ -253,3 +266,118 @@ def test_forgotten_groups_leave_nothing(tmp_path: Path) -> None:
     del log
     assert len(recorder.logs) == 3
     assert set(recorder.snapshot()["pg_config"]) == {"7", "8", "9"}
+
+
+# --- jobs ----------------------------------------------------------------------------------------
+
+
+def run_job(comm: Communicator, folder: Path, case: str) -> None:
+    """Everything once; then rank 1 goes another way."""
+    prefix = folder / "dumps" / "rank_"
+    os.environ["TORCH_FR_DUMP_TEMP_FILE"] = str(prefix)
+    store = dist.FileStore(str(folder / "store"), comm.size)
+    flight._recorder = None  # the process has run other tests
+    dist.init_process_group(
+        "jetstream", store=store, rank=comm.rank, world_size=comm.size,
+        timeout=datetime.timedelta(seconds=3),
+    )  # fmt: skip
+    use_everything(comm.rank, comm.size)
+    x = torch.ones(5)
+    if case == "healthy":
+        if comm.rank == 0:
+            dist.group.WORLD.dump_flight_record()
+        else:
+            assert str(dump_flight_record()) == f"{prefix}{comm.rank}"
+    elif case == "missing":
+        if comm.rank == 1:
+            store.wait(["gave up 0", "gave up 2"], datetime.timedelta(seconds=30))
+            dump_flight_record()  # the others have theirs by themselves
+        else:
+            with pytest.raises(dist.DistBackendError, match="rank 1"):
+                dist.all_reduce(x)
+            store.set(f"gave up {comm.rank}", "1")
+    else:
+        with pytest.raises(dist.DistBackendError, match="rank 1"):
+            dist.all_reduce(torch.ones(6) if comm.rank == 1 else x)
+    dist.destroy_process_group()
+
+
+def use_everything(rank: int, size: int) -> None:
+    """Each collective and message once, sync and async."""
+    x, whole = torch.full((4,), rank), torch.zeros(4 * size, dtype=torch.int64)
+    parts = [torch.zeros(4, dtype=torch.int64) for _ in range(size)]
+    works = [
+        dist.all_reduce(x, async_op=True),
+        dist.all_gather_into_tensor(whole, x, async_op=True),
+    ]
+    for work in works:
+        work.wait()
+    dist.all_gather(parts, x)
+    dist.reduce_scatter_tensor(x, whole)
+    dist.reduce_scatter(x, parts)
+    dist.broadcast(x, 1)
+    dist.reduce(x, 2)
+    dist.gather(x, parts if rank == 0 else None, 0)
+    dist.scatter(x, parts if rank == 0 else None, 0)
+    dist.all_to_all_single(torch.zeros_like(whole), whole)
+    splits = [rank + 1] * size
+    received = torch.zeros(sum(range(1, size + 1)), dtype=torch.int64)
+    given = torch.zeros(sum(splits), dtype=torch.int64)
+    dist.all_to_all_single(received, given, list(range(1, size + 1)), splits)
+    dist.all_to_all(parts, [part.clone() for part in parts])
+    sent = dist.isend(x, (rank + 1) % size)
+    dist.recv(parts[0], (rank - 1) % size)
+    sent.wait()
+    if rank > 0:
+        dist.send(x, 0, tag=3)
+    else:
+        for _ in range(1, size):
+            dist.recv(x, tag=3)
+    pair = dist.new_group([0, 2], group_desc="pair")
+    if rank != 1:
+        dist.all_reduce(x, group=pair)
+    box: list[Any] = [None] * size
+    dist.all_gather_object(box, rank)
+    dist.barrier()
+
+
+@pytest.mark.parametrize("case", ["healthy", "missing", "mismatch"])
+def test_analyser_reads_a_job(torch_pools: Pools, tmp_path: Path, case: str) -> None:
+    torch_pools(3).pool.run(run_job, tmp_path, case)
+    tables = tmp_path / "tables"
+    done = subprocess.run(
+        [Path(sys.executable).with_name("torchfrtrace"), tmp_path / "dumps", "-o", tables],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = pickle.loads(tables.read_bytes())[1]
+    failed = [one for one in found.collectives if not one.pass_check]
+    said = done.stdout + done.stderr
+    if case == "healthy":
+        assert not failed and "rror" not in said and "Not all ranks" not in said, said
+        names = {one.collective_name.partition(":")[2].split()[0] for one in found.collectives}
+        assert {"all_reduce", "all_to_all", "gather", "send", "barrier"} <= names | {"recv"}
+    elif case == "missing":
+        assert "Not all ranks joining collective" in said and "missing ranks: {1}" in said
+        assert "run_job at" in said  # where those that wait are
+    else:
+        assert "SIZE_OR_SYNTAX_MISMATCH" in said and "Culprit rank 1" in said
+
+
+def run_off(comm: Communicator, folder: Path) -> None:
+    os.environ["TORCH_FR_BUFFER_SIZE"] = "0"
+    flight._recorder = None
+    try:
+        store = dist.FileStore(str(folder / "store"), comm.size)
+        dist.init_process_group("jetstream", store=store, rank=comm.rank, world_size=comm.size)
+        dist.all_reduce(torch.ones(5))
+        with pytest.raises(RuntimeError, match="TORCH_FR_BUFFER_SIZE is 0"):
+            dump_flight_record(folder / "file")
+        dist.destroy_process_group()
+    finally:
+        del os.environ["TORCH_FR_BUFFER_SIZE"]
+        flight._recorder = None
+
+
+def test_nothing_is_recorded(torch_pools: Pools, tmp_path: Path) -> None:
+    torch_pools(3).pool.run(run_off, tmp_path)
