@@ -101,7 +101,7 @@ def run_bad_tensors(comm: Communicator, folder: Path) -> None:
                 lambda x=tensor: dist.all_to_all_single(torch.ones(6), x),
                 lambda x=tensor: dist.reduce_scatter_tensor(torch.ones(2), x),
             ]
-            for call in calls:
+            for call in calls[2 if word == "sparse" else 0 :]:  # sparse ones can be reduced
                 # What torch itself refuses is a ValueError alone.
                 refuses(ValueError, f"(?i){word}|qint8|dense|strided|different dtypes", call)
             still_works()
