@@ -192,7 +192,8 @@ def run_bad_ops(comm: Communicator, folder: Path) -> None:
             x = torch.ones(4, dtype=torch.complex64)
             refuses(ValueError, "complex", partial(dist.all_reduce, x, op))
         scaled = dist._make_nccl_premul_sum(2.0)
-        refuses(WRONG, "PREMUL_SUM", lambda: dist.all_reduce(torch.ones(4), scaled))
+        whole = torch.ones(4, dtype=torch.int32)
+        refuses(WRONG, "scale .* int32", lambda: dist.all_reduce(whole, scaled))
         refuses(WRONG, "AVG|avg", lambda: dist.all_reduce(torch.ones(4).bool(), op_type.AVG))
         still_works()
 
