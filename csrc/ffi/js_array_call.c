@@ -130,7 +130,7 @@ static bool tensor_view(const js_tensor_layout *layout, uintptr_t object, array_
     const tensor_storage *storage = head->storage;
     uint64_t itemsize_bytes = layout->itemsize_bytes[number];
     uint64_t alignment = itemsize_bytes < sizeof(uint64_t) ? itemsize_bytes : sizeof(uint64_t);
-    if (storage->is_checked != 0 || itemsize_bytes == 0) {
+    if (storage == NULL || storage->is_checked != 0 || itemsize_bytes == 0) {
         return false;
     }
     bool is_near = head->dimension_count <= TENSOR_NEAR_DIMENSIONS;

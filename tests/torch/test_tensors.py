@@ -131,8 +131,12 @@ def test_results_land_in_what_is_not_contiguous() -> None:
         (lambda: torch.zeros(3).to_mkldnn(), "layout torch._mkldnn"),
         (lambda: fake_tensor(), "is a FakeTensor, which stands for tensors elsewhere"),
         (lambda: torch._to_functional_tensor(torch.zeros(3)), "cannot be shared"),
+        (lambda: parts_elsewhere(), r"is a DTensor, .* \(of a DTensor: x.to_local\(\)\)"),
     ],
-    ids=["meta", "sparse", "csr", "quantized", "nested", "mkldnn", "fake", "functional"],
+    ids=[
+        *("meta", "sparse", "csr", "quantized", "nested", "mkldnn", "fake", "functional"),
+        "dtensor",
+    ],
 )
 def test_what_has_no_memory_is_refused(make_tensor: Callable[[], Any], reason: str) -> None:
     with warnings.catch_warnings():
@@ -144,6 +148,18 @@ def test_what_has_no_memory_is_refused(make_tensor: Callable[[], Any], reason: s
         with pytest.raises(ArgumentError, match=reason):
             share_result(tensor, name="x")
     assert not look(tensor).is_contiguous, "nor does the short way take it"
+
+
+def parts_elsewhere() -> Any:
+    from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        return DTensor.from_local(torch.zeros(3), mesh, [Replicate()])
+    finally:
+        dist.destroy_process_group()
 
 
 def fake_tensor() -> Any:
