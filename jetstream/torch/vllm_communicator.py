@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
 __all__ = ["JetstreamCommunicator"]
@@ -35,3 +37,17 @@ class JetstreamCommunicator(CpuCommunicator):
         name = f"jetstream-{unique_name}" if plain else unique_name
         super().__init__(cpu_group, device, device_group, name, **options)
         self.unique_name = unique_name
+        self._waiting = dist.AllreduceOptions()  # whose reduction is the sum
+        self._waiting.asyncOp = False
+
+    def all_reduce(self, input_: Any) -> Any:
+        """Add up a tensor of all ranks, in place, and return it.
+
+        The checks that ``dist.all_reduce`` makes before it comes to the group take as long as a
+        small all-reduce, and vLLM makes two of those per layer and token. torch.compile has to see
+        that function, though.
+        """
+        if torch.compiler.is_compiling():
+            return super().all_reduce(input_)
+        self.device_group.allreduce([input_], self._waiting)
+        return input_
