@@ -25,6 +25,11 @@ _Base = getattr(dist, "BackendBase", _distributed_c10d.Backend)
 class BackendJetstream(Group, _Base):  # type: ignore[misc,valid-type]
     """What carries out a process group's operations on tensors of the CPU."""
 
+    # Asked for by C++, whose own answers, inherited, would ask for them again.
+    supports_coalescing = supports_splitting = supports_shrinking = False
+    supports_reconfigure = supports_window = False
+    supports_time_estimate = _supports_time_estimate = False  # in torch 2.14, in 2.15
+
     def __init__(self, opts: Any) -> None:
         """``opts``: torch's ``_DistributedBackendOptions``. All ranks of the group take part.
 
@@ -35,6 +40,8 @@ class BackendJetstream(Group, _Base):  # type: ignore[misc,valid-type]
         self._open(opts.store, opts.group_rank, opts.group_size, opts.timeout, ranks)
         if self.flight is not None:
             self.flight.name = str(opts.group_id)
+
+    allreduce_sparse = Group.allreduce
 
     @property
     def options(self) -> Any:

@@ -33,7 +33,7 @@ class ProcessGroupStandIn(ProcessGroupJetstream, metaclass=_EitherKind):
     """A process group of jetstream that torch makes where it would make one of gloo.
 
     torch makes it in steps, as it does with its own: the constructor, then ``options`` with the
-    ranks of the group, then ``_set_sequence_number_for_group``, with which the ranks come together.
+    ranks of the group, then its name, with which the ranks come together.
 
     ``dist.get_backend`` says "gloo", since torch goes by the name that the program gave, and so do
     profiles. ``name()`` and ``getBackendName()`` say "jetstream": behind the other name DDP would
@@ -43,19 +43,35 @@ class ProcessGroupStandIn(ProcessGroupJetstream, metaclass=_EitherKind):
     range_prefix = _BACKEND
 
     def __init__(
-        self, store: Any, rank: int, size: int, timeout: timedelta = default_pg_timeout
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        timeout: timedelta = default_pg_timeout,
+        enable_reconfigure: bool = False,
     ) -> None:
+        """``enable_reconfigure``: ValueError if true, since ranks cannot be exchanged here."""
+        if enable_reconfigure:
+            raise ValueError("a group of jetstream cannot be reconfigured")
         dist.ProcessGroup.__init__(self, rank, size)
         self._opening: Any = (store, rank, size, timeout)
         self.options = SimpleNamespace(
             backend=_BACKEND, _timeout=timeout, global_ranks_in_group=[], group_name=""
         )
 
-    def _set_sequence_number_for_group(self) -> None:
+    def setGroupName(self, name: str) -> None:
+        """Called once by torch."""
+        super().setGroupName(name)
         if self._opening is not None:
             store, rank, size, timeout = self._opening
             self._opening = None
             self._open(store, rank, size, timeout, self.options.global_ranks_in_group)
+
+    _set_group_name = setGroupName
+    group_name = property(ProcessGroupJetstream.getGroupName, setGroupName)
+
+    def _set_sequence_number_for_group(self) -> None:
+        """Called by torch 2.13 and earlier, whose backends agree on a number there."""
 
 
 def install_as_gloo() -> Callable[[], None]:
@@ -74,8 +90,8 @@ def install_as_gloo() -> Callable[[], None]:
 
     It does not hold for process groups that there are already, for programs that construct
     ``torch.distributed.ProcessGroupGloo`` themselves, and for what torch does with gloo inside
-    other backends. A group "cpu:gloo,cuda:nccl" has no nccl then: in torch 2.13 a backend that is
-    written in Python is the whole group.
+    other backends. A group "cpu:gloo,cuda:nccl" has no nccl then: what stands in for gloo is the
+    whole group.
 
     Groups that have been made stay as they are when it is undone. Further calls do nothing, and
     what they return undoes it too. Raises ImportError where there is no torch, RuntimeError where

@@ -74,9 +74,19 @@ class ProcessGroupJetstream(Group, dist.ProcessGroup):  # type: ignore[misc]
     group_name = property(getGroupName, setGroupName)
     group_desc = property(getGroupDesc, setGroupDesc)
 
-    # --- newer torch asks the backends of a group: it is its own ------------------------------
+    # --- torch also asks the backends of a group: it is its own --------------------------------
 
     supports_splitting = False
+    supports_time_estimate = _supports_time_estimate = False
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """The devices whose tensors it takes: none until torch has entered the group.
+
+        Before, torch 2.15 would record all groups that have any, and needs a backend in C++ for it.
+        """
+        entered = self in dist.distributed_c10d._world.pg_map
+        return [torch.device("cpu")] if entered else []
 
     def _get_backend(self, device: Any) -> ProcessGroupJetstream:
         """The backend for a kind of device. Raises RuntimeError where there is none."""
@@ -84,6 +94,12 @@ class ProcessGroupJetstream(Group, dist.ProcessGroup):  # type: ignore[misc]
         if kind != "cpu":
             raise RuntimeError(f"No backend type associated with device type {kind}")
         return self
+
+    get_backend = _get_backend
+
+    def supports_tensor_alloc(self, device: Any) -> bool:
+        """Whether FSDP gets its buffers here: no, it makes and drops them all the time."""
+        return False
 
     # --- names that torch had before -------------------------------------------------------------
 

@@ -40,6 +40,8 @@ def zeros(
 def _communicator(group: Any) -> Any:
     found = dist.distributed_c10d._get_default_group() if group is None else group
     comm = getattr(found, "communicator", None)
+    if comm is None and isinstance(found, dist.ProcessGroup):  # one of several backends
+        comm = getattr(found._get_backend(torch.device("cpu")), "communicator", None)
     if comm is None:
         backend = dist.get_backend(found) if isinstance(found, dist.ProcessGroup) else repr(found)
         raise ValueError(f"symmetric memory is that of a group of jetstream, not of {backend}")
