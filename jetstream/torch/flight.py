@@ -43,7 +43,9 @@ __all__ = [
 ]
 
 _VERSION = "2.10"
-_SLOTS_DEFAULT = 2000
+#: Nothing is recorded unless it is asked for: it costs a part of what a small all-reduce costs,
+#: errors name the rank that is missing anyway, and the data plane keeps records of its own.
+_SLOTS_DEFAULT = 0
 _SLOTS_MAX = 999_999_999
 _PREFIX = "gloo"
 
@@ -51,7 +53,7 @@ _PREFIX = "gloo"
 #: Tensors are described by (shape, dtype), several by a list of these; None is no tensor.
 Entry = list[Any]
 _ID, _LOG, _SEQUENCE, _NAME, _INPUTS, _OUTPUTS, _CREATED, PEER, _TAG = range(9)
-ENDED: Final = 9  # time in ns at which it was complete, None before
+ENDED: Final = 9  # None before it is complete, then the time in ns; True where nobody asked
 #: The peer of a receive whose source is not known yet; None is the peer of a collective.
 ANY_SOURCE: Final = -1
 ERROR: Final = 10  # text of the exception it ended with, or None
@@ -70,10 +72,12 @@ class GroupLog:
     __slots__ = (
         "__weakref__",
         "_messages",
+        "append",
         "desc",
         "id",
         "is_dumped",
         "name",
+        "next_id",
         "rank",
         "ranks",
         "recorder",
@@ -82,6 +86,7 @@ class GroupLog:
 
     def __init__(self, recorder: Recorder, rank: int, ranks: Sequence[int]) -> None:
         self.recorder = recorder
+        self.next_id, self.append = recorder.next_id, recorder.append
         self.rank = rank
         self.ranks = tuple(ranks)  # of the job, by rank of the group
         self.name = ""
@@ -97,11 +102,10 @@ class GroupLog:
     def collective(self, name: str, inputs: Any, outputs: Any) -> Entry:
         """A collective is entered."""
         self.seq = seq = self.seq + 1
-        own = self.recorder
         entry = [
-            next(own.ids), self, seq, name, inputs, outputs, _now_ns(), None, 0, None, None
+            self.next_id(), self, seq, name, inputs, outputs, _now_ns(), None, 0, None, None
         ]  # fmt: skip
-        own.append(entry)
+        self.append(entry)
         return entry
 
     def message(self, name: str, tensor: Any, peer: int, tag: int) -> Entry:
@@ -111,7 +115,7 @@ class GroupLog:
         sides = (tensor, None) if name == "send" else (None, tensor)
         own = self.recorder
         entry = [
-            next(own.ids), self, number, name, *sides, _now_ns(), peer, tag, None, None
+            own.next_id(), self, number, name, *sides, _now_ns(), peer, tag, None, None
         ]  # fmt: skip
         if is_valid:  # else it will be refused
             own.append(entry)
@@ -166,7 +170,7 @@ class Recorder:
 
     ``environ``: TORCH_FR_BUFFER_SIZE, TORCH_FR_DUMP_TEMP_FILE, TORCH_FR_DUMP_DYNAMIC_FILE_NAME,
     TORCH_NCCL_DUMP_ON_TIMEOUT, TORCH_INCLUDE_STACK_TRACE and TORCH_INCLUDE_ONLY_ACTIVE, with the
-    meaning, the default values and the older names that they have in torch 2.13.
+    meaning and the older names that they have in torch 2.13, and its defaults but for the first.
     Raises ConfigurationError.
     """
 
@@ -179,7 +183,7 @@ class Recorder:
         self._has_stacks = _is_on(environ, "TORCH_INCLUDE_STACK_TRACE", True)
         self._is_active_only = _is_on(environ, "TORCH_INCLUDE_ONLY_ACTIVE", False)
         self._prefix = self._read_prefix(environ)
-        self.ids = itertools.count()
+        self.next_id = itertools.count().__next__
         self.group_ids = itertools.count()
         self.logs: weakref.WeakSet[GroupLog] = weakref.WeakSet()  # the ring keeps those it needs
         self.rank: int | None = None  # of this process in the job
@@ -253,6 +257,7 @@ class Recorder:
             groups[group] = _group(group, desc, _pair(log, peer))
         inputs, outputs = _tensors(entry[_INPUTS]), _tensors(entry[_OUTPUTS])
         ended = entry[ENDED]
+        ended_ns = None if ended is True else ended
         described: dict[str, Any] = {
             "record_id": entry[_ID],
             "pg_id": log.id,
@@ -268,14 +273,14 @@ class Recorder:
             "output_dtypes": [_dtype_name(dtype) for _, dtype in outputs],
             "state": "started" if ended is None else "completed",
             "time_discovered_started_ns": entry[_CREATED],
-            "time_discovered_completed_ns": ended,
+            "time_discovered_completed_ns": ended_ns,
             "retired": ended is not None or entry[ERROR] is not None,
             "timeout_ms": 0,
             "is_p2p": peer is not None,
             "frames": frames,
         }
-        if ended is not None:
-            described["duration_ms"] = (ended - entry[_CREATED]) / 1e6
+        if ended_ns is not None:
+            described["duration_ms"] = (ended_ns - entry[_CREATED]) / 1e6
         if entry[ERROR] is not None:
             described["error"] = entry[ERROR]
         return described

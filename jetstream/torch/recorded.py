@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,7 +18,6 @@ from jetstream.torch.work import DONE
 
 __all__ = ["record"]
 
-_now_ns = time.time_ns
 _Method = Callable[..., Any]
 #: From the log and the arguments to a new entry.
 _Enter = Callable[..., Entry]
@@ -120,7 +118,7 @@ def _finish(log: GroupLog, entry: Entry, work: Any) -> Any:
         if work.is_completed() and work.exception() is None:
             work.note_end()
     else:
-        entry[ENDED] = _now_ns()
+        entry[ENDED] = True
     return work
 
 
@@ -141,6 +139,9 @@ def _in_place(name: str) -> Callable[[_Method], _Method]:
             except Exception as error:
                 log.fail(entry, error)
                 raise
+            if work is DONE:  # as most often: a call less
+                entry[ENDED] = True
+                return work
             return _finish(log, entry, work)
 
         return recorded_call

@@ -26,6 +26,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 dist = pytest.importorskip("torch.distributed")
 fr_trace = pytest.importorskip("torch.distributed.flight_recorder.fr_trace")
 
+ON = {"TORCH_FR_BUFFER_SIZE": "2000"}
 Pools = Callable[[int], TorchRanks]
 FLOATS = ((3, 4), torch.float32)
 
@@ -49,7 +50,7 @@ class Job:
     """The recorders of some ranks, all in this process."""
 
     def __init__(self, folder: Path, size: int = 3, **environ: str) -> None:
-        prefix = {"TORCH_FR_DUMP_TEMP_FILE": str(folder / "rank_")}
+        prefix = {"TORCH_FR_DUMP_TEMP_FILE": str(folder / "rank_"), **ON}
         self.folder = folder
         self.recorders = [Recorder({**prefix, **environ}) for _ in range(size)]
         self.world = self.group(range(size), "0", "default_pg")
@@ -208,7 +209,7 @@ def test_ring_keeps_the_last_ones(tmp_path: Path) -> None:
 
 
 def test_file_is_as_torch_writes_it(tmp_path: Path) -> None:
-    recorder = Recorder({"TORCH_FR_DUMP_TEMP_FILE": str(tmp_path / "made" / "trace_")})
+    recorder = Recorder({"TORCH_FR_DUMP_TEMP_FILE": str(tmp_path / "made" / "trace_"), **ON})
     log = recorder.log(1, [4, 7])
     log.name, log.desc = "0", "default_pg"
     all_reduce(log)
@@ -234,7 +235,7 @@ def test_file_is_as_torch_writes_it(tmp_path: Path) -> None:
 
 def test_environment(tmp_path: Path) -> None:
     environ = {"HOME": str(tmp_path)}
-    assert Recorder(environ).slots == 2000
+    assert Recorder(environ).slots == 0
     default = tmp_path / ".cache" / "torch" / "comm_lib_trace_rank_0"
     assert Recorder(environ).dump() == default
     older = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "7", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/x/y_"}
@@ -250,7 +251,7 @@ def test_environment(tmp_path: Path) -> None:
 
 
 def test_only_what_is_active(tmp_path: Path) -> None:
-    recorder = Recorder({"TORCH_INCLUDE_ONLY_ACTIVE": "true"})
+    recorder = Recorder({"TORCH_INCLUDE_ONLY_ACTIVE": "true", **ON})
     log = recorder.log(0, [0])
     all_reduce(log)
     log.collective("barrier", None, None)
@@ -274,7 +275,7 @@ def test_forgotten_groups_leave_nothing(tmp_path: Path) -> None:
 def run_job(comm: Communicator, folder: Path, case: str) -> None:
     """Everything once; then rank 1 goes another way."""
     prefix = folder / "dumps" / "rank_"
-    os.environ["TORCH_FR_DUMP_TEMP_FILE"] = str(prefix)
+    os.environ.update(ON, TORCH_FR_DUMP_TEMP_FILE=str(prefix))
     store = dist.FileStore(str(folder / "store"), comm.size)
     flight._recorder = None  # the process has run other tests
     dist.init_process_group(
@@ -300,6 +301,8 @@ def run_job(comm: Communicator, folder: Path, case: str) -> None:
         with pytest.raises(dist.DistBackendError, match="rank 1"):
             dist.all_reduce(torch.ones(6) if comm.rank == 1 else x)
     dist.destroy_process_group()
+    del os.environ["TORCH_FR_BUFFER_SIZE"]
+    flight._recorder = None
 
 
 def use_everything(rank: int, size: int) -> None:
@@ -365,18 +368,13 @@ def test_analyser_reads_a_job(torch_pools: Pools, tmp_path: Path, case: str) -> 
 
 
 def run_off(comm: Communicator, folder: Path) -> None:
-    os.environ["TORCH_FR_BUFFER_SIZE"] = "0"
-    flight._recorder = None
-    try:
-        store = dist.FileStore(str(folder / "store"), comm.size)
-        dist.init_process_group("jetstream", store=store, rank=comm.rank, world_size=comm.size)
-        dist.all_reduce(torch.ones(5))
-        with pytest.raises(RuntimeError, match="TORCH_FR_BUFFER_SIZE is 0"):
-            dump_flight_record(folder / "file")
-        dist.destroy_process_group()
-    finally:
-        del os.environ["TORCH_FR_BUFFER_SIZE"]
-        flight._recorder = None
+    store = dist.FileStore(str(folder / "store"), comm.size)
+    dist.init_process_group("jetstream", store=store, rank=comm.rank, world_size=comm.size)
+    assert dist.group.WORLD.flight is None
+    dist.all_reduce(torch.ones(5))
+    with pytest.raises(RuntimeError, match="TORCH_FR_BUFFER_SIZE is 0"):
+        dump_flight_record(folder / "file")
+    dist.destroy_process_group()
 
 
 def test_nothing_is_recorded(torch_pools: Pools, tmp_path: Path) -> None:
