@@ -470,9 +470,9 @@ class _Lib:
         a2: int,  # uint64_t
         a3: int,  # uint64_t
         a4: int,  # uint64_t
-        a5: FFI.CData,  # struct js_cqe *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_received_bytes(self) -> int: ...  # uint64_t
     def js_comm_record_slots(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -517,9 +517,13 @@ class _Lib:
         a2: int,  # uint64_t
         a3: int,  # uint64_t
         a4: int,  # uint64_t
-        a5: FFI.CData,  # struct js_cqe *
         /,
     ) -> int: ...  # int32_t
+    def js_comm_unfinished(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        /,
+    ) -> int: ...  # uint64_t
     def js_comm_unload_plan(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -527,6 +531,14 @@ class _Lib:
         /,
     ) -> int: ...  # int32_t
     def js_comm_wait(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint64_t
+        a2: int,  # uint64_t
+        a3: FFI.CData,  # struct js_cqe *
+        /,
+    ) -> int: ...  # int32_t
+    def js_comm_watch(
         self,
         a0: FFI.CData,  # struct js_comm *
         a1: int,  # uint64_t

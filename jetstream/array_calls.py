@@ -122,7 +122,7 @@ class ArrayCalls:
 
     def __init__(self) -> None:
         self.tables: dict[Hashable, Any] = {}
-        self._dtypes: dict[tuple[Hashable, int], tuple[Any, Any]] = {}
+        self._dtypes: dict[int, Any] = {}
         self._persistent: weakref.WeakSet[Any] = weakref.WeakSet()
         self.mail = _new_mail()
 
@@ -140,30 +140,32 @@ class ArrayCalls:
         """From now on a call with arrays or tensors like these is known, if they are plain ones."""
         if not _IS_LAYOUT_KNOWN:
             return
-        table = self.tables.get(key)
-        if table is None:
-            table = ffi.new("js_call_table *")
+        table = ffi.new("js_call_table *")
+        known = self.tables.get(key)
+        if known is None:
             table.comm = handle
             table.tensors = tensor_layout
             table.array_type = id(np.ndarray)
             table.timeout_ns = timeout_ns
             table.is_by_rows = isinstance(key, tuple) and key[0] in _DIVIDED
-            self.tables[key] = table
+        else:  # another thread may be reading it, without the interpreter's lock
+            ffi.memmove(table, known, ffi.sizeof("js_call_table"))
         place = lib.js_array_remember(table, id(source), id(target), itemsize, plan)
         if place < lib.JS_CALL_TABLE_ENTRIES:
             # The table knows a dtype by its address, which must not become that of another one.
-            self._dtypes[key, place] = source.dtype, target.dtype
+            for dtype in (source.dtype, target.dtype):
+                self._dtypes[id(dtype)] = dtype
+            self.tables[key] = table
 
     def set_timeout(self, timeout_ns: int) -> None:
         """Change the timeout of all calls."""
         self.mail.timeout_ns = timeout_ns
-        for table in self.tables.values():
+        for table in list(self.tables.values()):
             table.timeout_ns = timeout_ns
 
     def clear(self) -> None:
         """Forget everything: plans are being unloaded."""
         self.tables.clear()
-        self._dtypes.clear()
 
     def watch(self, call: Any) -> None:
         """Have a ``js_persistent *`` whose communicator may close."""
@@ -174,5 +176,5 @@ class ArrayCalls:
         self.mail.comm = handle
         for table in list(self.tables.values()):
             table.comm = handle
-        for call in self._persistent:
+        for call in list(self._persistent):
             call.comm = handle

@@ -43,9 +43,9 @@ class Communicator(CollectiveCalls, MessageCalls):
 
     All ranks must call the same collectives with the same arguments in the same order; each call
     is checked, and a difference raises MismatchError on every rank with both calls in its text.
-    A failed collective makes the communicator unusable on all ranks, and no other. One thread at a
-    time may be inside a call, a second one gets BusyError; each thread can have its own
-    communicator.
+    A failed collective makes the communicator unusable on all ranks, and no other. Several threads
+    may use it: they take turns, also while they wait, and their collectives are in the order of
+    their turns (``docs/communicators.md``).
 
     ``timeout`` is the default for every wait, in seconds. Errors that any operation may raise:
     ArgumentError (nothing was sent), MismatchError, PeerDiedError, PeerClosedError,
@@ -342,6 +342,7 @@ class Communicator(CollectiveCalls, MessageCalls):
         """Leave the communicator, after sends in flight have gone out. Idempotent.
 
         Raises TimedOutError when they do not go out in time; the communicator is closed all the
-        same. Peers that still wait for this rank get PeerClosedError.
+        same. Raises BusyError while another thread is inside a call: nothing is closed then. Peers
+        that still wait for this rank get PeerClosedError.
         """
         self._launcher.close()

@@ -16,7 +16,7 @@ from jetstream.collectives import Splits
 from jetstream.config import Config
 from jetstream.diagnosis import describe_call, describe_wait, raise_failure
 from jetstream.dtypes import Kind, RedOp, check_redop, dtype_of, redop_of
-from jetstream.errors import JetstreamError, TimedOutError
+from jetstream.errors import BusyError, JetstreamError, TimedOutError
 from jetstream.message_launcher import MessageLauncher
 from jetstream.plans import PlanCache
 from jetstream.work import Work
@@ -25,6 +25,8 @@ __all__ = ["Launcher"]
 
 _CLOSE_DRAIN_S = 10.0
 _call = lib.js_comm_call
+#: By a call that was remembered. INVALID: another thread has made room for other plans.
+_NOT_CARRIED_OUT = (MISS, FULL, lib.JS_ERR_INVALID)
 
 
 class Launcher(MessageLauncher):
@@ -39,7 +41,7 @@ class Launcher(MessageLauncher):
         self.barrier_call: Any = None  # a js_persistent *, once there has been one
         self.undisposed: list[Any] = []  # graphs that nobody holds but a device may still run
         self.mail = self._array_calls.mail
-        super().__init__(endpoint, config.timeout_s, ffi.addressof(self.mail, "cqe"))
+        super().__init__(endpoint, config.timeout_s)
         self.mail.comm = endpoint.handle
         endpoint.on_handle.append(self._array_calls.set_handle)
         self.watch = self._array_calls.watch
@@ -81,10 +83,24 @@ class Launcher(MessageLauncher):
         """
         is_unequal = counts != () or splits is not None
         key = (kind, dtype, count, op, root, algo, chunk_bytes)
+        if not is_unequal:
+            try:
+                plan_id = self._found.get(key)
+            except TypeError:  # an argument that is no key, and wrong: what follows says which
+                plan_id = None
+            if plan_id is not None:
+                return plan_id
+        with self.plans.lock:
+            return self._load(key, counts, splits)
+
+    def _load(self, key: Any, counts: tuple[int, ...], splits: Splits | None) -> int:
+        """The id of a plan that may not be loaded. The lock is held."""
+        kind, dtype, count, op, root, algo, chunk_bytes = key
+        is_unequal = counts != () or splits is not None
         full_key = (key, counts, splits)
         try:
             plan_id = self.plans.find_unequal(full_key) if is_unequal else self._found.get(key)
-        except TypeError:  # an argument that is no key, and wrong: what follows says which
+        except TypeError:
             plan_id = None
         if plan_id is None:
             self.handle()
@@ -140,7 +156,7 @@ class Launcher(MessageLauncher):
             return None
         out = ffi.new("uint64_t *")
         status = array_launch(table, id(source), id(target), out)
-        if status in (MISS, FULL):
+        if status in _NOT_CARRIED_OUT:
             return None
         if status < 0:
             self.fail(status)
@@ -151,8 +167,10 @@ class Launcher(MessageLauncher):
 
         False: it was not carried out.
         """
-        if status in (MISS, FULL):
+        if status in _NOT_CARRIED_OUT:
             return False
+        if self.is_captured:
+            raise BusyError("another thread captures the calls of this communicator")
         self.run_on(self.handle(), status, self._timeout_ns)
         return True
 
@@ -217,7 +235,9 @@ class Launcher(MessageLauncher):
         if isinstance(error, JetstreamError):  # the call has come to its end
             return
         handle = self._endpoint.handle
-        if handle != ffi.NULL and lib.js_comm_wait(handle, 0, 0, self._cqe) == AGAIN:
+        if handle == ffi.NULL:
+            return
+        if lib.js_comm_wait(handle, 0, 0, ffi.new("js_cqe *")) == AGAIN:
             lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
 
     def run_on(self, handle: Any, status: int, timeout_ns: int, what: str = "") -> None:

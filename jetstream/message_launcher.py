@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import AGAIN, FULL, ffi, lib
 from jetstream._core.timeouts import timeout_to_ns
 from jetstream.array_calls import SHORT, byte_pointer
@@ -23,18 +22,13 @@ _receive_wait = lib.js_comm_receive_wait
 _TAG_ANY: int = lib.JS_RQ_TAG_ANY
 _PROBE: int = lib.JS_RQ_PROBE
 _UNFINISHED = (AGAIN, lib.JS_ERR_TIMEOUT)
-_RECEIVED = (lib.JS_OK, SHORT, lib.JS_ERR_TRUNCATED)
+_RECEIVED = (SHORT, lib.JS_ERR_TRUNCATED)
 #: As a source: whoever sends.
 ANY_SOURCE: int = lib.JS_PEER_ANY
 
 
 class MessageLauncher(Poster):
     """Sends and receives."""
-
-    def __init__(self, endpoint: Endpoint, timeout_s: float, cqe: Any) -> None:
-        """``cqe``: where completions of messages go that are waited for at once."""
-        super().__init__(endpoint, timeout_s)
-        self._cqe = cqe
 
     def send(self, array: Array, target: int, tag: int) -> Work:
         """Post a send."""
@@ -45,14 +39,13 @@ class MessageLauncher(Poster):
     def send_now(self, array: Array, target: int, tag: int, timeout: float | None) -> None:
         """Send and wait."""
         timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
-        cqe = self._cqe
         try:
             pointer = _from_buffer(array)
         except ValueError:
             pointer = byte_pointer(array)
         handle = self._endpoint.handle or self.handle()
         try:
-            status = _send_wait(handle, pointer, array.nbytes, target << 32 | tag, timeout_ns, cqe)
+            status = _send_wait(handle, pointer, array.nbytes, target << 32 | tag, timeout_ns)
             if status != 0:
                 self.go_on_sending(status, array, target, tag, timeout)
         except BaseException as error:
@@ -64,7 +57,7 @@ class MessageLauncher(Poster):
     ) -> None:
         """What a send that was waited for still needs that was not complete at once."""
         if status in _UNFINISHED:
-            work = self._track_send(self._cqe.wr_id, array, byte_pointer(array), target)
+            work = self._track_send(self._unfinished(), array, byte_pointer(array), target)
         else:
             if status != FULL:
                 self.fail(status)
@@ -86,7 +79,7 @@ class MessageLauncher(Poster):
         """Receive and wait."""
         array = arrival.array
         timeout_ns = self._timeout_ns if timeout is None else timeout_to_ns(timeout, 0.0)
-        cqe, room = self._cqe, array.nbytes
+        room = array.nbytes
         try:
             pointer = _from_buffer(array)
         except ValueError:
@@ -97,8 +90,11 @@ class MessageLauncher(Poster):
             address = source << 32 | tag
         handle = self._endpoint.handle or self.handle()
         try:
-            status = _receive_wait(handle, pointer, room, address, timeout_ns, cqe)
-            nbytes = self.go_on_receiving(status, array, source, tag, timeout)
+            status = _receive_wait(handle, pointer, room, address, timeout_ns)
+            if status == 0:
+                nbytes = array.nbytes
+            else:
+                nbytes = self.go_on_receiving(status, array, source, tag, timeout)
         except BaseException as error:
             self.give_up(error)
             raise
@@ -109,10 +105,10 @@ class MessageLauncher(Poster):
     ) -> int:
         """What a receive that was waited for still needs; returns the size of the message."""
         if status in _RECEIVED:
-            return int(self._cqe.bytes)
+            return int(lib.js_comm_received_bytes())
         if status in _UNFINISHED:
             pointer = byte_pointer(array)
-            work = self._track_receive(self._cqe.wr_id, array, pointer, source, int)
+            work = self._track_receive(self._unfinished(), array, pointer, source, int)
         else:
             if status != FULL:
                 self.fail(status)
@@ -145,11 +141,15 @@ class MessageLauncher(Poster):
 
     def give_up(self, error: BaseException) -> None:
         """After Ctrl-C in the middle of a send or receive: nobody keeps its buffer any more."""
-        handle, wr_id = self._endpoint.handle, self._cqe.wr_id
-        if isinstance(error, JetstreamError) or handle == ffi.NULL or wr_id == 0:
+        handle = self._endpoint.handle
+        if isinstance(error, JetstreamError) or handle == ffi.NULL:
             return
+        wr_id = self._unfinished()
+        if wr_id == 0:
+            return
+        cqe = ffi.new("js_cqe *")
         is_gone = lib.js_comm_cancel_receive(handle, wr_id) == lib.JS_OK
-        if not is_gone and lib.js_comm_wait(handle, wr_id, 0, self._cqe) == AGAIN:
+        if not is_gone and lib.js_comm_wait(handle, wr_id, 0, cqe) == AGAIN:
             lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
 
     def _take_back(self, work: Work) -> bool:
@@ -157,7 +157,12 @@ class MessageLauncher(Poster):
         if lib.js_comm_cancel_receive(self.handle(), work.wr_id) != lib.JS_OK:
             return False
         self.forget(work.wr_id)
+        work.withdraw()
         return True
+
+    def _unfinished(self) -> int:
+        """The number of what this thread's last call has left unfinished."""
+        return int(lib.js_comm_unfinished(self._endpoint.handle))
 
     def _track_send(self, wr_id: int, array: Array, pointer: Any, target: int) -> Work:
         what = f"send of {array.nbytes} bytes to rank {target}"

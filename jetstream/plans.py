@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
@@ -77,9 +78,12 @@ class PlanCache:
         self._forced = config.algorithm_for
         self._selection = selection_from_text(config.selection)
         self._fail = fail
+        #: Held by whoever finds, loads or unloads; what is about to be launched may be unloaded all
+        #: the same, and then the data plane refuses its id.
+        self.lock = threading.RLock()
         self._ids: dict[Call, int] = {}
         self._unequal: OrderedDict[Any, int] = OrderedDict()  # the oldest first
-        self._pins: Counter[int] = Counter()  # owners of a plan that must stay
+        self._pins: dict[int, list[weakref.ref[Any]]] = {}  # owners of a plan that must stay
 
     def call(
         self,
@@ -163,7 +167,8 @@ class PlanCache:
         else:
             code = compile_splits(call, self._rank, splits, self._hosts)
         while len(self._unequal) >= UNEQUAL_PLANS_MAX:
-            oldest = next((k for k, plan in self._unequal.items() if not self._pins[plan]), None)
+            loaded = self._unequal.items()
+            oldest = next((key for key, plan in loaded if not self._is_pinned(plan)), None)
             if oldest is None or not self._unload(self._unequal[oldest]):
                 break  # it is running; later ones are too
             del self._unequal[oldest]
@@ -173,12 +178,19 @@ class PlanCache:
 
     def pin(self, plan_id: int, owner: object) -> None:
         """Keep a plan loaded as long as ``owner`` lives."""
-        self._pins[plan_id] += 1
-        weakref.finalize(owner, self._pins.subtract, (plan_id,)).atexit = False
+        with self.lock:
+            pins = self._pins.setdefault(plan_id, [])
+            if len(pins) % 64 == 63:
+                pins[:] = [pin for pin in pins if pin() is not None]
+            pins.append(weakref.ref(owner))
+
+    def _is_pinned(self, plan_id: int) -> bool:
+        return any(pin() is not None for pin in self._pins.get(plan_id, ()))
 
     def _unload(self, plan_id: int) -> bool:
-        is_pinned = self._pins[plan_id] > 0
-        return not is_pinned and lib.js_comm_unload_plan(self._handle, plan_id) == lib.JS_OK
+        if self._is_pinned(plan_id):
+            return False
+        return bool(lib.js_comm_unload_plan(self._handle, plan_id) == lib.JS_OK)
 
     def _load_code(self, code: bytes) -> tuple[int, bool]:
         aligned = ffi.new("uint64_t[]", -(-len(code) // 8))

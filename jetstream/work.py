@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,9 @@ from jetstream.errors import TimedOutError, TruncatedError
 from jetstream.tensors import land
 
 __all__ = ["Arrival", "Message", "Work", "check_length"]
+
+_ELSEWHERE_S = 10.0
+_ELSEWHERE_LOOK_S = 50e-6
 
 
 class Message(NamedTuple):
@@ -69,7 +73,8 @@ class Owner(Protocol):
 class Work:
     """An operation in flight. Its arrays must not be touched before it is complete.
 
-    It progresses while this rank is inside any call on the communicator.
+    It progresses while this rank is inside any call on the communicator, or by itself where there
+    is an engine thread (``Communicator.start_progress``). Any thread may wait for it, also several.
     """
 
     __slots__ = (
@@ -123,11 +128,9 @@ class Work:
         return self.message.nbytes if self.message else None
 
     def _complete(self, cqe: Any) -> None:
-        self.is_done = True
         status = cqe.status
         if cqe.opcode == 0 and status in (lib.JS_OK, lib.JS_ERR_TRUNCATED):
             self.message = Message(cqe.peer, cqe.sq_head_or_tag, cqe.bytes)
-        self._owner.forget(self.wr_id)
         try:
             is_short = status == lib.JS_ERR_TRUNCATED and cqe.opcode == 0
             if status < 0 and not is_short:  # finish() knows both sizes
@@ -137,14 +140,30 @@ class Work:
         except Exception as error:
             self._error = error
         self._keep = None
+        self._owner.forget(self.wr_id)
+        self.is_done = True  # last: other threads look at it
 
-    def _poll(self, timeout_ns: int) -> int:
+    def withdraw(self) -> None:
+        """It has been taken back: nothing will come of it."""
+        self._keep = None
+        self.is_done = True
+
+    def _poll(self, timeout_ns: int, wait: Callable[..., int] = lib.js_comm_wait) -> int:
         """One call into the data plane; returns its status."""
         cqe = ffi.new("js_cqe *")
-        status: int = lib.js_comm_wait(self._owner.handle(), self.wr_id, timeout_ns, cqe)
+        status = wait(self._owner.handle(), self.wr_id, timeout_ns, cqe)
         if status == lib.JS_OK:
             self._complete(cqe)
+        elif status == lib.JS_ERR_INVALID and self._is_completed_elsewhere():
+            status = lib.JS_OK
         return status
+
+    def _is_completed_elsewhere(self) -> bool:
+        """Another thread has got the completion: it needs the interpreter to write it down."""
+        end_s = time.monotonic() + _ELSEWHERE_S
+        while not self.is_done and time.monotonic() < end_s:
+            time.sleep(_ELSEWHERE_LOOK_S)
+        return self.is_done
 
     def done(self) -> bool:
         """True once complete, also with an error; progresses the communicator a little."""
@@ -161,22 +180,35 @@ class Work:
         or TimedOutError, which leaves the operation in flight: it can be waited for again.
         """
         self.settle(self.limit_ns(timeout))
+        return self._get()
+
+    def watch(self, timeout: float | None = None) -> Any:
+        """``wait`` for a thread that has time, such as one that only tells others of the end.
+
+        It sleeps, without the interpreter's lock, and never makes another thread's call on the
+        communicator wait. Best with an engine thread; without one it makes a round itself now and
+        then, as long as nobody else does, and may be up to 2 ms late.
+        """
+        self.settle(self.limit_ns(timeout), lib.js_comm_watch)
+        return self._get()
+
+    def _get(self) -> Any:
         if self._error is not None:
             raise self._error
         return self._result
 
-    def settle(self, timeout_ns: int) -> None:
+    def settle(self, timeout_ns: int, wait: Callable[..., int] = lib.js_comm_wait) -> None:
         """Wait until complete without raising what the operation failed with.
 
         Raises TimedOutError.
         """
-        if not self.advance(timeout_ns):
+        if not self.advance(timeout_ns, wait):
             self.be_late(timeout_ns)
 
-    def advance(self, timeout_ns: int) -> bool:
+    def advance(self, timeout_ns: int, wait: Callable[..., int] = lib.js_comm_wait) -> bool:
         """Wait at most ``timeout_ns``; True once complete, also with an error."""
         while not self.is_done:
-            status = self._poll(timeout_ns)
+            status = self._poll(timeout_ns, wait)
             if status == lib.JS_ERR_TIMEOUT:
                 break
             if status not in (lib.JS_OK, AGAIN):

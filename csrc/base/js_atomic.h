@@ -82,6 +82,13 @@ JS_INLINE bool js_cas_seq_u32(uint32_t *p, uint32_t expected, uint32_t value)
                                        __ATOMIC_SEQ_CST);
 }
 
+JS_INLINE bool js_cas_seq_u64(uint64_t *p, uint64_t expected, uint64_t value)
+{
+    JS_ATOMIC_POINT();
+    return __atomic_compare_exchange_n(p, &expected, value, false, __ATOMIC_SEQ_CST,
+                                       __ATOMIC_SEQ_CST);
+}
+
 /* A relaxed load after all loads before it, of plain memory too: it asks whether what has
  * been read still counts. An acquire load would only hold back the loads after it. */
 JS_INLINE uint32_t js_load_last_u32(const uint32_t *p)

@@ -167,7 +167,7 @@ int32_t js_comm_close(js_comm *comm)
         return result == JS_ERR_BUSY ? result : JS_OK;
     }
     if (result == JS_OK) {
-        result = comm->queue != NULL ? js_qp_shut(comm->queue) : JS_OK;
+        result = comm->queue != NULL ? js_qp_shut(comm->queue) : js_turn_await_none(comm);
         if (result != JS_OK) {
             return js_comm_leave(comm, result);
         }
@@ -211,19 +211,20 @@ static int32_t comm_load_plan(js_comm *comm, const void *bytes, size_t size_byte
     if (comm->failed != JS_OK) {
         return comm->failed;
     }
-    uint32_t id = comm->plan_count;
-    for (uint32_t i = 0; id >= JS_COMM_PLANS_MAX && i < JS_COMM_PLANS_MAX; i++) {
-        id = comm->plans[i] == NULL ? i : id; /* a place that was unloaded */
+    uint32_t at = comm->plan_count;
+    for (uint32_t i = 0; at >= JS_COMM_PLANS_MAX && i < JS_COMM_PLANS_MAX; i++) {
+        at = comm->plans[i] == NULL ? i : at; /* a place that was unloaded */
     }
-    if (id >= JS_COMM_PLANS_MAX) {
+    if (at >= JS_COMM_PLANS_MAX) {
         return JS_FAIL(JS_ERR_FULL, "%u plans are loaded: unload some", JS_COMM_PLANS_MAX);
     }
     js_exec_plan *plan = NULL;
     JS_TRY(js_exec_load(&comm->link, bytes, size_bytes, comm->rank, comm->world, &plan));
-    comm->plans[id] = plan;
-    comm->plan_count += id == comm->plan_count;
+    plan->id = comm->plan_unloads * JS_COMM_PLANS_MAX + at;
+    comm->plans[at] = plan;
+    comm->plan_count += at == comm->plan_count;
     js_counter_add(comm->counters, JS_COUNTER_PLANS, 1);
-    *out_plan_id = id;
+    *out_plan_id = plan->id;
     return JS_OK;
 }
 
@@ -236,7 +237,7 @@ int32_t js_comm_load_plan(js_comm *comm, const void *bytes, size_t size_bytes,
 
 static int32_t comm_unload_plan(js_comm *comm, uint32_t plan_id)
 {
-    js_exec_plan *plan = plan_id < JS_COMM_PLANS_MAX ? comm->plans[plan_id] : NULL;
+    js_exec_plan *plan = js_comm_find_plan(comm, plan_id);
     if (plan == NULL) {
         return JS_FAIL(JS_ERR_INVALID, "no plan has the id %u", plan_id);
     }
@@ -252,7 +253,8 @@ static int32_t comm_unload_plan(js_comm *comm, uint32_t plan_id)
     }
     js_account_settle(comm);
     js_exec_unload(plan);
-    comm->plans[plan_id] = NULL;
+    comm->plans[plan_id % JS_COMM_PLANS_MAX] = NULL;
+    comm->plan_unloads++;
     return JS_OK;
 }
 

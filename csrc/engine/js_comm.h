@@ -8,12 +8,14 @@
  * js_graph.c     chains of operations
  * js_account.c   records and counters, when there is time
  * js_wait.c      spin, yield, sleep; waking others
+ * js_turn.c      several threads in one communicator: they take turns
  * js_help.c      rounds for the other communicators of this process
  * js_mirror.c    the ranks of other hosts; js_mirror_open.c, _note.c, _put.c, _stat.c
  * js_fault.c     what went wrong: mismatch, death, abort
  * js_group.c     the memory of communicators of some of the ranks
  * js_thread.c    a thread that makes rounds while nobody else does
- * All of it runs in the thread that calls, or in that one where it was asked for. */
+ * All of it runs in the thread that calls, or in that one where it was asked for; in one thread at
+ * a time, but for what is said of threads outside. */
 #ifndef JS_COMM_H
 #define JS_COMM_H
 
@@ -44,14 +46,24 @@ typedef enum js_comm_slot_state {
     JS_COMM_SLOT_FREE,
     JS_COMM_SLOT_OUTSTANDING,
     JS_COMM_SLOT_DONE,
+    JS_COMM_SLOT_TAKEN, /* a thread outside is copying the completion */
 } js_comm_slot_state;
 
+#define JS_COMM_SLOT_BITS 2u
+#define JS_COMM_SLOT_STATES 3u
+
 typedef struct js_comm_slot {
-    uint64_t wr_id;
-    uint64_t since_ticks; /* when somebody first waited for it */
-    js_comm_slot_state state;
+    uint64_t word;        /* number of the operation and js_comm_slot_state; its lower half is the
+                           * futex of threads outside; rel/acq */
+    uint64_t since_ticks; /* when somebody first waited for it; relaxed */
+    uint32_t sleepers;    /* threads outside that wait for it (add) */
     js_cqe cqe;
 } js_comm_slot;
+
+JS_INLINE uint64_t js_comm_slot_word(uint64_t wr_id, js_comm_slot_state state)
+{
+    return wr_id << JS_COMM_SLOT_BITS | state;
+}
 
 /* A launch that has not begun: of a plan, or of a graph. */
 typedef struct js_comm_pending {
@@ -102,6 +114,25 @@ typedef enum js_comm_busy {
     JS_COMM_CLOSED,  /* for good; a device may still hold its queue pair */
 } js_comm_busy;
 
+/* When a thread that would rather not disturb others looks again whether they are active. */
+typedef struct js_turn_look {
+    uint32_t seen; /* turns at the last look */
+    uint64_t pause_ticks;
+    uint64_t next_ticks;
+} js_turn_look;
+
+/* The wait of one thread for one operation, outside. */
+typedef struct js_turn {
+    js_comm *comm;
+    js_comm_slot *slot;
+    uint64_t wr_id;
+    uint64_t timeout_ns;
+    uint64_t since_ticks; /* when the call was first known to last */
+    bool is_outside;
+    bool is_at_door; /* the doorbell is up: sleep there */
+    bool is_patient; /* never inside for more than a round */
+} js_turn;
+
 /* State of the wait in progress. */
 typedef struct js_waiter {
     uint64_t since_ticks;   /* when nothing moved any more; 0: it moves */
@@ -150,14 +181,14 @@ struct js_comm {
     uint64_t foreign_ticks; /* when a frame of another host first did not fit; 0: none */
     uint64_t recorded;      /* collective of the last complete record; R: any thread, rel/acq */
 
-    js_exec_plan **plans; /* [JS_COMM_PLANS_MAX], by id */
+    js_exec_plan **plans; /* [JS_COMM_PLANS_MAX], by id modulo that */
     uint32_t plan_count;
-    js_graph **graphs;   /* [JS_COMM_GRAPHS_MAX], by id */
-    js_comm_slot *slots; /* by wr_id */
+    uint32_t plan_unloads; /* an id is not used again: another thread may have it in its hand */
+    js_graph **graphs;     /* [JS_COMM_GRAPHS_MAX], by id */
+    js_comm_slot *slots;   /* by wr_id */
     uint32_t slot_mask;
     uint64_t wr_next;
-    uint64_t wr_last_call; /* of js_comm_call */
-    uint64_t wr_waited;    /* being waited for now */
+    uint64_t wr_waited; /* being waited for now, by whoever has the turn */
 
     js_waiter waiter;
     int32_t failed; /* status that every further call returns */
@@ -167,27 +198,68 @@ struct js_comm {
     uint32_t has_work;   /* it was left with operations in flight; R: any thread, relaxed */
     bool has_posted;     /* something, since its last round */
     bool is_raised;      /* the engine thread has raised its doorbell here; W: it */
-    uint32_t wanted;     /* threads that want in where a device may be inside, or are (add) */
-    uint32_t busy;       /* js_comm_busy; whoever enters (cas), the same when it leaves */
-    bool is_biased;      /* one thread of a device goes in and out by a word of its own: js_qp.c */
-    uint32_t is_inside;  /* that word; W: the device's thread */
+    js_turn_look thread; /* when it should next go in; W: it */
+    /* What other threads of the process look at: one line, which those who go in and out own. */
+    uint32_t busy JS_ALIGNED(JS_CACHE_LINE); /* js_comm_busy; who enters (cas), or leaves */
+    uint32_t wanted;    /* threads that want in: whoever waits inside comes out (add) */
+    uint32_t turns;     /* how often a thread has gone in, but to help; W: who is inside */
+    uint32_t outside;   /* threads in the middle of a call that are not inside (add) */
+    uint32_t dozers;    /* not 0: threads sleep outside, at the doorbell; W: who is inside */
+    uint32_t is_shared; /* not 0: two threads have met here (relaxed) */
+    uint32_t is_inside; /* the device's thread is; W: it */
+    bool is_biased;     /* one thread of a device goes in and out by that word: js_qp.c */
 };
 
+/* --- js_turn.c --- */
+/* Waits outside for an operation; who is inside leaves. JS_OK: it is complete, *out has the
+ * completion; JS_ERR_INVALID: another thread has that; JS_ERR_AGAIN, JS_ERR_TIMEOUT as
+ * js_comm_wait. Then the caller is outside, and must not use the communicator any more. */
+int32_t js_turn_wait(js_turn *turn, js_cqe *out);
+#define JS_TURN_TAKEN 1 /* it is inside again */
+/* The completion of an operation, for a thread outside: JS_ERR_AGAIN: there is none yet;
+ * JS_ERR_INVALID. */
+int32_t js_turn_collect(js_comm_slot *slot, uint64_t wr_id, js_cqe *out);
+/* Has nobody else been inside for a while? Asked by a thread that would rather not disturb. */
+bool js_turn_is_free(const js_comm *comm, js_turn_look *look, uint64_t now_ticks);
+/* A completion has been written for which threads wait outside. */
+void js_turn_wake(js_comm *comm, js_comm_slot *slot);
+/* What js_comm_leave does where others want in, or sleep and will not be woken by peers. */
+void js_turn_pass(js_comm *comm);
+/* Waits until nobody is in the middle of a call, if that cannot last; enters and leaves on the way.
+ * The caller is inside. */
+int32_t js_turn_await_none(js_comm *comm);
+
 /* --- js_help.c --- */
-/* What js_comm_enter does where somebody is inside: waits for a helper to leave, JS_ERR_BUSY for a
- * call, JS_ERR_FORKED in a child. */
+/* What js_comm_enter does where somebody is inside: waits for a turn. JS_ERR_BUSY if nobody comes
+ * out for long, or in a function of a graph; JS_ERR_FORKED in a child. */
 int32_t js_comm_enter_slow(js_comm *comm);
+/* The same, with little patience. */
+int32_t js_comm_enter_soon(js_comm *comm);
 /* Remembers whether operations are left in flight, for waits in other communicators. */
 void js_comm_note_work(js_comm *comm, bool has_work);
 
-/* One thread at a time. The word is also what makes a second thread's call an error instead of a
- * corrupted queue. */
+/* The plan of an id; NULL: it is not loaded any more. */
+JS_INLINE js_exec_plan *js_comm_find_plan(const js_comm *comm, uint32_t plan_id)
+{
+    js_exec_plan *plan = comm->plans[plan_id % JS_COMM_PLANS_MAX];
+    return JS_LIKELY(plan != NULL && plan->id == plan_id) ? plan : NULL;
+}
+
+/* Goes in, if nobody is. */
+JS_INLINE bool js_comm_try_enter(js_comm *comm)
+{
+    if (JS_UNLIKELY(comm->is_biased ||
+                    !js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED))) {
+        return false;
+    }
+    js_store_rlx_u32(&comm->turns, comm->turns + 1);
+    return true;
+}
+
+/* One thread at a time. */
 JS_INLINE int32_t js_comm_enter(js_comm *comm)
 {
-    if (JS_LIKELY(!comm->is_biased && js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED))) {
-        return JS_OK;
-    }
-    return js_comm_enter_slow(comm);
+    return JS_LIKELY(js_comm_try_enter(comm)) ? JS_OK : js_comm_enter_slow(comm);
 }
 
 JS_INLINE int32_t js_comm_leave(js_comm *comm, int32_t result)
@@ -202,6 +274,10 @@ JS_INLINE int32_t js_comm_leave(js_comm *comm, int32_t result)
                     (comm->mirror != NULL && comm->mirror->has_backlog);
     if (JS_UNLIKELY(has_work != (js_load_rlx_u32(&comm->has_work) != 0))) {
         js_comm_note_work(comm, has_work);
+    }
+    if (JS_UNLIKELY((js_load_rlx_u32(&comm->wanted) | comm->dozers) != 0)) {
+        js_turn_pass(comm);
+        return result;
     }
     js_store_rel_u32(&comm->busy, JS_COMM_FREE);
     return result;
@@ -248,6 +324,8 @@ JS_INLINE void js_account_settle(js_comm *comm)
 /* --- js_wait.c --- */
 /* After a round without progress: waits a little. JS_OK, or why the communicator failed. */
 int32_t js_wait_idle(js_comm *comm);
+/* What js_wait_idle does besides waiting, for a thread that is going to sleep outside. */
+int32_t js_wait_before_door(js_comm *comm);
 /* Now and then, asks how the peers are, those that are awaited. Returns JS_OK or a fault. */
 int32_t js_wait_check(js_comm *comm, uint64_t now_ticks);
 /* After progress. */

@@ -26,17 +26,28 @@ static int32_t post_check(js_comm *comm)
     return JS_OK;
 }
 
-/* A number for a new operation, with its slot. JS_ERR_FULL: the slot is still taken. */
-static int32_t post_take_slot(js_comm *comm, uint64_t *out_wr_id)
+static js_comm_slot *post_next_slot(js_comm *comm)
 {
     js_comm_slot *slot = &comm->slots[comm->wr_next & comm->slot_mask];
-    if (JS_UNLIKELY(slot->state != JS_COMM_SLOT_FREE)) {
+    uint64_t word = js_load_acq_u64(&slot->word);
+    return JS_LIKELY((word & JS_COMM_SLOT_STATES) == JS_COMM_SLOT_FREE) ? slot : NULL;
+}
+
+/* A number for a new operation, with its slot. Numbers whose slots are still taken, by threads that
+ * are slower, are left out. JS_ERR_FULL: all are taken. */
+static int32_t post_take_slot(js_comm *comm, uint64_t *out_wr_id)
+{
+    js_comm_slot *slot = post_next_slot(comm);
+    for (uint32_t i = 0; JS_UNLIKELY(slot == NULL) && i < comm->slot_mask; i++) {
+        comm->wr_next++;
+        slot = post_next_slot(comm);
+    }
+    if (JS_UNLIKELY(slot == NULL)) {
         return JS_FAIL(JS_ERR_FULL, "%u operations are outstanding or were never waited for",
                        comm->slot_mask + 1);
     }
-    slot->wr_id = comm->wr_next;
-    slot->since_ticks = 0;
-    slot->state = JS_COMM_SLOT_OUTSTANDING;
+    js_store_rlx_u64(&slot->since_ticks, 0);
+    js_store_rlx_u64(&slot->word, js_comm_slot_word(comm->wr_next, JS_COMM_SLOT_OUTSTANDING));
     comm->has_posted = true;
     *out_wr_id = comm->wr_next++;
     return JS_OK;
@@ -44,7 +55,8 @@ static int32_t post_take_slot(js_comm *comm, uint64_t *out_wr_id)
 
 static int32_t post_refuse(js_comm *comm, const char *what)
 {
-    comm->slots[--comm->wr_next & comm->slot_mask].state = JS_COMM_SLOT_FREE;
+    comm->wr_next--;
+    js_store_rlx_u64(&comm->slots[comm->wr_next & comm->slot_mask].word, JS_COMM_SLOT_FREE);
     return JS_FAIL(JS_ERR_FULL, "%u %s are waiting for their turn", comm->launch_mask + 1, what);
 }
 
@@ -53,7 +65,7 @@ static int32_t post_launch(js_comm *comm, js_comm_pending *launch, uint64_t *out
 {
     JS_TRY(post_check(comm));
     if (launch->plan == NULL && launch->graph == NULL) {
-        return JS_FAIL(JS_ERR_INVALID, "there is no such plan or graph");
+        return JS_FAIL(JS_ERR_INVALID, "no such plan or graph is loaded");
     }
     JS_TRY(post_take_slot(comm, &launch->id));
     if (JS_UNLIKELY(!js_duty_launch(comm, launch))) {
@@ -61,11 +73,6 @@ static int32_t post_launch(js_comm *comm, js_comm_pending *launch, uint64_t *out
     }
     *out_wr_id = launch->id;
     return JS_OK;
-}
-
-static js_exec_plan *post_plan(const js_comm *comm, uint32_t plan_id)
-{
-    return JS_LIKELY(plan_id < JS_COMM_PLANS_MAX) ? comm->plans[plan_id] : NULL;
 }
 
 static js_graph *post_graph(const js_comm *comm, uint32_t graph_id)
@@ -90,82 +97,153 @@ static void post_send_out(js_comm *comm)
     js_wait_reset(comm);
 }
 
-/* Rounds until wr_id is done, the communicator fails, or patience or time runs out. */
-static int32_t post_await(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
+/* Patience: when signals are to be looked after; time: when the caller's is over. */
+static int32_t post_check_time(const js_turn *turn, uint64_t now)
 {
-    js_comm_slot *slot = &comm->slots[wr_id & comm->slot_mask];
-    uint64_t patience = 0;
+    const js_clock_scale *clock = &turn->comm->engine->clock;
+    uint64_t since = js_load_rlx_u64(&turn->slot->since_ticks);
+    if (since == 0) {
+        js_store_rlx_u64(&turn->slot->since_ticks, now);
+        since = now;
+    }
+    if (js_clock_span_ns(clock, now - turn->since_ticks) >= POST_PATIENCE_NS) {
+        return JS_ERR_AGAIN;
+    }
+    if (js_clock_span_ns(clock, js_max_u64(now, since) - since) >= turn->timeout_ns) {
+        js_store_rlx_u64(&turn->slot->since_ticks, 0); /* the next wait begins anew */
+        return JS_ERR_TIMEOUT;
+    }
+    return JS_OK;
+}
+
+/* Rounds until the operation is done, the communicator fails, or patience or time runs out. The
+ * caller may be outside afterwards, and then *out has the completion. */
+static int32_t post_await(js_turn *turn, js_cqe *out)
+{
+    js_comm *comm = turn->comm;
+    js_comm_slot *slot = turn->slot;
+    const uint64_t under_way = js_comm_slot_word(turn->wr_id, JS_COMM_SLOT_OUTSTANDING);
     uint32_t rounds = 0;
-    comm->wr_waited = wr_id;
-    while (slot->state == JS_COMM_SLOT_OUTSTANDING) {
+    bool may_doze = false; /* outside: others may want in */
+    comm->wr_waited = turn->wr_id;
+    while (js_load_rlx_u64(&slot->word) == under_way) {
         int32_t progress = js_duty_round(comm);
         if (JS_UNLIKELY(progress < 0)) {
             continue; /* everything outstanding has been flushed, this one too */
         }
         if (progress > 0) {
             js_wait_reset(comm);
-        } else if (timeout_ns == 0) {
+        } else if (turn->timeout_ns == 0) {
             (void)js_help_others(comm); /* a loop that only looks is a wait, too */
             return JS_ERR_AGAIN;
+        } else if (JS_UNLIKELY(may_doze && comm->waiter.is_armed)) {
+            if (js_wait_before_door(comm) != JS_OK) {
+                continue;
+            }
+            turn->is_at_door = true;
         } else if (js_wait_idle(comm) != JS_OK) {
             continue;
         }
+        if (JS_UNLIKELY(turn->is_at_door || js_load_rlx_u32(&comm->wanted) != 0)) {
+            int32_t result = turn->timeout_ns != 0 ? js_turn_wait(turn, out) : JS_ERR_AGAIN;
+            if (result != JS_TURN_TAKEN) {
+                return result;
+            }
+            comm->wr_waited = turn->wr_id;
+        }
         /* The clock is read now and then, and before each slice of sleep. */
         bool is_time = ++rounds % 1024 == 0 || comm->waiter.is_armed;
-        if (!is_time || timeout_ns == 0 || slot->state != JS_COMM_SLOT_OUTSTANDING) {
+        if (!is_time || turn->timeout_ns == 0 || js_load_rlx_u64(&slot->word) != under_way) {
             continue;
         }
         uint64_t now = js_clock_ticks();
-        slot->since_ticks = slot->since_ticks ? slot->since_ticks : now;
-        patience = patience ? patience : now;
-        uint64_t waited_ns = js_clock_span_ns(&comm->engine->clock, now - slot->since_ticks);
-        if (js_clock_span_ns(&comm->engine->clock, now - patience) >= POST_PATIENCE_NS) {
-            return JS_ERR_AGAIN;
-        }
-        if (waited_ns >= timeout_ns) {
-            slot->since_ticks = 0; /* the next wait begins anew */
-            return JS_ERR_TIMEOUT;
-        }
+        turn->since_ticks = turn->since_ticks ? turn->since_ticks : now;
+        JS_TRY(post_check_time(turn, now));
+        may_doze = js_load_rlx_u32(&comm->is_shared) != 0 && comm->mirror == NULL;
     }
     comm->wr_waited = 0;
-    if (comm->mirror != NULL && JS_UNLIKELY(comm->mirror->has_backlog) && timeout_ns != 0) {
+    if (comm->mirror != NULL && JS_UNLIKELY(comm->mirror->has_backlog) && turn->timeout_ns != 0) {
         post_send_out(comm);
     }
     return JS_OK;
 }
 
-static int32_t post_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
+/* What a thread's last call, and its last wait, have left unfinished. */
+typedef struct post_unfinished {
+    const js_comm *comm;
+    uint64_t wr_id;
+} post_unfinished;
+
+static _Thread_local post_unfinished post_called;
+static _Thread_local post_unfinished post_waited;
+static _Thread_local uint64_t post_received_bytes;
+
+static int32_t post_wait(js_turn *turn, js_cqe *out)
 {
-    js_comm_slot *slot = &comm->slots[wr_id & comm->slot_mask];
-    if (slot->wr_id != wr_id || slot->state == JS_COMM_SLOT_FREE) {
-        return JS_FAIL(JS_ERR_INVALID, "operation %llu is not outstanding",
-                       (unsigned long long)wr_id);
+    js_comm_slot *slot = turn->slot;
+    uint64_t done = js_comm_slot_word(turn->wr_id, JS_COMM_SLOT_DONE);
+    uint64_t under_way = js_comm_slot_word(turn->wr_id, JS_COMM_SLOT_OUTSTANDING);
+    if (JS_LIKELY(js_load_rlx_u64(&slot->word) == under_way)) {
+        int32_t result = post_await(turn, out);
+        if (JS_UNLIKELY(result == JS_ERR_AGAIN || result == JS_ERR_TIMEOUT)) {
+            post_waited = (post_unfinished){ turn->comm, turn->wr_id };
+        }
+        if (result != JS_OK || turn->is_outside) {
+            return result;
+        }
     }
-    JS_TRY(post_await(comm, wr_id, timeout_ns));
+    if (JS_UNLIKELY(js_load_rlx_u64(&slot->word) != done)) {
+        return JS_FAIL(JS_ERR_INVALID, "operation %llu is not outstanding",
+                       (unsigned long long)turn->wr_id);
+    }
     *out = slot->cqe;
-    slot->state = JS_COMM_SLOT_FREE;
+    js_store_rel_u64(&slot->word, js_comm_slot_word(turn->wr_id, JS_COMM_SLOT_FREE));
     return JS_OK;
 }
 
-/* Leaves after a wait. Calls that never wait long must not starve other communicators. */
-static int32_t post_leave(js_comm *comm, int32_t result)
+static js_turn post_turn(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
 {
-    if (JS_UNLIKELY(js_help_is_wanted(comm))) {
-        (void)js_help_others(comm);
+    return (js_turn){
+        .comm = comm,
+        .slot = &comm->slots[wr_id & comm->slot_mask],
+        .wr_id = wr_id,
+        .timeout_ns = timeout_ns,
+    };
+}
+
+/* Leaves after a wait. Calls that never wait long must not starve other communicators. */
+static int32_t post_leave(const js_turn *turn, int32_t result)
+{
+    if (JS_UNLIKELY(turn->is_outside)) {
+        return result;
     }
-    return js_comm_leave(comm, result);
+    if (JS_UNLIKELY(js_help_is_wanted(turn->comm))) {
+        (void)js_help_others(turn->comm);
+    }
+    return js_comm_leave(turn->comm, result);
+}
+
+/* Waits for what this call has posted, and leaves. */
+static int32_t post_finish(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
+{
+    js_turn turn = post_turn(comm, wr_id, timeout_ns);
+    int32_t result = post_wait(&turn, out);
+    if (JS_UNLIKELY(result == JS_ERR_AGAIN || result == JS_ERR_TIMEOUT)) {
+        post_called = (post_unfinished){ comm, wr_id };
+    }
+    return post_leave(&turn, result == JS_OK ? out->status : result);
 }
 
 /* Launches, and waits for the end. */
 static int32_t post_call(js_comm *comm, js_comm_pending *launch, uint64_t timeout_ns)
 {
-    int32_t result = post_launch(comm, launch, &comm->wr_last_call);
-    if (JS_LIKELY(result == JS_OK)) {
-        js_cqe cqe;
-        result = post_wait(comm, comm->wr_last_call, timeout_ns, &cqe);
-        result = result == JS_OK ? cqe.status : result;
+    uint64_t wr_id = 0;
+    js_cqe cqe;
+    int32_t result = post_launch(comm, launch, &wr_id);
+    if (JS_UNLIKELY(result != JS_OK)) {
+        return js_comm_leave(comm, result);
     }
-    return post_leave(comm, result);
+    return post_finish(comm, wr_id, timeout_ns, &cqe);
 }
 
 /* Launches; the first frames leave at once. */
@@ -183,7 +261,7 @@ int32_t js_comm_call(js_comm *comm, uint32_t plan_id, const void *input, void *o
 {
     JS_TRY(js_comm_enter(comm));
     js_comm_pending launch = {
-        .plan = post_plan(comm, plan_id),
+        .plan = js_comm_find_plan(comm, plan_id),
         .input = (uintptr_t)input,
         .output = (uintptr_t)output,
     };
@@ -195,7 +273,7 @@ int32_t js_comm_launch(js_comm *comm, uint32_t plan_id, const void *input, void 
 {
     JS_TRY(js_comm_enter(comm));
     js_comm_pending launch = {
-        .plan = post_plan(comm, plan_id),
+        .plan = js_comm_find_plan(comm, plan_id),
         .input = (uintptr_t)input,
         .output = (uintptr_t)output,
     };
@@ -266,31 +344,48 @@ int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t pe
 }
 
 int32_t js_comm_send_wait(js_comm *comm, const void *source, uint64_t bytes, uint64_t address,
-                          uint64_t timeout_ns, js_cqe *out)
+                          uint64_t timeout_ns)
 {
     js_sqe entry = { .source_addr = (uintptr_t)source, .bytes = bytes, .tag = (uint32_t)address };
+    uint64_t wr_id = 0;
+    js_cqe cqe;
     JS_TRY(js_comm_enter(comm));
-    out->wr_id = 0;
-    int32_t result = post_send(comm, &entry, (uint32_t)(address >> 32), &out->wr_id);
-    if (result == JS_OK) {
-        result = post_wait(comm, out->wr_id, timeout_ns, out);
-        result = result == JS_OK ? out->status : result;
+    int32_t result = post_send(comm, &entry, (uint32_t)(address >> 32), &wr_id);
+    if (JS_UNLIKELY(result != JS_OK)) {
+        return js_comm_leave(comm, result);
     }
-    return post_leave(comm, result);
+    return post_finish(comm, wr_id, timeout_ns, &cqe);
 }
 
 int32_t js_comm_receive_wait(js_comm *comm, void *target, uint64_t bytes, uint64_t address,
-                             uint64_t timeout_ns, js_cqe *out)
+                             uint64_t timeout_ns)
 {
+    const uint64_t flags = JS_RQ_TAG_ANY | JS_RQ_PROBE;
     js_rqe entry = { .target_addr = (uintptr_t)target, .bytes = bytes, .tag = (uint32_t)address };
+    uint64_t wr_id = 0;
+    js_cqe cqe;
     JS_TRY(js_comm_enter(comm));
-    out->wr_id = 0;
-    int32_t result = post_receive(comm, &entry, (uint32_t)(address >> 32), &out->wr_id);
-    if (result == JS_OK) {
-        result = post_wait(comm, out->wr_id, timeout_ns, out);
-        result = result == JS_OK ? out->status : result;
+    int32_t result = post_receive(comm, &entry, (uint32_t)(address >> 32), &wr_id);
+    if (JS_UNLIKELY(result != JS_OK)) {
+        return js_comm_leave(comm, result);
     }
-    return post_leave(comm, result);
+    result = post_finish(comm, wr_id, timeout_ns, &cqe);
+    if (JS_UNLIKELY(result == JS_ERR_TRUNCATED ||
+                    (result == JS_OK && cqe.bytes != (bytes & ~flags)))) {
+        post_received_bytes = cqe.bytes;
+        return result == JS_OK ? JS_CALL_SHORT : result;
+    }
+    return result;
+}
+
+uint64_t js_comm_received_bytes(void)
+{
+    return post_received_bytes;
+}
+
+uint64_t js_comm_unfinished(const js_comm *comm)
+{
+    return post_called.comm == comm ? post_called.wr_id : 0;
 }
 
 int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id)
@@ -298,19 +393,62 @@ int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id)
     JS_TRY(js_comm_enter(comm));
     js_comm_slot *slot = &comm->slots[wr_id & comm->slot_mask];
     (void)js_duty_round(comm); /* a receive still in the queue reaches the matching list */
-    bool is_there = slot->wr_id == wr_id && slot->state == JS_COMM_SLOT_OUTSTANDING;
+    bool is_there =
+        js_load_rlx_u64(&slot->word) == js_comm_slot_word(wr_id, JS_COMM_SLOT_OUTSTANDING);
     if (!is_there || !js_message_cancel(&comm->message, wr_id)) {
         return js_comm_leave(comm, JS_FAIL(JS_ERR_INVALID, "the receive has been matched"));
     }
-    slot->state = JS_COMM_SLOT_FREE;
+    js_store_rel_u64(&slot->word, JS_COMM_SLOT_FREE);
+    if (js_load_rlx_u32(&slot->sleepers) != 0) { /* another thread waits for it */
+        js_turn_wake(comm, slot);
+    }
     return js_comm_leave(comm, JS_OK);
+}
+
+/* Somebody else is inside: waits for a turn, or for the completion without one. */
+static int32_t post_join(js_turn *turn, js_cqe *out)
+{
+    js_comm *comm = turn->comm;
+    uint32_t busy = js_load_rlx_u32(&comm->busy);
+    bool is_refused = busy == JS_COMM_FORKED || busy == JS_COMM_CLOSED || js_graph_is_calling(comm);
+    if (is_refused || comm->is_biased) { /* js_comm_enter says why */
+        JS_TRY(js_comm_enter(comm));
+        return JS_TURN_TAKEN;
+    }
+    turn->is_outside = true;
+    js_store_rlx_u32(&comm->is_shared, 1);
+    int32_t result = js_turn_collect(turn->slot, turn->wr_id, out);
+    if (result == JS_ERR_AGAIN && turn->timeout_ns != 0) {
+        result = js_turn_wait(turn, out);
+    }
+    if (result == JS_ERR_AGAIN || result == JS_ERR_TIMEOUT) {
+        post_waited = (post_unfinished){ comm, turn->wr_id };
+    }
+    return result;
+}
+
+static int32_t post_wait_for(js_turn *turn, js_cqe *out)
+{
+    if (turn->is_patient || !js_comm_try_enter(turn->comm)) {
+        int32_t result = post_join(turn, out);
+        if (result != JS_TURN_TAKEN) {
+            return result;
+        }
+    }
+    return post_leave(turn, post_wait(turn, out));
 }
 
 int32_t js_comm_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
 {
-    JS_TRY(js_comm_enter(comm));
-    uint64_t id = wr_id ? wr_id : comm->wr_last_call;
-    return post_leave(comm, post_wait(comm, id, timeout_ns, out));
+    js_turn turn = post_turn(comm, wr_id ? wr_id : js_comm_unfinished(comm), timeout_ns);
+    return post_wait_for(&turn, out);
+}
+
+int32_t js_comm_watch(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
+{
+    js_turn turn = post_turn(comm, wr_id, timeout_ns);
+    turn.is_patient = true;
+    return post_wait_for(&turn, out);
 }
 
 int32_t js_comm_progress(js_comm *comm)
@@ -330,6 +468,9 @@ void js_comm_fault(js_comm *comm, js_fault *out)
 {
     int32_t result = js_comm_enter(comm);
     if (result == JS_OK) {
+        if (post_waited.comm == comm) { /* this thread asks what it waits for */
+            comm->wr_waited = post_waited.wr_id;
+        }
         js_fault_describe(comm, out);
         (void)js_comm_leave(comm, JS_OK);
         return;
@@ -343,9 +484,10 @@ void js_comm_abort(js_comm *comm, int32_t status)
 {
     js_fault fault = { .status = status, .reporter = (int32_t)comm->rank, .culprit = -1 };
     fault.reporter_job = comm->members[comm->rank];
-    int32_t result = js_comm_enter(comm);
-    if (result == JS_ERR_BUSY) {
-        (void)js_fault_publish(comm, &fault); /* the thread inside finds it in its wait */
+    int32_t result = js_comm_enter_soon(comm);
+    if (result == JS_ERR_BUSY) { /* the thread inside finds it in its wait */
+        (void)js_fault_publish(comm, &fault);
+        js_wait_wake_self(comm);
     }
     if (result != JS_OK) {
         return;

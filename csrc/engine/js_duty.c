@@ -24,10 +24,13 @@ static void duty_complete_slot(js_comm *comm, const js_comm_done *done)
         .opcode = done->opcode,
         .sq_head_or_tag = done->tag,
     };
-    slot->state = JS_COMM_SLOT_DONE;
+    js_store_rel_u64(&slot->word, js_comm_slot_word(done->id, JS_COMM_SLOT_DONE));
     js_counter_add(comm->counters, JS_COUNTER_COMPLETIONS, 1);
     if (JS_UNLIKELY(done->status != JS_OK)) {
         js_counter_add(comm->counters, JS_COUNTER_FAILURES, 1);
+    }
+    if (JS_UNLIKELY(js_load_rlx_u32(&slot->sleepers) != 0)) {
+        js_turn_wake(comm, slot);
     }
 }
 

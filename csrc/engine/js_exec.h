@@ -65,6 +65,7 @@ typedef struct js_exec_lane {
 typedef struct js_exec_plan {
     js_call call;
     uint32_t fingerprint;
+    uint32_t id; /* in its communicator */
     uint32_t op_count;
     uint32_t lane_count;
     uint32_t divisor;

@@ -27,7 +27,7 @@ static int32_t graph_resolve(js_comm *comm, js_graph *graph)
         const js_graph_node *node = &graph->nodes[i];
         switch (node->kind) {
         case JS_NODE_LAUNCH:
-            graph->plans[i] = node->key < JS_COMM_PLANS_MAX ? comm->plans[node->key] : NULL;
+            graph->plans[i] = js_comm_find_plan(comm, node->key);
             if (graph->plans[i] == NULL) {
                 return JS_FAIL(JS_ERR_INVALID, "node %u: no plan has the id %u", i, node->key);
             }

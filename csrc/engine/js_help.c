@@ -16,6 +16,7 @@
 
 #define HELP_SPINS 100u
 #define HELP_PATIENCE_NS 10000000000u
+#define HELP_SOON_NS 1000000u
 
 uint32_t js_help_round(js_comm *comm)
 {
@@ -56,12 +57,11 @@ uint32_t js_help_others(js_comm *self)
     return progress;
 }
 
-/* Waits until a communicator is free, or for whoever is inside one that serves a device: it comes
- * out when it sees that it is asked to. */
-static int32_t help_enter(js_comm *comm)
+/* Waits until a communicator is free. Who waits inside comes out when it is asked to. */
+static int32_t help_enter(js_comm *comm, uint64_t patience_ns)
 {
     uint64_t start = js_clock_ticks();
-    uint64_t patience = js_clock_ns_to_ticks(&comm->engine->clock, HELP_PATIENCE_NS);
+    uint64_t patience = js_clock_ns_to_ticks(&comm->engine->clock, patience_ns);
     uint32_t spins = 0;
     for (;;) {
         uint32_t busy = js_load_rlx_u32(&comm->busy);
@@ -71,14 +71,16 @@ static int32_t help_enter(js_comm *comm)
         if (busy == JS_COMM_CLOSED) {
             return JS_FAIL(JS_ERR_CLOSED, "the communicator is closed");
         }
-        if (busy == JS_COMM_ENTERED && comm->queue == NULL) {
-            return JS_FAIL(JS_ERR_BUSY, "another thread is inside a call on this communicator");
-        }
         if (busy == JS_COMM_FREE && js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED)) {
+            js_store_rlx_u32(&comm->turns, comm->turns + 1);
             return JS_OK;
         }
         if (busy == JS_COMM_ENTERED && js_clock_ticks() - start > patience) {
-            return JS_FAIL(JS_ERR_BUSY, "a thread of the device does not come out");
+            return JS_FAIL(JS_ERR_BUSY, "another thread is inside this communicator and does not "
+                                        "come out: it runs a function of a graph, or is stopped");
+        }
+        if (busy == JS_COMM_ENTERED) {
+            js_store_rlx_u32(&comm->is_shared, 1);
         }
         if (++spins > HELP_SPINS && busy == JS_COMM_ENTERED) {
             js_wait_wake_self(comm);
@@ -110,14 +112,14 @@ static int32_t help_evict(js_comm *comm)
     return JS_OK;
 }
 
-int32_t js_comm_enter_slow(js_comm *comm)
+static int32_t help_enter_slow(js_comm *comm, uint64_t patience_ns)
 {
     if (JS_UNLIKELY(js_graph_is_calling(comm))) {
         return JS_FAIL(JS_ERR_BUSY, "a function of a graph must not use its communicator");
     }
     bool is_biased = comm->is_biased;
     js_add_seq_u32(&comm->wanted, 1);
-    int32_t result = help_enter(comm);
+    int32_t result = help_enter(comm, patience_ns);
     if (result == JS_OK && is_biased) {
         result = help_evict(comm);
     }
@@ -125,6 +127,16 @@ int32_t js_comm_enter_slow(js_comm *comm)
         js_add_seq_u32(&comm->wanted, UINT32_MAX);
     }
     return result;
+}
+
+int32_t js_comm_enter_slow(js_comm *comm)
+{
+    return help_enter_slow(comm, HELP_PATIENCE_NS);
+}
+
+int32_t js_comm_enter_soon(js_comm *comm)
+{
+    return js_comm_try_enter(comm) ? JS_OK : help_enter_slow(comm, HELP_SOON_NS);
 }
 
 void js_comm_note_work(js_comm *comm, bool has_work)

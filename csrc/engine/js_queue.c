@@ -192,7 +192,7 @@ static queue_outcome queue_launch(js_comm *comm, const js_sqe *entry, uint64_t i
             return QUEUE_DONE;
         }
     } else {
-        launch.plan = entry->key < JS_COMM_PLANS_MAX ? comm->plans[entry->key] : NULL;
+        launch.plan = js_comm_find_plan(comm, entry->key);
         launch.input = entry->source_addr;
         launch.output = entry->target_addr;
         if (launch.plan == NULL) {

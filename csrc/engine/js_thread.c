@@ -72,12 +72,20 @@ static uint32_t thread_round(js_comm *comm, bool checks)
     return progress;
 }
 
+/* Do threads of the host go in and out? They make rounds themselves, and this one would only be in
+ * their way. */
+static bool thread_leaves_alone(js_comm *comm, uint64_t now)
+{
+    return comm->queue == NULL && !js_turn_is_free(comm, &comm->thread, now);
+}
+
 /* One round for everybody. The lock is held. */
 static uint32_t thread_serve(js_engine *engine, bool checks)
 {
     uint32_t progress = 0;
+    uint64_t now = js_clock_ticks();
     for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
-        if (thread_serves(comm)) {
+        if (thread_serves(comm) && !thread_leaves_alone(comm, now)) {
             progress += thread_round(comm, checks);
         }
     }
@@ -102,14 +110,21 @@ static void thread_lower(js_comm *comm)
     }
 }
 
-/* Raises every doorbell; returns how many doors there are to sleep at. */
-static uint32_t thread_raise_all(js_engine *engine, thread_door *doors)
+/* Raises every doorbell; returns how many doors there are to sleep at. Not where others make
+ * rounds: peers would ring for nothing. */
+static uint32_t thread_raise_all(js_engine *engine, thread_door *doors, bool *out_is_short)
 {
     uint32_t count = 0;
+    uint64_t now = js_clock_ticks();
+    *out_is_short = false;
     js_store_rlx_u32(&engine->bell, 1);
     doors[count++] = (thread_door){ 1, (uintptr_t)&engine->bell, THREAD_DOOR_U32, 0 };
     for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
         comm->is_raised = thread_serves(comm);
+        if (comm->is_raised && comm->queue == NULL && comm->thread.next_ticks > now) {
+            comm->is_raised = false;
+            *out_is_short = true;
+        }
         if (comm->is_raised) {
             thread_raise(comm);
             if (count < THREAD_DOORS_MAX) {
@@ -132,10 +147,11 @@ static void thread_lower_all(js_engine *engine)
     }
 }
 
-static void thread_sleep_at(const js_engine *engine, const thread_door *doors, uint32_t count)
+static void thread_sleep_at(const js_engine *engine, const thread_door *doors, uint32_t count,
+                            bool is_short)
 {
     uint64_t slice_ns = engine->has_membarrier ? THREAD_SLICE_NS : THREAD_SLICE_BLIND_NS;
-    slice_ns = engine->is_spread ? THREAD_SLICE_REMOTE_NS : slice_ns;
+    slice_ns = engine->is_spread || is_short ? THREAD_SLICE_REMOTE_NS : slice_ns;
     uint64_t ns = js_clock_ns() + slice_ns;
     struct timespec until = { .tv_sec = (time_t)(ns / 1000000000u),
                               .tv_nsec = (long)(ns % 1000000000u) };
@@ -184,13 +200,14 @@ static void thread_sleep(js_engine *engine)
         return;
     }
     thread_door doors[THREAD_DOORS_MAX + 1];
-    uint32_t count = thread_raise_all(engine, doors);
-    if (engine->has_membarrier) {
+    bool is_short;
+    uint32_t count = thread_raise_all(engine, doors, &is_short);
+    if (engine->has_membarrier && count > 1) {
         (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
     }
     if (thread_serve(engine, true) == 0 && js_load_seq_u32(&engine->lockers) == 0 &&
         js_load_seq_u32(&engine->thread_stops) == 0) {
-        thread_sleep_at(engine, doors, count);
+        thread_sleep_at(engine, doors, count, is_short);
     }
     thread_lower_all(engine);
 }

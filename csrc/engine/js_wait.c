@@ -184,7 +184,8 @@ static void wait_sleep(js_comm *comm, uint64_t slice_ns)
     struct timespec slice = { .tv_nsec = (long)slice_ns };
     js_counter_add(comm->counters, JS_COUNTER_SLEEPS, 1);
     if (comm->mirror != NULL) {
-        js_mirror_sleep(comm, slice_ns);
+        bool is_shared = js_load_rlx_u32(&comm->is_shared) != 0; /* no other thread can wake it */
+        js_mirror_sleep(comm, is_shared ? WAIT_SLICE_HELP_NS : slice_ns);
     } else {
         (void)syscall(SYS_futex, &comm->board->doorbell, FUTEX_WAIT, 1u, &slice, NULL, 0u);
     }
@@ -255,6 +256,15 @@ static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
         wait_sleep(comm, wait_slice_ns(comm, waited));
     }
     return JS_OK;
+}
+
+int32_t js_wait_before_door(js_comm *comm)
+{
+    if (js_load_rlx_u32(&comm->control->abort) != 0) {
+        return js_fault_adopt(comm);
+    }
+    (void)js_help_others(comm);
+    return js_wait_check(comm, js_clock_ticks());
 }
 
 int32_t js_wait_idle(js_comm *comm)

@@ -319,7 +319,7 @@ static bool mail_span(const js_mail *mail, uintptr_t object, int32_t flags, uint
     return false;
 }
 
-int32_t js_array_send(js_mail *mail, uintptr_t source, uint64_t address)
+int32_t js_array_send(const js_mail *mail, uintptr_t source, uint64_t address)
 {
     uintptr_t data = 0;
     uint64_t bytes = 0;
@@ -329,11 +329,10 @@ int32_t js_array_send(js_mail *mail, uintptr_t source, uint64_t address)
     if (JS_UNLIKELY(mail->comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_send_wait(mail->comm, (const void *)data, bytes, address, mail->timeout_ns,
-                             &mail->cqe);
+    return js_comm_send_wait(mail->comm, (const void *)data, bytes, address, mail->timeout_ns);
 }
 
-int32_t js_array_receive(js_mail *mail, uintptr_t target, uint64_t address, uint64_t flags)
+int32_t js_array_receive(const js_mail *mail, uintptr_t target, uint64_t address, uint64_t flags)
 {
     uintptr_t data = 0;
     uint64_t bytes = 0;
@@ -343,9 +342,7 @@ int32_t js_array_receive(js_mail *mail, uintptr_t target, uint64_t address, uint
     if (JS_UNLIKELY(mail->comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    int32_t status = js_comm_receive_wait(mail->comm, (void *)data, bytes | flags, address,
-                                          mail->timeout_ns, &mail->cqe);
-    return status == JS_OK && mail->cqe.bytes != bytes ? JS_CALL_SHORT : status;
+    return js_comm_receive_wait(mail->comm, (void *)data, bytes | flags, address, mail->timeout_ns);
 }
 
 int32_t js_persistent_call(const js_persistent *call)

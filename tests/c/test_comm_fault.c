@@ -346,48 +346,7 @@ static void test_forked(void)
     alone_close(&a);
 }
 
-/* --- a second thread -------------------------------------------------------------------------- */
-
-static void *second_thread(void *argument)
-{
-    js_test_rank *self = argument;
-    js_cqe cqe;
-    int32_t result = JS_ERR_INVALID;
-    while (result != JS_ERR_BUSY) {
-        result = js_comm_wait(self->comm, 4711, 1, &cqe); /* unknown: touches nothing */
-        JS_TEST_CHECK(result == JS_ERR_BUSY || result == JS_ERR_INVALID);
-    }
-    js_test_meet(self); /* lets rank 1 come */
-    return NULL;
-}
-
-static void body_busy(js_test_rank *self)
-{
-    int32_t values[COUNT] = { 0 };
-    uint32_t plan = fault_load(self, COUNT);
-    int32_t result = JS_ERR_BUSY;
-    if (self->rank == 0) {
-        pthread_t thread;
-        JS_TEST_REQUIRE(pthread_create(&thread, NULL, second_thread, self) == 0);
-        while (result == JS_ERR_BUSY) { /* while the second one is inside */
-            result = js_test_call(self->comm, plan, values, values);
-        }
-        JS_TEST_EQ_I64(result, JS_OK);
-        pthread_join(thread, NULL);
-    } else {
-        js_test_meet(self);
-        JS_TEST_EQ_I64(js_test_call(self->comm, plan, values, values), JS_OK);
-    }
-    js_test_meet(self);
-}
-
-static void test_second_thread_is_refused(void)
-{
-    js_test_world(&small, body_busy, NULL);
-}
-
 JS_TEST_MAIN(JS_TEST(test_mismatch), JS_TEST(test_mismatch_without_a_frame), JS_TEST(test_timeout),
              JS_TEST(test_abort), JS_TEST(test_abort_together), JS_TEST(test_closed_peer),
              JS_TEST(test_closed_peer_of_a_message), JS_TEST(test_dead_peer),
-             JS_TEST(test_everything_outstanding_is_flushed), JS_TEST(test_forked),
-             JS_TEST(test_second_thread_is_refused))
+             JS_TEST(test_everything_outstanding_is_flushed), JS_TEST(test_forked))

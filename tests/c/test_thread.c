@@ -26,7 +26,8 @@ static uint32_t thread_load(js_test_rank *self)
 /* Only looks; the engine thread writes it. */
 static void thread_await(const uint32_t *word, uint32_t value)
 {
-    for (uint32_t i = 0; i < 2000000 && js_load_acq_u32(word) != value; i++) {
+    uint64_t until_ns = js_clock_ns() + JS_TEST_TIMEOUT_NS;
+    while (js_load_acq_u32(word) != value && js_clock_ns() < until_ns) {
         sched_yield();
     }
     JS_TEST_EQ_U64(js_load_acq_u32(word), value);

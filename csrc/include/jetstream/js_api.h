@@ -324,7 +324,6 @@ typedef struct js_mail {
     uint64_t timeout_ns;
     const js_tensor_layout *tensors;
     uintptr_t array_type;
-    js_cqe cqe; /* of the last message */
     uint32_t dtype_count;
     uint32_t itemsize_bytes[JS_DTYPE_COUNT];
     uintptr_t dtypes[JS_DTYPE_COUNT];
@@ -441,7 +440,8 @@ JS_API int32_t js_comm_load_plan(js_comm *comm, const void *bytes, size_t size_b
                                  uint32_t *out_plan_id);
 JS_API int32_t js_comm_unload_plan(js_comm *comm, uint32_t plan_id);
 /* Launch and wait: one descriptor, one completion. timeout_ns counts from the call.
- * JS_ERR_AGAIN: 100 ms have passed (run pending signal handlers), go on with js_comm_wait(0). */
+ * JS_ERR_AGAIN: 100 ms have passed (run pending signal handlers), go on with js_comm_wait(0), in
+ * the same thread. */
 JS_API int32_t js_comm_call(js_comm *comm, uint32_t plan_id, const void *input, void *output,
                             uint64_t timeout_ns);
 /* Posts descriptors; *out_wr_id names the completion. JS_ERR_FULL: the queue has no room. */
@@ -454,19 +454,29 @@ JS_API int32_t js_comm_send(js_comm *comm, const void *source, uint64_t bytes, u
 JS_API int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t peer,
                                uint32_t tag, uint64_t *out_wr_id);
 /* The same and wait, for callers to whom every call costs. address: peer << 32 | tag. Return the
- * status of the completion in *out, or JS_ERR_AGAIN or JS_ERR_TIMEOUT as js_comm_wait does: then
- * the operation goes on, and out->wr_id names it. */
+ * status of the completion, or JS_ERR_AGAIN or JS_ERR_TIMEOUT as js_comm_wait does: then the
+ * operation goes on, and js_comm_unfinished names it. JS_CALL_SHORT: the message has fewer bytes
+ * than there is room; then, and after JS_ERR_TRUNCATED, js_comm_received_bytes tells how many. */
 JS_API int32_t js_comm_send_wait(js_comm *comm, const void *source, uint64_t bytes,
-                                 uint64_t address, uint64_t timeout_ns, js_cqe *out);
+                                 uint64_t address, uint64_t timeout_ns);
 JS_API int32_t js_comm_receive_wait(js_comm *comm, void *target, uint64_t bytes, uint64_t address,
-                                    uint64_t timeout_ns, js_cqe *out);
+                                    uint64_t timeout_ns);
+#define JS_CALL_SHORT 2
+/* Of the calling thread: length of the message that was last short or truncated; the operation that
+ * its last call on `comm` left unfinished, 0: none. */
+JS_API uint64_t js_comm_received_bytes(void);
+JS_API uint64_t js_comm_unfinished(const js_comm *comm);
 /* Removes a receive that no message has matched yet. JS_ERR_INVALID: it is not there any more. */
 JS_API int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id);
-/* Progresses until wr_id has completed; wr_id 0 is the operation of the last js_comm_call.
+/* Progresses until wr_id has completed; wr_id 0 is js_comm_unfinished. JS_ERR_INVALID: it is not
+ * outstanding, or another thread has taken its completion.
  * Returns JS_OK with the completion in *out (its status says how it went), JS_ERR_AGAIN after
  * 100 ms, or JS_ERR_TIMEOUT after timeout_ns since the wait for wr_id began (zero: only looks,
  * returns JS_ERR_AGAIN when it is not complete). A timeout leaves the operation outstanding. */
 JS_API int32_t js_comm_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out);
+/* The same for a thread that has time: it never keeps others from their turn, makes a round now and
+ * then if nobody else does, and sleeps in between. */
+JS_API int32_t js_comm_watch(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out);
 JS_API int32_t js_comm_progress(js_comm *comm);
 /* Describes what the communicator now waits for (status JS_OK) or why it failed. */
 JS_API void js_comm_fault(js_comm *comm, js_fault *out);
@@ -543,11 +553,11 @@ JS_API int32_t js_array_launch(const js_call_table *table, uintptr_t source, uin
 JS_API uint32_t js_array_remember(js_call_table *table, uintptr_t source, uintptr_t target,
                                   uint32_t itemsize_bytes, uint32_t plan_id);
 /* js_comm_send_wait, likewise; address: rank << 32 | tag. */
-JS_API int32_t js_array_send(js_mail *mail, uintptr_t source, uint64_t address);
+JS_API int32_t js_array_send(const js_mail *mail, uintptr_t source, uint64_t address);
 /* js_comm_receive_wait, likewise; flags: 0 or JS_RQ_TAG_ANY. JS_CALL_SHORT: a message that does
  * not fill the array. */
-#define JS_CALL_SHORT 2
-JS_API int32_t js_array_receive(js_mail *mail, uintptr_t target, uint64_t address, uint64_t flags);
+JS_API int32_t js_array_receive(const js_mail *mail, uintptr_t target, uint64_t address,
+                                uint64_t flags);
 /* Whether arrays are laid out as js_array_call believes can be seen by looking at a known one. */
 JS_API void js_array_look(uintptr_t object, js_array_seen *out);
 /* The same of a tensor, whose object, head and storage the caller knows to lie where they are
