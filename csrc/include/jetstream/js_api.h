@@ -429,8 +429,7 @@ JS_API const char *js_comm_way(js_comm *comm, uint32_t rank);
 JS_API int32_t js_comm_frame_bytes(js_comm *comm, uint32_t rank);
 /* Frames that were refused before it was known whose they are, by js_wire_reason. */
 JS_API int32_t js_comm_refused(js_comm *comm, uint64_t *out, uint32_t capacity);
-/* Leaves; peers that still wait for this rank get JS_ERR_PEER_CLOSED. JS_ERR_BUSY: another thread
- * is inside; nothing is closed. */
+/* Leaves; peers that await this rank get JS_ERR_PEER_CLOSED. JS_ERR_BUSY: another thread is inside. */
 JS_API int32_t js_comm_close(js_comm *comm);
 /* Rank in the job of a member; JS_ERR_INVALID. */
 JS_API int32_t js_comm_member(const js_comm *comm, uint32_t rank);
@@ -440,8 +439,7 @@ JS_API int32_t js_comm_load_plan(js_comm *comm, const void *bytes, size_t size_b
                                  uint32_t *out_plan_id);
 JS_API int32_t js_comm_unload_plan(js_comm *comm, uint32_t plan_id);
 /* Launch and wait: one descriptor, one completion. timeout_ns counts from the call.
- * JS_ERR_AGAIN: 100 ms have passed (run pending signal handlers), go on with js_comm_wait(0), in
- * the same thread. */
+ * JS_ERR_AGAIN: 100 ms have passed (run pending signal handlers), go on with js_comm_wait(0). */
 JS_API int32_t js_comm_call(js_comm *comm, uint32_t plan_id, const void *input, void *output,
                             uint64_t timeout_ns);
 /* Posts descriptors; *out_wr_id names the completion. JS_ERR_FULL: the queue has no room. */
@@ -455,27 +453,23 @@ JS_API int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint
                                uint32_t tag, uint64_t *out_wr_id);
 /* The same and wait, for callers to whom every call costs. address: peer << 32 | tag. Return the
  * status of the completion, or JS_ERR_AGAIN or JS_ERR_TIMEOUT as js_comm_wait does: then the
- * operation goes on, and js_comm_unfinished names it. JS_CALL_SHORT: the message has fewer bytes
- * than there is room; then, and after JS_ERR_TRUNCATED, js_comm_received_bytes tells how many. */
+ * operation goes on, and js_comm_unfinished names it. JS_CALL_SHORT: the message does not fill the
+ * room; then, and after JS_ERR_TRUNCATED, js_comm_received_bytes tells its length. */
 JS_API int32_t js_comm_send_wait(js_comm *comm, const void *source, uint64_t bytes,
                                  uint64_t address, uint64_t timeout_ns);
 JS_API int32_t js_comm_receive_wait(js_comm *comm, void *target, uint64_t bytes, uint64_t address,
                                     uint64_t timeout_ns);
 #define JS_CALL_SHORT 2
-/* Of the calling thread: length of the message that was last short or truncated; the operation that
- * its last call on `comm` left unfinished, 0: none. */
-JS_API uint64_t js_comm_received_bytes(void);
-JS_API uint64_t js_comm_unfinished(const js_comm *comm);
+JS_API uint64_t js_comm_received_bytes(void);            /* of the calling thread */
+JS_API uint64_t js_comm_unfinished(const js_comm *comm); /* by its last call; 0: nothing */
 /* Removes a receive that no message has matched yet. JS_ERR_INVALID: it is not there any more. */
 JS_API int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id);
-/* Progresses until wr_id has completed; wr_id 0 is js_comm_unfinished. JS_ERR_INVALID: it is not
- * outstanding, or another thread has taken its completion.
+/* Progresses until wr_id (0: js_comm_unfinished) has completed. JS_ERR_INVALID: another thread has it.
  * Returns JS_OK with the completion in *out (its status says how it went), JS_ERR_AGAIN after
  * 100 ms, or JS_ERR_TIMEOUT after timeout_ns since the wait for wr_id began (zero: only looks,
  * returns JS_ERR_AGAIN when it is not complete). A timeout leaves the operation outstanding. */
 JS_API int32_t js_comm_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out);
-/* The same for a thread that has time: it never keeps others from their turn, makes a round now and
- * then if nobody else does, and sleeps in between. */
+/* The same for a thread that has time: it sleeps, and makes rounds only if nobody else does. */
 JS_API int32_t js_comm_watch(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out);
 JS_API int32_t js_comm_progress(js_comm *comm);
 /* Describes what the communicator now waits for (status JS_OK) or why it failed. */
