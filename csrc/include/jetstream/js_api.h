@@ -464,7 +464,7 @@ JS_API uint64_t js_comm_received_bytes(void);            /* of the calling threa
 JS_API uint64_t js_comm_unfinished(const js_comm *comm); /* by its last call; 0: nothing */
 /* Removes a receive that no message has matched yet. JS_ERR_INVALID: it is not there any more. */
 JS_API int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id);
-/* Progresses until wr_id (0: js_comm_unfinished) is complete. JS_ERR_INVALID: another thread has it.
+/* Progresses until wr_id (0: js_comm_unfinished) is done. JS_ERR_INVALID: another thread has it.
  * Returns JS_OK with the completion in *out (its status says how it went), JS_ERR_AGAIN after
  * 100 ms, or JS_ERR_TIMEOUT after timeout_ns since the wait for wr_id began (zero: only looks,
  * returns JS_ERR_AGAIN when it is not complete). A timeout leaves the operation outstanding. */
