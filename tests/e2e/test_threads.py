@@ -16,6 +16,7 @@ import pytest
 from jetstream.communicator import Communicator
 from jetstream.errors import (
     BusyError,
+    ClosedError,
     CommunicatorAbortedError,
     JetstreamError,
     PeerDiedError,
@@ -259,7 +260,9 @@ def run_abort(comm: Communicator) -> None:
         other.abort()
         other.close()
         threads.join()
-        assert [type(error) for error in errors] == [CommunicatorAbortedError] * 3, errors
+        assert len(errors) == 3, errors
+        for error in errors:  # closed: the main thread had the interpreter first
+            assert isinstance(error, (CommunicatorAbortedError, ClosedError)), errors
     comm.barrier()
     other.close()
 
