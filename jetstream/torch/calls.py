@@ -55,8 +55,7 @@ def _surround_two(method: Any, title: str, inputs: Any) -> Callable[..., Any]:
     def call(self: Any, first: Any, opts: Any = None) -> Any:
         try:
             if not profiler._is_profiler_enabled:
-                with self._lock:
-                    return method(self, first, opts)
+                return method(self, first, opts)
             return _call_in_range(title, inputs, method, self, first, opts)
         except JetstreamError as error:
             raise as_torch(error) from error.__cause__
@@ -68,8 +67,7 @@ def _surround_three(method: Any, title: str, inputs: Any) -> Callable[..., Any]:
     def call(self: Any, first: Any, second: Any, opts: Any = None) -> Any:
         try:
             if not profiler._is_profiler_enabled:
-                with self._lock:
-                    return method(self, first, second, opts)
+                return method(self, first, second, opts)
             return _call_in_range(title, inputs, method, self, first, second, opts)
         except JetstreamError as error:
             raise as_torch(error) from error.__cause__
@@ -81,8 +79,7 @@ def _surround_any(method: Any, title: str, inputs: Any) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             if not profiler._is_profiler_enabled:
-                with self._lock:
-                    return method(self, *args, **kwargs)
+                return method(self, *args, **kwargs)
             return _call_in_range(title, inputs, method, self, *args, **kwargs)
         except JetstreamError as error:
             raise as_torch(error) from error.__cause__
@@ -107,8 +104,7 @@ def _call_in_range(
     span = Range(f"{group.range_prefix}:{title}", inputs(*args, **kwargs))
     _nesting.is_inside = True
     try:
-        with group._lock:
-            work = method(group, *args, **kwargs)
+        work = method(group, *args, **kwargs)
     except BaseException:
         span.end()
         raise

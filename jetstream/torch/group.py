@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Sequence
 from datetime import timedelta
@@ -41,7 +40,6 @@ class Group(Collectives):
 
         ``global_ranks``: none means all. Raises what :func:`jetstream.init` raises.
         """
-        self._lock = threading.RLock()
         self.global_ranks = ranks = tuple(global_ranks) or tuple(range(size))
         try:
             self._comm = self._meet(Meeting(store, rank, size, timeout), ranks, timeout)
@@ -60,8 +58,7 @@ class Group(Collectives):
             _worlds.add(self)
             return comm
         members = [world.global_ranks.index(one) for one in ranks]
-        with world._lock:
-            return open_group_of(world.communicator, meeting, members, timeout)
+        return open_group_of(world.communicator, meeting, members, timeout)
 
     @property
     def communicator(self) -> Communicator:
@@ -81,8 +78,7 @@ class Group(Collectives):
     def shutdown(self) -> None:
         """Leave the group: what torch calls for destroy_process_group."""
         _worlds.discard(self)
-        with self._lock:
-            self._comm.close()
+        self._comm.close()
 
     def abort(self) -> None:
         """Make all present and later operations of every rank of the group fail."""

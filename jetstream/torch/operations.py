@@ -7,7 +7,6 @@ when they return.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -128,10 +127,9 @@ def _nothing(*_args: Any, **_named: Any) -> Sequence[Tensor]:
 
 
 class Collectives:
-    """Needs ``_comm``, and ``_lock``, which is held by whoever is inside it."""
+    """Needs ``_comm``. Several threads may call its methods: they take turns inside it."""
 
     _comm: Communicator
-    _lock: threading.RLock
     range_prefix = "jetstream"
     _has_progress = False
 
@@ -150,7 +148,7 @@ class Collectives:
         if is_async:
             self._go_on_alone()
             finish = staging.finish if staging.has_copies else None
-            return JetstreamWork(outputs, parts, self._lock, finish, timeout)
+            return JetstreamWork(outputs, parts, finish, timeout)
         staging.finish()
         return DONE
 
@@ -158,7 +156,7 @@ class Collectives:
         """The Work of an operation that leaves nothing to do but to wait for it."""
         if not self._has_progress:
             self._go_on_alone()
-        return JetstreamWork(outputs, (work,), self._lock)
+        return JetstreamWork(outputs, (work,))
 
     def _go_on_alone(self) -> None:
         """From the first asynchronous operation on, what is in flight moves at any time."""
@@ -193,7 +191,7 @@ class Collectives:
         tensor = _only(tensors, "allreduce")
         if _is_sparse(tensor):
             sparse_all_reduce(comm, tensor, _redop(opts), timeout)
-            return JetstreamWork((tensor,), (), self._lock)
+            return JetstreamWork((tensor,), ())
         staging = Staging()
         buffer = staging.target(tensor, "tensor", is_read=True)
         work = comm.all_reduce(
@@ -354,8 +352,7 @@ class Collectives:
     ) -> None:
         """Barrier that names who has not come; raises RuntimeError."""
         seconds = self._comm.timeout if timeout is None else timeout.total_seconds()
-        with self._lock:
-            monitored_barrier(self._comm, seconds, wait_all_ranks)
+        monitored_barrier(self._comm, seconds, wait_all_ranks)
 
     # --- one rank is the root ------------------------------------------------------------------
 
@@ -473,7 +470,7 @@ class Collectives:
             for work in works:
                 work.wait()
             return DONE
-        return JetstreamWork.joining(works, self._lock, _seconds(opts))
+        return JetstreamWork.joining(works, _seconds(opts))
 
 
 def _as_async(opts: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from jetstream._core.native import lib
 from jetstream.errors import JetstreamError
 from jetstream.torch.errors import as_torch
 from jetstream.torch.flight import ANY_SOURCE, ENDED, PEER, Entry, GroupLog
@@ -23,33 +25,26 @@ __all__ = ["DONE", "JetstreamWork"]
 #: What torch passes where the caller names no timeout.
 _NO_TIMEOUT = timedelta(0)
 _finish_lock = threading.Lock()
-#: A thread that waits lets others into the communicator so often, ns, and for so long, s.
-_SLICE_NS = 1_000_000
-_PAUSE_S = 1e-6
-#: How often the thread of the futures looks, s, once it has looked so often without a pause.
-_POLL_S = 50e-6
-_EAGER_ROUNDS = 100
+#: For so long the thread of the futures sleeps for one operation before it looks at all, ns.
+_SLICE_NS = 250_000
 
 
 class JetstreamWork(dist.Work):  # type: ignore[misc]
     """One or more operations in flight, and what is to be done when they are complete.
 
-    ``tensors`` are the outputs. ``lock`` is held by whoever is inside the communicator. ``finish``
-    is called once, by the first who finds all parts complete: copies back into tensors that are
-    not contiguous. ``timeout``: of ``wait``, in seconds, where its caller names none; None: the
-    group's.
+    ``tensors`` are the outputs. ``finish`` is called once, by the first who finds all parts
+    complete: copies back into tensors that are not contiguous. ``timeout``: of ``wait``, in
+    seconds, where its caller names none; None: the group's.
     """
 
     def __init__(
         self,
         tensors: Sequence[torch.Tensor],
         parts: Sequence[Work],
-        lock: threading.RLock,
         finish: Callable[[], None] | None = None,
         timeout: float | None = None,
     ) -> None:
         super().__init__()
-        self._lock = lock
         self._tensors = list(tensors)
         self._parts = parts
         self._finish = finish
@@ -63,9 +58,7 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         self.entry: Entry = []
 
     @classmethod
-    def joining(
-        cls, works: Sequence[JetstreamWork], lock: threading.RLock, timeout: float | None
-    ) -> JetstreamWork:
+    def joining(cls, works: Sequence[JetstreamWork], timeout: float | None) -> JetstreamWork:
         """One for several, which nobody else waits for."""
 
         def finish() -> None:
@@ -75,7 +68,7 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
 
         tensors = [tensor for work in works for tensor in work._tensors]
         parts = [part for work in works for part in work._parts]
-        return cls(tensors, parts, lock, finish, timeout)
+        return cls(tensors, parts, finish, timeout)
 
     def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
         """Wait until complete. Raises what the operation failed with, or TimedOutError."""
@@ -91,7 +84,7 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
 
     def is_completed(self) -> bool:
         """True once complete, also with an error; lets the group make progress."""
-        if not self._is_complete and self._are_parts_done():
+        if not self._is_complete and all(part.done() for part in self._parts):
             self._settle(None)
         return self._is_complete
 
@@ -134,14 +127,10 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
             lambda future: kinds.SUCCESS if self._error is None else kinds.COMM_ERROR
         )
 
-    def _are_parts_done(self) -> bool:
-        with self._lock:
-            return all(part.done() for part in self._parts)
-
     def _settle(self, timeout: float | None) -> None:
         for part in self._parts:
             try:
-                self._await(part, timeout)
+                part.wait(timeout)
             except Exception as error:
                 raised = as_torch(error) if isinstance(error, JetstreamError) else error
                 if self.log is not None:
@@ -158,20 +147,6 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
             self.note_end()
         if self._end is not None:
             self._end()
-
-    def _await(self, part: Work, timeout: float | None) -> None:
-        limit_ns = part.limit_ns(timeout)
-        until_ns = time.monotonic_ns() + limit_ns
-        left_ns = limit_ns
-        while not part.is_done:
-            with self._lock:
-                if part.advance(min(left_ns, _SLICE_NS)):
-                    break
-                left_ns = until_ns - time.monotonic_ns()
-                if left_ns <= 0:
-                    part.be_late(limit_ns)
-            time.sleep(_PAUSE_S)  # other threads that want the lock have it now
-        part.wait()
 
     def note_end(self) -> None:
         """Tell the flight recorder that it is complete."""
@@ -203,6 +178,13 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
             self._error = self._error or error
         self._fulfil()
         return True
+
+    def doze(self, limit_ns: int) -> None:
+        """Sleep until the next part is complete, at most so long, in nobody's way."""
+        part = next((part for part in self._parts if not part.is_done), None)
+        if part is not None:
+            with contextlib.suppress(JetstreamError):  # settle_future finds it too
+                part.advance(limit_ns, lib.js_comm_watch)
 
     def _fulfil(self) -> None:
         if self._error is None:
@@ -257,18 +239,14 @@ class _Watcher:
 
     def _run(self) -> None:
         pending: list[tuple[JetstreamWork, int]] = []
-        rounds = 0
         while True:
             if not pending:
                 pending.append(self._take())
-                rounds = 0
             while not self._works.empty():
                 pending.append(self._take())
-                rounds = 0
             pending = [one for one in pending if not one[0].settle_future(one[1])]
-            rounds += 1
-            # What is in flight gets on by itself; most of it is complete soon.
-            time.sleep(0 if rounds < _EAGER_ROUNDS else _POLL_S)
+            if pending:
+                pending[0][0].doze(_SLICE_NS)
 
     def _take(self) -> tuple[JetstreamWork, int]:
         """The next one, and when it is late, in ns of the monotonic clock."""
