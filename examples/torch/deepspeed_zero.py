@@ -30,6 +30,8 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(1)  # the ranks are the parallelism
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # of DeepSpeed's calls
+    # ZeRO does not use what init_distributed would compile here for a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=arguments.backend, auto_mpi_discovery=False)
     rank, size = dist.get_rank(), dist.get_world_size()
 
