@@ -51,6 +51,7 @@ def load_deepspeed(
     else:
         spec: Any = importlib.util.spec_from_file_location(library.stem, library)
         module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     module.initialize(size, rank)
     operation: Callable[[Any], object] = torch.ops.deepspeed.inference_all_reduce_
     return operation
