@@ -374,7 +374,7 @@ def test_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         "packet: it is asked for",
     )
     assert own_choice(Config(rendezvous="ipc://@x"))[0] == "udp"
-    monkeypatch.setattr("jetstream.control.links._own_address", lambda config: "127.0.0.1")
+    monkeypatch.setattr("jetstream.control.links.own_address", lambda config: "127.0.0.1")
     assert own_choice(Config(rendezvous=far)) == (
         "udp",
         "udp: 127.0.0.1 is on the loopback interface",
@@ -420,7 +420,7 @@ def test_address_of_the_loopback_interface() -> None:
 
 def test_no_interface_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "lo")])
-    monkeypatch.setattr("jetstream.control.links._own_address", lambda config: "10.9.9.9")
+    monkeypatch.setattr("jetstream.control.links.own_address", lambda config: "10.9.9.9")
     config = Config(rendezvous="tcp://10.1.2.3:7000")
     with pytest.raises(ConfigurationError, match=r"10\.9\.9\.9.*JETSTREAM_INTERFACE"):
         link_end(config, "packet", SPREAD)
