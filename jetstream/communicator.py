@@ -131,6 +131,10 @@ class Communicator(CollectiveCalls, MessageCalls):
         """
         return Capture(self._launcher, self._use, timeout)
 
+    def owns(self, owner: object) -> bool:
+        """Whether ``owner`` is what posts this communicator's operations."""
+        return owner is self._launcher
+
     def _use(self, launcher: Any) -> None:
         """From now on calls go there."""
         self._launcher = launcher

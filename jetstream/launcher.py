@@ -297,5 +297,5 @@ class Launcher(MessageLauncher):
                     # What failed has been raised before, or will be where it is waited for.
                     work.settle(timeout_to_ns(min(self.timeout, _CLOSE_DRAIN_S), 0.0))
         finally:
-            self._outstanding.clear()
             self._endpoint.close()
+            self._outstanding.clear()  # not before nobody writes into its buffers any more

@@ -180,8 +180,12 @@ def _view(x: Any, name: str) -> Array:
         address = x.data_ptr()
     except RuntimeError as error:
         _refuse(x, name, error)
-    if address == 0:
+    storage = x.untyped_storage()
+    if address == 0 or storage.nbytes() == 0:
         _refuse(x, name, "it has no storage")
+    spans = ((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    if (x.storage_offset() + sum(spans) + 1) * x.itemsize > storage.nbytes():
+        _refuse(x, name, f"it reaches beyond its storage of {storage.nbytes()} bytes")
     array: Array = np.asarray(_Memory(x, address)).view(dtype)
     return array
 

@@ -223,6 +223,10 @@ class Work:
             status="JS_ERR_TIMEOUT",
         )
 
+    def is_of(self, comm: Any) -> bool:
+        """Whether it is an operation of that communicator."""
+        return bool(comm.owns(self._owner))
+
     def limit_ns(self, timeout: float | None) -> int:
         """How long ``wait(timeout)`` waits."""
         return timeout_to_ns(timeout, self._owner.timeout)

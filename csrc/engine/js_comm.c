@@ -167,8 +167,9 @@ int32_t js_comm_close(js_comm *comm)
         return result == JS_ERR_BUSY ? result : JS_OK;
     }
     if (result == JS_OK) {
-        result = comm->queue != NULL ? js_qp_shut(comm->queue) : js_turn_await_none(comm);
-        if (result != JS_OK) {
+        if (comm->queue == NULL) {
+            JS_TRY(js_turn_await_none(comm));
+        } else if ((result = js_qp_shut(comm->queue)) != JS_OK) {
             return js_comm_leave(comm, result);
         }
         comm_unlink(comm);

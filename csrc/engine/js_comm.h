@@ -53,10 +53,9 @@ typedef enum js_comm_slot_state {
 #define JS_COMM_SLOT_STATES 3u
 
 typedef struct js_comm_slot {
-    uint64_t word;        /* number of the operation and js_comm_slot_state; its lower half is the
-                           * futex of threads outside; rel/acq */
-    uint64_t since_ticks; /* when somebody first waited for it; relaxed */
-    uint32_t sleepers;    /* threads outside that wait for it (add) */
+    uint64_t word;     /* number of the operation and js_comm_slot_state; its lower half is the
+                        * futex of threads outside; rel/acq */
+    uint32_t sleepers; /* threads outside that wait for it (add) */
     js_cqe cqe;
 } js_comm_slot;
 
@@ -128,9 +127,11 @@ typedef struct js_turn {
     uint64_t wr_id;
     uint64_t timeout_ns;
     uint64_t since_ticks; /* when the call was first known to last */
+    uint64_t began_ticks; /* when this thread first waited for it; 0: not known yet */
     bool is_outside;
     bool is_at_door; /* the doorbell is up: sleep there */
     bool is_patient; /* never inside for more than a round */
+    bool is_alone;   /* no other thread can wait for this operation */
 } js_turn;
 
 /* State of the wait in progress. */

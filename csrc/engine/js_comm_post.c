@@ -46,7 +46,6 @@ static int32_t post_take_slot(js_comm *comm, uint64_t *out_wr_id)
         return JS_FAIL(JS_ERR_FULL, "%u operations are outstanding or were never waited for",
                        comm->slot_mask + 1);
     }
-    js_store_rlx_u64(&slot->since_ticks, 0);
     js_store_rlx_u64(&slot->word, js_comm_slot_word(comm->wr_next, JS_COMM_SLOT_OUTSTANDING));
     comm->has_posted = true;
     *out_wr_id = comm->wr_next++;
@@ -98,19 +97,15 @@ static void post_send_out(js_comm *comm)
 }
 
 /* Patience: when signals are to be looked after; time: when the caller's is over. */
-static int32_t post_check_time(const js_turn *turn, uint64_t now)
+static int32_t post_check_time(js_turn *turn, uint64_t now)
 {
     const js_clock_scale *clock = &turn->comm->engine->clock;
-    uint64_t since = js_load_rlx_u64(&turn->slot->since_ticks);
-    if (since == 0) {
-        js_store_rlx_u64(&turn->slot->since_ticks, now);
-        since = now;
-    }
+    turn->began_ticks = turn->began_ticks ? turn->began_ticks : now;
     if (js_clock_span_ns(clock, now - turn->since_ticks) >= POST_PATIENCE_NS) {
         return JS_ERR_AGAIN;
     }
-    if (js_clock_span_ns(clock, js_max_u64(now, since) - since) >= turn->timeout_ns) {
-        js_store_rlx_u64(&turn->slot->since_ticks, 0); /* the next wait begins anew */
+    uint64_t waited = js_max_u64(now, turn->began_ticks) - turn->began_ticks;
+    if (js_clock_span_ns(clock, waited) >= turn->timeout_ns) {
         return JS_ERR_TIMEOUT;
     }
     return JS_OK;
@@ -136,7 +131,8 @@ static int32_t post_await(js_turn *turn, js_cqe *out)
         } else if (turn->timeout_ns == 0) {
             (void)js_help_others(comm); /* a loop that only looks is a wait, too */
             return JS_ERR_AGAIN;
-        } else if (JS_UNLIKELY(may_doze && comm->waiter.is_armed)) {
+        } else if (JS_UNLIKELY(may_doze && comm->waiter.is_armed &&
+                               js_load_rlx_u32(&comm->board->doorbell) != 0)) {
             if (js_wait_before_door(comm) != JS_OK) {
                 continue;
             }
@@ -172,11 +168,21 @@ static int32_t post_await(js_turn *turn, js_cqe *out)
 typedef struct post_unfinished {
     const js_comm *comm;
     uint64_t wr_id;
+    uint64_t began_ticks; /* when the wait began, if it is to be continued; else 0 */
 } post_unfinished;
 
 static _Thread_local post_unfinished post_called;
 static _Thread_local post_unfinished post_waited;
 static _Thread_local uint64_t post_received_bytes;
+
+/* A wait that has run out of patience goes on with the next call; one out of time does not. */
+static void post_note_wait(const js_turn *turn, int32_t result)
+{
+    if (JS_UNLIKELY(result == JS_ERR_AGAIN || result == JS_ERR_TIMEOUT)) {
+        uint64_t began = result == JS_ERR_AGAIN ? turn->began_ticks : 0;
+        post_waited = (post_unfinished){ turn->comm, turn->wr_id, began };
+    }
+}
 
 static int32_t post_wait(js_turn *turn, js_cqe *out)
 {
@@ -185,29 +191,31 @@ static int32_t post_wait(js_turn *turn, js_cqe *out)
     uint64_t under_way = js_comm_slot_word(turn->wr_id, JS_COMM_SLOT_OUTSTANDING);
     if (JS_LIKELY(js_load_rlx_u64(&slot->word) == under_way)) {
         int32_t result = post_await(turn, out);
-        if (JS_UNLIKELY(result == JS_ERR_AGAIN || result == JS_ERR_TIMEOUT)) {
-            post_waited = (post_unfinished){ turn->comm, turn->wr_id };
-        }
+        post_note_wait(turn, result);
         if (result != JS_OK || turn->is_outside) {
             return result;
         }
     }
-    if (JS_UNLIKELY(js_load_rlx_u64(&slot->word) != done)) {
-        return JS_FAIL(JS_ERR_INVALID, "operation %llu is not outstanding",
-                       (unsigned long long)turn->wr_id);
+    if (turn->is_alone && JS_LIKELY(js_load_rlx_u64(&slot->word) == done)) {
+        *out = slot->cqe;
+        js_store_rel_u64(&slot->word, js_comm_slot_word(turn->wr_id, JS_COMM_SLOT_FREE));
+        return JS_OK;
     }
-    *out = slot->cqe;
-    js_store_rel_u64(&slot->word, js_comm_slot_word(turn->wr_id, JS_COMM_SLOT_FREE));
-    return JS_OK;
+    int32_t result = js_turn_collect(slot, turn->wr_id, out);
+    return result == JS_ERR_AGAIN ? JS_FAIL(JS_ERR_INVALID, "operation %llu is under way",
+                                            (unsigned long long)turn->wr_id)
+                                  : result;
 }
 
 static js_turn post_turn(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
 {
+    bool is_continued = post_waited.comm == comm && post_waited.wr_id == wr_id;
     return (js_turn){
         .comm = comm,
         .slot = &comm->slots[wr_id & comm->slot_mask],
         .wr_id = wr_id,
         .timeout_ns = timeout_ns,
+        .began_ticks = is_continued ? post_waited.began_ticks : 0,
     };
 }
 
@@ -227,9 +235,10 @@ static int32_t post_leave(const js_turn *turn, int32_t result)
 static int32_t post_finish(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
 {
     js_turn turn = post_turn(comm, wr_id, timeout_ns);
+    turn.is_alone = true; /* nobody else has the number yet */
     int32_t result = post_wait(&turn, out);
     if (JS_UNLIKELY(result == JS_ERR_AGAIN || result == JS_ERR_TIMEOUT)) {
-        post_called = (post_unfinished){ comm, wr_id };
+        post_called = (post_unfinished){ .comm = comm, .wr_id = wr_id };
     }
     return post_leave(&turn, result == JS_OK ? out->status : result);
 }
@@ -421,9 +430,7 @@ static int32_t post_join(js_turn *turn, js_cqe *out)
     if (result == JS_ERR_AGAIN && turn->timeout_ns != 0) {
         result = js_turn_wait(turn, out);
     }
-    if (result == JS_ERR_AGAIN || result == JS_ERR_TIMEOUT) {
-        post_waited = (post_unfinished){ comm, turn->wr_id };
-    }
+    post_note_wait(turn, result);
     return result;
 }
 

@@ -112,6 +112,7 @@ int32_t js_turn_await_none(js_comm *comm)
             (void)js_fault_adopt(comm);
         }
         if (comm->failed == JS_OK || turn_span_ns(comm, start, js_clock_ticks()) > TURN_ENDING_NS) {
+            (void)js_comm_leave(comm, JS_OK);
             return JS_FAIL(JS_ERR_BUSY, "another thread is inside a call on this communicator");
         }
         (void)js_comm_leave(comm, JS_OK);
@@ -148,8 +149,9 @@ static void turn_ask(const js_turn *turn)
         return;
     }
     for (uint32_t i = 0; i < 2; i++) {
-        (void)js_help_round(comm);
-        if (comm->failed == JS_OK && !turn_is_over(turn)) {
+        if (js_help_round(comm) != 0) {
+            comm->waiter.suspect = 0; /* it may have sent what is awaited before it left */
+        } else if (comm->failed == JS_OK && !turn_is_over(turn)) {
             comm->wr_waited = turn->wr_id;
             js_engine_check_liveness(comm->engine);
             (void)js_fault_check_peers(comm);
@@ -172,15 +174,10 @@ static void turn_pause(js_turn *turn, uint64_t ns)
 }
 
 /* JS_OK as long as the caller may wait on. */
-static int32_t turn_check_time(const js_turn *turn, uint64_t now)
+static int32_t turn_check_time(js_turn *turn, uint64_t now)
 {
-    uint64_t since = js_load_rlx_u64(&turn->slot->since_ticks);
-    if (since == 0) {
-        js_store_rlx_u64(&turn->slot->since_ticks, now);
-        since = now;
-    }
-    if (turn_span_ns(turn->comm, since, now) >= turn->timeout_ns) {
-        js_store_rlx_u64(&turn->slot->since_ticks, 0); /* the next wait begins anew */
+    turn->began_ticks = turn->began_ticks ? turn->began_ticks : now;
+    if (turn_span_ns(turn->comm, turn->began_ticks, now) >= turn->timeout_ns) {
         return JS_ERR_TIMEOUT;
     }
     bool is_long = turn_span_ns(turn->comm, turn->since_ticks, now) >= TURN_SIGNALS_NS;
@@ -200,7 +197,12 @@ static bool turn_take(const js_turn *turn)
     if (!turn->is_patient) {
         return true;
     }
-    (void)js_help_round(comm);
+    while (js_help_round(comm) != 0 && js_load_rlx_u32(&comm->wanted) == 0 &&
+           !turn_is_over(turn)) {
+    }
+    if (js_help_is_wanted(comm)) {
+        (void)js_help_others(comm);
+    }
     (void)js_comm_leave(comm, JS_OK);
     return false;
 }

@@ -133,6 +133,12 @@ static bool tensor_view(const js_tensor_layout *layout, uintptr_t object, array_
     if (storage == NULL || storage->is_checked != 0 || itemsize_bytes == 0) {
         return false;
     }
+    /* Storage can be given back, or shrunk, under a tensor. */
+    uint64_t end = (uint64_t)head->offset + head->count;
+    if (head->count != 0 && (storage->data == 0 || storage->size_is_apart != 0 ||
+                             end > storage->size_bytes / itemsize_bytes)) {
+        return false;
+    }
     bool is_near = head->dimension_count <= TENSOR_NEAR_DIMENSIONS;
     const int64_t *sizes = is_near ? head->sizes.near : head->sizes.far;
     out->data = storage->data + (uint64_t)head->offset * itemsize_bytes;

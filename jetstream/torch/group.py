@@ -16,6 +16,7 @@ from jetstream.torch.errors import as_torch
 from jetstream.torch.flight import GroupLog, dump_flight_record
 from jetstream.torch.operations import Collectives
 from jetstream.torch.recorded import record
+from jetstream.torch.work import release
 
 __all__ = ["Group", "check_no_options"]
 
@@ -78,6 +79,7 @@ class Group(Collectives):
     def shutdown(self) -> None:
         """Leave the group: what torch calls for destroy_process_group."""
         _worlds.discard(self)
+        release(self._comm)
         self._comm.close()
 
     def abort(self) -> None:

@@ -126,6 +126,13 @@ def _nothing(*_args: Any, **_named: Any) -> Sequence[Tensor]:
     return ()
 
 
+def _check_equal(tensors: Sequence[Tensor], like: Tensor, what: str) -> None:
+    """Raise ValueError unless all have as many elements as ``like``."""
+    sizes = [one.numel() for one in tensors]
+    if any(size != like.numel() for size in sizes):
+        raise ValueError(f"{what} has tensors of {sizes} elements: all must have {like.numel()}")
+
+
 class Collectives:
     """Needs ``_comm``. Several threads may call its methods: they take turns inside it."""
 
@@ -398,6 +405,7 @@ class Collectives:
         if comm.rank == root:
             outputs = _only(output_lists, "gather")
             self._check_parts(outputs, "output")
+            _check_equal(outputs, source, "gather: the list of outputs")
             target = staging.parts(outputs).reshape(-1)
         work = comm.gather(own, root, out=target, async_op=is_async, timeout=timeout)
         return self._end(outputs, (work,), staging, is_async, timeout)
@@ -412,6 +420,7 @@ class Collectives:
         if comm.rank == root:
             inputs = _only(input_lists, "scatter")
             self._check_parts(inputs, "input")
+            _check_equal(inputs, output, "scatter: the list of inputs")
             source = gathered(inputs).reshape(-1)
         work = comm.scatter(source, root, out=target, async_op=is_async, timeout=timeout)
         return self._end((output,), (work,), staging, is_async, timeout)
@@ -467,8 +476,9 @@ class Collectives:
     def _together(self, works: Sequence[Any], opts: Any) -> Any:
         """One Work for several."""
         if not _is_async(opts):
+            seconds = _seconds(opts)
             for work in works:
-                work.wait()
+                work.wait(timedelta(seconds=seconds or 0))
             return DONE
         return JetstreamWork.joining(works, _seconds(opts))
 

@@ -89,7 +89,9 @@ class Staging:
     def finish(self) -> None:
         """Copy back what has been written."""
         for tensor, buffer in self._copies:
-            tensor.copy_(buffer)
+            # The mode is of a thread, and this may be another one than that of the call.
+            with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+                tensor.copy_(buffer)
 
 
 def gathered(tensors: Sequence[torch.Tensor], name: str = "input") -> torch.Tensor:

@@ -9,18 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from jetstream._core.native import lib
-from jetstream.errors import JetstreamError
+from jetstream.communicator import Communicator
+from jetstream.errors import ClosedError, JetstreamError
 from jetstream.torch.errors import as_torch
 from jetstream.torch.flight import ANY_SOURCE, ENDED, PEER, Entry, GroupLog
 from jetstream.work import Work
 
-__all__ = ["DONE", "JetstreamWork"]
+__all__ = ["DONE", "JetstreamWork", "release"]
 
 #: What torch passes where the caller names no timeout.
 _NO_TIMEOUT = timedelta(0)
@@ -52,6 +53,7 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         self._error: BaseException | None = None
         self._is_complete = not parts and finish is None
         self._future: Any = None
+        self._future_error: BaseException | None = None  # of one that is late
         self._end: Callable[[], None] | None = None
         #: Where the flight recorder has it, if it does.
         self.log: GroupLog | None = None
@@ -115,7 +117,7 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         if self._future is None:
             self._future = torch.futures.Future()
             if self._is_complete:
-                self._fulfil()
+                self.fulfil()
             else:
                 _watch(self)
         return self._future
@@ -141,7 +143,10 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         with _finish_lock:
             finish, self._finish = self._finish, None
             if finish is not None and self._error is None:
-                finish()
+                try:
+                    finish()
+                except Exception as error:
+                    self._error = error
             self._is_complete = True
         if self._error is None:
             self.note_end()
@@ -167,17 +172,23 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         """How long ``wait`` waits."""
         return max((part.limit_ns(self._timeout) for part in self._parts), default=0)
 
-    def settle_future(self, until_ns: int) -> bool:
-        """Complete the future if the operation is complete, has failed, or is late; else False."""
+    def is_over(self, until_ns: int) -> bool:
+        """Whether the future can be completed: complete, failed, or late."""
         try:
-            if time.monotonic_ns() >= until_ns:
-                self.wait(timedelta(microseconds=1))
-            elif not self.is_completed():
-                return False
+            if time.monotonic_ns() < until_ns:
+                return self.is_completed()
+            self.wait(timedelta(microseconds=1))
         except Exception as error:
-            self._error = self._error or error
-        self._fulfil()
+            self._future_error = as_torch(error) if isinstance(error, JetstreamError) else error
         return True
+
+    def give_up(self, error: Exception) -> None:
+        """Nobody waits for the operation any more."""
+        self._future_error = error
+
+    def is_in(self, comm: Communicator) -> bool:
+        """Whether it is an operation of that communicator."""
+        return any(part.is_of(comm) for part in self._parts)
 
     def doze(self, limit_ns: int) -> None:
         """Sleep until the next part is complete, at most so long, in nobody's way."""
@@ -186,11 +197,13 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
             with contextlib.suppress(JetstreamError):  # settle_future finds it too
                 part.advance(limit_ns, lib.js_comm_watch)
 
-    def _fulfil(self) -> None:
-        if self._error is None:
+    def fulfil(self) -> None:
+        """Complete the future, and run what is to be run then."""
+        error = self._error or self._future_error
+        if error is None:
             self._future.set_result(self._tensors)
         else:
-            self._future.set_exception(self._error)
+            self._future.set_exception(error)
 
 
 class _Done(dist.Work):  # type: ignore[misc]
@@ -227,31 +240,83 @@ class _Done(dist.Work):  # type: ignore[misc]
 DONE = _Done()
 
 
+class _Release(NamedTuple):
+    comm: Communicator
+    is_done: threading.Event
+
+
 class _Watcher:
-    """Completes the futures of operations that nobody may be waiting for, in a thread."""
+    """Completes the futures of operations that nobody may be waiting for, in threads.
+
+    One thread watches, the leader. With a future to complete it lets another one lead: what is to
+    be run then may take long, and may wait for other futures.
+    """
 
     def __init__(self) -> None:
-        self._works: queue.SimpleQueue[JetstreamWork] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="jetstream-futures", daemon=True).start()
+        self._works: queue.SimpleQueue[JetstreamWork | _Release] = queue.SimpleQueue()
+        self._pending: list[tuple[JetstreamWork, int]] = []
+        self._leading = threading.Lock()
+        self._count = threading.Lock()
+        self._idle = 0  # threads that want to lead
+        self._start()
 
     def add(self, work: JetstreamWork) -> None:
+        """Have the work's future completed."""
         self._works.put(work)
 
-    def _run(self) -> None:
-        pending: list[tuple[JetstreamWork, int]] = []
-        while True:
-            if not pending:
-                pending.append(self._take())
-            while not self._works.empty():
-                pending.append(self._take())
-            pending = [one for one in pending if not one[0].settle_future(one[1])]
-            if pending:
-                pending[0][0].doze(_SLICE_NS)
+    def release(self, comm: Communicator) -> None:
+        """From now on touch nothing of that communicator; its futures fail."""
+        request = _Release(comm, threading.Event())
+        self._works.put(request)
+        request.is_done.wait()
 
-    def _take(self) -> tuple[JetstreamWork, int]:
-        """The next one, and when it is late, in ns of the monotonic clock."""
-        work = self._works.get()
-        return work, time.monotonic_ns() + work.limit_ns()
+    def _start(self) -> None:
+        self._idle += 1
+        threading.Thread(target=self._run, name="jetstream-futures", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self._leading:
+                with self._count:
+                    self._idle -= 1
+                ended = self._watch()
+                with self._count:
+                    if self._idle == 0:
+                        self._start()
+            for work in ended:
+                work.fulfil()
+            del ended[:]
+            with self._count:
+                if self._idle > 0:
+                    return
+                self._idle += 1
+
+    def _watch(self) -> list[JetstreamWork]:
+        """Wait until operations are over; returns these."""
+        ended: list[JetstreamWork] = []
+        while not ended:
+            if not self._pending or not self._works.empty():
+                self._take(self._works.get(), ended)
+                continue
+            over = [one for one in self._pending if one[0].is_over(one[1])]
+            if over:
+                self._pending = [one for one in self._pending if one not in over]
+                ended.extend(work for work, _ in over)
+            else:
+                self._pending[0][0].doze(_SLICE_NS)
+        return ended
+
+    def _take(self, item: JetstreamWork | _Release, ended: list[JetstreamWork]) -> None:
+        if isinstance(item, JetstreamWork):
+            self._pending.append((item, time.monotonic_ns() + item.limit_ns()))
+            return
+        gone = [one for one in self._pending if one[0].is_in(item.comm)]
+        self._pending = [one for one in self._pending if one not in gone]
+        for work, until_ns in gone:
+            if not work.is_over(until_ns):
+                work.give_up(ClosedError("the process group has been destroyed"))
+            ended.append(work)
+        item.is_done.set()
 
 
 _watcher: _Watcher | None = None
@@ -264,6 +329,12 @@ def _watch(work: JetstreamWork) -> None:
             _watcher = _Watcher()
         watcher = _watcher
     watcher.add(work)
+
+
+def release(comm: Communicator) -> None:
+    """Before a communicator is closed: no thread of the futures touches it any more."""
+    if _watcher is not None:
+        _watcher.release(comm)
 
 
 def _forget_watcher() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import jetstream
 from jetstream._core.native import ffi, lib
 from jetstream.arrays import share, share_contiguous, share_result, share_writable
 from jetstream.communicator import Communicator
@@ -469,3 +470,15 @@ RUNS = ("reductions", "moves", "layouts", "changes", "mixtures", "short_way", "s
 @pytest.mark.parametrize("run", RUNS)
 def test_on_ranks(on_ranks: Callable[..., Any], run: str) -> None:
     on_ranks(2, call_on_communicator, f"run_{run}")
+
+
+@pytest.mark.parametrize("left_bytes", [0, 64])
+def test_storage_that_was_given_back_is_seen(left_bytes: int) -> None:
+    with jetstream.init() as comm:
+        for offset in (0, 16):
+            x = torch.ones(4096 + offset)[offset:]
+            comm.all_reduce(x)
+            comm.all_reduce(x)  # the short way
+            x.untyped_storage().resize_(left_bytes)
+            with pytest.raises(ValueError, match="storage"):
+                comm.all_reduce(x)
