@@ -197,8 +197,7 @@ static bool turn_take(const js_turn *turn)
     if (!turn->is_patient) {
         return true;
     }
-    while (js_help_round(comm) != 0 && js_load_rlx_u32(&comm->wanted) == 0 &&
-           !turn_is_over(turn)) {
+    while (js_help_round(comm) != 0 && js_load_rlx_u32(&comm->wanted) == 0 && !turn_is_over(turn)) {
     }
     if (js_help_is_wanted(comm)) {
         (void)js_help_others(comm);
