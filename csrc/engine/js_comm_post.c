@@ -209,13 +209,18 @@ static int32_t post_wait(js_turn *turn, js_cqe *out)
 
 static js_turn post_turn(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
 {
-    bool is_continued = post_waited.comm == comm && post_waited.wr_id == wr_id;
+    uint64_t began = 0;
+    if (JS_UNLIKELY(post_waited.began_ticks != 0)) { /* taken over, or of something else */
+        began =
+            post_waited.comm == comm && post_waited.wr_id == wr_id ? post_waited.began_ticks : 0;
+        post_waited.began_ticks = 0;
+    }
     return (js_turn){
         .comm = comm,
         .slot = &comm->slots[wr_id & comm->slot_mask],
         .wr_id = wr_id,
         .timeout_ns = timeout_ns,
-        .began_ticks = is_continued ? post_waited.began_ticks : 0,
+        .began_ticks = began,
     };
 }
 
