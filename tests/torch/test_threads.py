@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from datetime import timedelta
@@ -85,8 +86,9 @@ def group_that_is_destroyed_with_futures_pending() -> None:
 
 def buffers_of_work_that_nobody_holds() -> None:
     group = dist.new_group()
-    for numel in (3_000_000, 2):
-        dist.all_reduce(torch.ones(numel), async_op=True, group=group)
+    with contextlib.suppress(RuntimeError):  # the other rank may have left already
+        for numel in (3_000_000, 2):
+            dist.all_reduce(torch.ones(numel), async_op=True, group=group)
     dist.destroy_process_group(group)
     dist.barrier()
 
