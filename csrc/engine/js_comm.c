@@ -169,8 +169,11 @@ int32_t js_comm_close(js_comm *comm)
     if (result == JS_OK) {
         if (comm->queue == NULL) {
             JS_TRY(js_turn_await_none(comm));
-        } else if ((result = js_qp_shut(comm->queue)) != JS_OK) {
-            return js_comm_leave(comm, result);
+        } else {
+            result = js_qp_shut(comm->queue);
+            if (result != JS_OK) {
+                return js_comm_leave(comm, result);
+            }
         }
         comm_unlink(comm);
         comm_withdraw(comm);

@@ -130,7 +130,7 @@ typedef struct js_turn {
     uint64_t began_ticks; /* when this thread first waited for it; 0: not known yet */
     bool is_outside;
     bool is_at_door; /* the doorbell is up: sleep there */
-    bool is_patient; /* never inside for more than a round */
+    bool is_patient; /* never inside while others want in */
     bool is_alone;   /* no other thread can wait for this operation */
 } js_turn;
 
@@ -227,7 +227,7 @@ void js_turn_wake(js_comm *comm, js_comm_slot *slot);
 /* What js_comm_leave does where others want in, or sleep and will not be woken by peers. */
 void js_turn_pass(js_comm *comm);
 /* Waits until nobody is in the middle of a call, if that cannot last; enters and leaves on the way.
- * The caller is inside. */
+ * The caller is inside, and afterwards still is only with JS_OK. */
 int32_t js_turn_await_none(js_comm *comm);
 
 /* --- js_help.c --- */

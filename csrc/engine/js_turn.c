@@ -8,8 +8,8 @@
  *   What is complete is collected without a turn.
  * - As long as others go in and out, a waiter stays outside: it looks ever more seldom. When it
  *   finds that nobody has been inside since it last looked, it takes the turn again and goes on as
- *   any waiter does. A patient one never does more than a round, and leaves even these to the
- *   engine thread, if there is one.
+ *   any waiter does. A patient one makes rounds only as long as they lead to something and nobody
+ *   wants in, and leaves even these to the engine thread, if there is one.
  * - Now and then each asks after the peers that it waits for itself: those inside ask after theirs.
  *
  * Where threads have met once, who has spun long enough for its operation sleeps outside too, with

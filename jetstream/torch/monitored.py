@@ -16,18 +16,21 @@ __all__ = ["monitored_barrier"]
 _ARRIVED, _GO = TAG_MAX, TAG_MAX - 1
 
 
-def monitored_barrier(comm: Communicator, timeout: float, wait_all_ranks: bool) -> None:
+def monitored_barrier(
+    comm: Communicator, number: int, timeout: float, wait_all_ranks: bool
+) -> None:
     """Return when every rank has come, as ``torch.distributed.monitored_barrier``.
 
+    ``number`` counts these barriers of the communicator, from 1: of one that has failed, messages
+    may come during the next.
     Rank 0 raises RuntimeError after ``timeout`` seconds with the first rank that is missing, or
     with ``wait_all_ranks`` with all of them; the others then raise too. The texts are those of
     torch's gloo (ProcessGroupGloo.cpp), which programs may look for.
     """
-    byte = np.zeros(1, np.uint8)
     if comm.rank != 0:
         try:
-            comm.send(byte, 0, _ARRIVED, timeout=timeout)
-            comm.recv(byte, 0, _GO, timeout=timeout)
+            comm.send(np.array([number]), 0, _ARRIVED, timeout=timeout)
+            _receive(comm, 0, _GO, number, time.monotonic() + timeout)
         except (TimedOutError, ConnectionError) as error:
             raise RuntimeError(
                 f"Rank {comm.rank} successfully reached monitoredBarrier, but received errors "
@@ -35,7 +38,7 @@ def monitored_barrier(comm: Communicator, timeout: float, wait_all_ranks: bool) 
                 f"rank.\n Original exception: {error}"
             ) from error
         return
-    missing, cause = _await_all(comm, byte, timeout, wait_all_ranks)
+    missing, cause = _await_all(comm, number, timeout, wait_all_ranks)
     if missing:
         which = "Ranks" if len(missing) > 1 else "Rank"
         raise RuntimeError(
@@ -43,11 +46,18 @@ def monitored_barrier(comm: Communicator, timeout: float, wait_all_ranks: bool) 
             f"{1e3 * timeout:.0f} ms"
         ) from cause
     for rank in range(1, comm.size):
-        comm.send(byte, rank, _GO)
+        comm.send(np.array([number]), rank, _GO)
+
+
+def _receive(comm: Communicator, rank: int, tag: int, number: int, until_s: float) -> None:
+    """Receive the message of the barrier ``number``; raises TimedOutError."""
+    got = np.zeros(1, np.int64)
+    while got[0] < number:
+        comm.recv(got, rank, tag, timeout=max(1e-3, until_s - time.monotonic()))
 
 
 def _await_all(
-    comm: Communicator, byte: np.ndarray, timeout: float, wait_all_ranks: bool
+    comm: Communicator, number: int, timeout: float, wait_all_ranks: bool
 ) -> tuple[list[int], Exception | None]:
     """Who has not come, and how that showed."""
     until_s = time.monotonic() + timeout
@@ -60,7 +70,7 @@ def _await_all(
                 f"before rank {rank}; there were: {', '.join(map(str, range(rank)))}"
             )
         try:
-            comm.recv(byte, rank, _ARRIVED, timeout=max(1e-3, until_s - time.monotonic()))
+            _receive(comm, rank, _ARRIVED, number, until_s)
         except (TimedOutError, ConnectionError) as error:
             missing.append(rank)
             cause = error

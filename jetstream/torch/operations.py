@@ -139,6 +139,7 @@ class Collectives:
     _comm: Communicator
     range_prefix = "jetstream"
     _has_progress = False
+    _barriers = 0  # monitored ones so far
 
     def _begin(self, opts: Any) -> tuple[Communicator, bool, float | None]:
         """The communicator, whether to wait elsewhere, and for how long."""
@@ -359,7 +360,8 @@ class Collectives:
     ) -> None:
         """Barrier that names who has not come; raises RuntimeError."""
         seconds = self._comm.timeout if timeout is None else timeout.total_seconds()
-        monitored_barrier(self._comm, seconds, wait_all_ranks)
+        self._barriers += 1
+        monitored_barrier(self._comm, self._barriers, seconds, wait_all_ranks)
 
     # --- one rank is the root ------------------------------------------------------------------
 

@@ -216,6 +216,21 @@ def local_groups() -> None:
         assert x.eq(1 + size).all()
 
 
+def barriers_that_failed() -> None:
+    """What is left of one must not let the next one pass."""
+    rank, _ = place()
+    world, token = dist.group.WORLD, torch.zeros(1)
+    for _ in range(2):
+        if rank == 1:
+            dist.recv(token, 0)
+        with pytest.raises(RuntimeError, match="monitoredBarrier"):
+            world.monitored_barrier(timedelta(seconds=0.2))
+        if rank == 0:
+            dist.send(token, 1)
+    dist.barrier()
+    world.monitored_barrier(timedelta(seconds=20))
+
+
 CASES = (
     *(all_reduces, gathers, scatters, exchanges, rooted),
     *(messages, asynchronous, functionals, groups, local_groups),
@@ -234,3 +249,7 @@ def test_between_hosts(size: int) -> None:
     with TorchRanks(size, link="udp", hosts=2) as ranks:
         for case in (all_reduces, gathers, asynchronous, groups):
             ranks.run(case)
+
+
+def test_barrier_after_one_that_failed(on_ranks: Callable[..., list[object]]) -> None:
+    on_ranks(2, barriers_that_failed)
