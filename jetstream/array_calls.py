@@ -122,7 +122,7 @@ class ArrayCalls:
 
     def __init__(self) -> None:
         self.tables: dict[Hashable, Any] = {}
-        self._dtypes: dict[int, Any] = {}
+        self._dtypes: dict[tuple[Hashable, int], tuple[Any, Any]] = {}
         self._persistent: weakref.WeakSet[Any] = weakref.WeakSet()
         self.mail = _new_mail()
 
@@ -152,10 +152,10 @@ class ArrayCalls:
             ffi.memmove(table, known, ffi.sizeof("js_call_table"))
         place = lib.js_array_remember(table, id(source), id(target), itemsize, plan)
         if place < lib.JS_CALL_TABLE_ENTRIES:
-            # The table knows a dtype by its address, which must not become that of another one.
-            for dtype in (source.dtype, target.dtype):
-                self._dtypes[id(dtype)] = dtype
             self.tables[key] = table
+            # The table knows a dtype by its address, which must not become that of another one.
+            # Unpickled arrays have a dtype of their own: it stays only as long as its entry.
+            self._dtypes[key, place] = source.dtype, target.dtype
 
     def set_timeout(self, timeout_ns: int) -> None:
         """Change the timeout of all calls."""
@@ -166,6 +166,7 @@ class ArrayCalls:
     def clear(self) -> None:
         """Forget everything: plans are being unloaded."""
         self.tables.clear()
+        self._dtypes.clear()
 
     def watch(self, call: Any) -> None:
         """Have a ``js_persistent *`` whose communicator may close."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from functools import partial
 from typing import Any
 
@@ -139,3 +141,18 @@ def run_truths(comm: Communicator) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_truths(rank_pools: Pools, world: int) -> None:
     rank_pools(world).run(run_truths)
+
+
+def run_unpickled(comm: Communicator) -> int:
+    raw = pickle.dumps(np.ones(8, np.float32))
+    for _ in range(100):
+        comm.all_reduce(pickle.loads(raw))
+    before = sys.getallocatedblocks()
+    for _ in range(1000):
+        comm.all_reduce(pickle.loads(raw))
+    return sys.getallocatedblocks() - before
+
+
+def test_types_of_unpickled_arrays_are_not_kept(rank_pools: Pools) -> None:
+    """Each such array has a dtype object of its own."""
+    assert max(rank_pools(2).run(run_unpickled)) < 300
