@@ -52,7 +52,7 @@ def cffi_alone(comm: Any, x: Any) -> Callable[[], object]:
     launcher = comm._launcher
     plan = launcher.plan(Kind.ALL_REDUCE, x.dtype, x.size)
     pointer = ffi.from_buffer(x)
-    return repeat(lib.js_comm_call, launcher.handle(), plan, pointer, pointer, TIMEOUT_NS)
+    return repeat(lib.js_comm_call, launcher.handle(), plan.id, pointer, pointer, TIMEOUT_NS)
 
 
 def persistent(comm: Any, x: Any) -> Callable[[], object]:

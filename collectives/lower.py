@@ -42,6 +42,7 @@ __all__ = [
     "SOURCE_OFFSET",
     "decode_plan",
     "encode_plan",
+    "scratch_bytes",
 ]
 
 _MAGIC = 0x4E4C504A
@@ -89,6 +90,11 @@ def encode_plan(plan: RankPlan) -> bytes:
         return _encode_header(plan, len(sources)) + b"".join(ops + sources)
     except struct.error as error:
         raise PlanError(f"{plan.call.describe()}: does not fit the binary form: {error}") from error
+
+
+def scratch_bytes(data: bytes) -> int:
+    """How much memory of its own a plan in its binary form needs while it is loaded."""
+    return int(_HEADER.unpack_from(data)[16])
 
 
 def decode_plan(

@@ -12,6 +12,7 @@ from jetstream.arrays import Array, forbid_overlap, share, share_result
 from jetstream.dtypes import Kind, RedOp, redop_of
 from jetstream.errors import ArgumentError
 from jetstream.launcher import Launcher
+from jetstream.plans import Plan
 from jetstream.premultiply import contribution
 from jetstream.shapes import (
     check_axis,
@@ -41,6 +42,7 @@ class Mode(NamedTuple):
     scale: Any = None  # of a premultiplied sum
     key: Hashable = None  # under which the call is remembered; None: it is not
     x: Any = None  # then: what the caller passed as input; None: this rank has none
+    is_read: bool = False  # what the caller gets is the input, and nothing is written to it
 
 
 def _land(target: Array, result: Any, _nbytes: int) -> Any:
@@ -55,13 +57,13 @@ class CallParts:
     size: int
     _launcher: Launcher
 
-    def _finish(self, plan: int, source: Array, target: Array, result: Any, mode: Mode) -> Any:
+    def _finish(self, plan: Plan, source: Array, target: Array, result: Any, mode: Mode) -> Any:
         """Carry a call out. ``result``, what the caller gets, is where ``target`` comes from."""
         launcher = self._launcher
         if mode.key is not None:  # all is well with the arguments
             known = target if result is None else result
             launcher.remember(mode.key, mode.x, known, plan, source.itemsize)
-        if not is_tensor(result) or is_plain(result):
+        if mode.is_read or not is_tensor(result) or is_plain(result):
             if mode.async_op:
                 return launcher.start(plan, source, target, result, mode.what)
             return launcher.run(plan, source, target, result, mode.timeout)

@@ -14,6 +14,7 @@ from jetstream.dtypes import Kind, RedOp, redop_of
 from jetstream.errors import ArgumentError
 from jetstream.graph import Graph, Pin, check_usable
 from jetstream.launcher import Launcher
+from jetstream.plans import Plan
 from jetstream.recording import Recording
 from jetstream.work import Arrival
 
@@ -66,7 +67,7 @@ class _Recorder:
         self._launcher = launcher
         self._recording = recording
         self._pin = pin
-        self._texts: dict[int, str] = {}
+        self._texts: dict[Plan, str] = {}
         self.tables: dict[Any, Any] = {}  # no call is known: all come the long way, checked,
         self.mail = ffi.new("js_mail *")  # and so do messages
         self.require_live = launcher.require_live
@@ -85,8 +86,8 @@ class _Recorder:
 
     # --- collectives -----------------------------------------------------------------------------
 
-    def plan(self, kind: Kind, dtype: Any, count: int, **options: Any) -> int:
-        """The id of a plan, which stays as long as the graph."""
+    def plan(self, kind: Kind, dtype: Any, count: int, **options: Any) -> Plan:
+        """A plan, which stays as long as the graph."""
         self._recording.check()
         op: Any = options.get("op", "sum")
         if op in ("premul_sum", RedOp.PREMUL_SUM):
@@ -98,7 +99,7 @@ class _Recorder:
             words += [f"count={count}"] if kind is not Kind.BARRIER else []
             words += [f"root={options.get('root', 0)}"] if kind in ROOTED else []
             self._texts[plan] = f"{kind.label}({', '.join(words)})"
-            self._launcher.plans.pin(plan, self._pin)
+            self._pin.plans.append(plan)
         return plan
 
     def repeat(self, *_call: Any) -> bool:
@@ -114,15 +115,15 @@ class _Recorder:
     prepare_barrier = remember
 
     def run(
-        self, plan: int, source: Array, target: Array, result: Any, timeout: float | None
+        self, plan: Plan, source: Array, target: Array, result: Any, timeout: float | None
     ) -> Any:
         """A collective; returns the array that will have its result."""
         _forbid_timeout(timeout)
-        self._recording.launch(plan, (source, target), self._texts[plan])
+        self._recording.launch(plan.id, (source, target), self._texts[plan])
         return result
 
     def start(
-        self, plan: int, source: Array, target: Array, result: Any, what: str
+        self, plan: Plan, source: Array, target: Array, result: Any, what: str
     ) -> CapturedWork:
         """A collective, with ``async_op``."""
         self.run(plan, source, target, result, None)

@@ -279,18 +279,22 @@ class CollectiveCalls(CallParts):
         timeout: float | None = None,
         chunk_bytes: int | None = None,
     ) -> Any:
-        """Copy ``x`` of rank ``root`` into ``x`` of every rank, in place; returns ``x``."""
+        """Copy ``x`` of rank ``root`` into ``x`` of every rank, in place; returns ``x``.
+
+        That of the root is only read, and may have any layout.
+        """
         is_plain = timeout is None and chunk_bytes is None and not async_op
         key = ("broadcast", root) if is_plain else None
         if is_plain and self._launcher.repeat(key, x, x):
             return x
         root = check_rank(root, self.size, "root")
-        see = self._launcher.share_input if self.rank == root else share_result
+        is_root = self.rank == root
+        see = self._launcher.share_input if is_root else share_result
         array = see(x, name="x")
         plan = self._launcher.plan(
             Kind.BROADCAST, array.dtype, array.size, root=root, chunk_bytes=chunk_bytes
         )
-        mode = Mode("broadcast", async_op, timeout, chunk_bytes, key=key, x=x)
+        mode = Mode("broadcast", async_op, timeout, chunk_bytes, key=key, x=x, is_read=is_root)
         return self._finish(plan, array, array, x, mode)
 
     def reduce(

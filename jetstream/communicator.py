@@ -331,7 +331,7 @@ class Communicator(CollectiveCalls, MessageCalls):
         pointer = byte_pointer(array)
         times = ffi.from_buffer("uint64_t[]", latency_ns)
         handle = self._launcher.handle()
-        status = lib.js_comm_repeat(handle, plan, pointer, pointer, iterations, times)
+        status = lib.js_comm_repeat(handle, plan.id, pointer, pointer, iterations, times)
         if status < 0:
             self._launcher.fail(status)
         return latency_ns

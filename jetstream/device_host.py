@@ -26,15 +26,13 @@ class DeviceHost:
         self._place = rank, size
 
     def prepare(
-        self, owner: object, kind: str, arguments: tuple[Any, ...], options: dict[str, Any]
+        self, kind: str, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> PreparedCall:
-        """Check the arguments of a collective; its plan stays loaded as long as ``owner`` lives.
+        """Check the arguments of a collective; its plan stays loaded as long as what is returned.
 
         Raises ArgumentError.
         """
-        call = prepare_call(self._launcher, self._place, kind, arguments, options, name="prepare")
-        self._launcher.plans.pin(call.plan, owner)
-        return call
+        return prepare_call(self._launcher, self._place, kind, arguments, options, name="prepare")
 
     def graph_key(self, graph: Any) -> int:
         """What a descriptor names a graph by. Raises ArgumentError unless it is of this one."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from jetstream._core.native import FULL, ffi, lib
+from jetstream._core.native import ffi, lib
 from jetstream.array_calls import graph_call
 from jetstream.errors import ArgumentError, BusyError, JetstreamError
 from jetstream.launcher import Launcher
+from jetstream.plans import Plan
 from jetstream.recording import Recording
 from jetstream.work import Work
 
@@ -17,7 +18,10 @@ _CAPTURING = "is still being captured"
 
 
 class Pin:
-    """Plans stay loaded while it lives."""
+    """Plans that stay loaded while it lives."""
+
+    def __init__(self) -> None:
+        self.plans: list[Plan] = []
 
 
 class _Native:
@@ -204,8 +208,6 @@ class Graph:
         self._require_ready()
         launcher = self._launcher
         launcher.require_live("another graph")
-        handle, timeout_ns = launcher.handle(), self._call.timeout_ns
-        while status == FULL:
-            launcher.make_room(timeout_ns)
-            status = graph_call(self._call)
-        launcher.run_on(handle, status, timeout_ns, self._what)
+        timeout_ns = self._call.timeout_ns
+        status = launcher.insist(status, lambda: graph_call(self._call), timeout_ns)
+        launcher.run_on(status, timeout_ns, self._what)

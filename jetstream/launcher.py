@@ -8,17 +8,24 @@ from functools import partial
 from typing import Any
 
 from jetstream._core.endpoint import Endpoint
-from jetstream._core.native import AGAIN, FULL, ffi, lib
+from jetstream._core.native import AGAIN, ffi, lib
 from jetstream._core.timeouts import timeout_to_ns
-from jetstream.array_calls import MISS, ArrayCalls, array_call, array_launch, byte_pointer
+from jetstream.array_calls import (
+    MISS,
+    ArrayCalls,
+    array_call,
+    array_launch,
+    byte_pointer,
+    persistent_call,
+)
 from jetstream.arrays import Array, share_contiguous
 from jetstream.collectives import Splits
 from jetstream.config import Config
 from jetstream.diagnosis import describe_call, describe_wait, raise_failure
 from jetstream.dtypes import Kind, RedOp, check_redop, dtype_of, redop_of
-from jetstream.errors import BusyError, JetstreamError, TimedOutError
+from jetstream.errors import JetstreamError, TimedOutError
 from jetstream.message_launcher import MessageLauncher
-from jetstream.plans import PlanCache
+from jetstream.plans import Plan, PlanCache
 from jetstream.work import Work
 
 __all__ = ["Launcher"]
@@ -26,7 +33,7 @@ __all__ = ["Launcher"]
 _CLOSE_DRAIN_S = 10.0
 _call = lib.js_comm_call
 #: By a call that was remembered. INVALID: another thread has made room for other plans.
-_NOT_CARRIED_OUT = (MISS, FULL, lib.JS_ERR_INVALID)
+_UNKNOWN = (MISS, lib.JS_ERR_INVALID)
 
 
 class Launcher(MessageLauncher):
@@ -39,6 +46,7 @@ class Launcher(MessageLauncher):
         self._array_calls = ArrayCalls()
         self.tables = self._array_calls.tables
         self.barrier_call: Any = None  # a js_persistent *, once there has been one
+        self._barrier_plan: Plan | None = None
         self.undisposed: list[Any] = []  # graphs that nobody holds but a device may still run
         self.mail = self._array_calls.mail
         super().__init__(endpoint, config.timeout_s)
@@ -49,7 +57,8 @@ class Launcher(MessageLauncher):
         self.plans = PlanCache(
             endpoint.handle, rank, size, config=config, fail=fail, hosts=endpoint.hosts
         )
-        self._found: dict[Any, int] = {}
+        self.plans.on_unload.append(self._array_calls.clear)
+        self._found = self.plans.found
 
     def _set_timeout(self, timeout_ns: int) -> None:
         self._array_calls.set_timeout(timeout_ns)
@@ -75,8 +84,8 @@ class Launcher(MessageLauncher):
         chunk_bytes: int | None = None,
         counts: tuple[int, ...] = (),
         splits: Splits | None = None,
-    ) -> int:
-        """The id of the plan of a call; compiled and loaded at its first use.
+    ) -> Plan:
+        """The plan of a call; compiled and loaded at its first use.
 
         ``counts``, in elements, where the ranks' parts differ, ``splits`` where each rank has its
         own; ``count`` is then the sum of the counts, and zero.
@@ -85,24 +94,24 @@ class Launcher(MessageLauncher):
         key = (kind, dtype, count, op, root, algo, chunk_bytes)
         if not is_unequal:
             try:
-                plan_id = self._found.get(key)
+                plan = self._found.get(key)
             except TypeError:  # an argument that is no key, and wrong: what follows says which
-                plan_id = None
-            if plan_id is not None:
-                return plan_id
+                plan = None
+            if plan is not None:
+                return plan
         with self.plans.lock:
             return self._load(key, counts, splits)
 
-    def _load(self, key: Any, counts: tuple[int, ...], splits: Splits | None) -> int:
-        """The id of a plan that may not be loaded. The lock is held."""
+    def _load(self, key: Any, counts: tuple[int, ...], splits: Splits | None) -> Plan:
+        """A plan that may not be loaded. The lock is held."""
         kind, dtype, count, op, root, algo, chunk_bytes = key
         is_unequal = counts != () or splits is not None
         full_key = (key, counts, splits)
         try:
-            plan_id = self.plans.find_unequal(full_key) if is_unequal else self._found.get(key)
+            plan = self.plans.find_unequal(full_key) if is_unequal else self._found.get(key)
         except TypeError:
-            plan_id = None
-        if plan_id is None:
+            plan = None
+        if plan is None:
             self.handle()
             element, redop = dtype_of(dtype), redop_of(op)
             check_redop(element, redop)
@@ -118,15 +127,10 @@ class Launcher(MessageLauncher):
                 has_splits=splits is not None,
             )
             if is_unequal:
-                plan_id, evicted = self.plans.load_unequal(full_key, call, splits)
+                plan = self.plans.load_unequal(full_key, call, splits)
             else:
-                plan_id, evicted = self.plans.load(call)
-            if evicted:
-                self._found.clear()
-                self._array_calls.clear()
-            if not is_unequal:
-                self._found[key] = plan_id
-        return plan_id
+                plan = self._found[key] = self.plans.load(call)
+        return plan
 
     def repeat(self, key: Hashable, source: Any, target: Any) -> bool:
         """Carry out a call whose like has been remembered: the short path of most calls.
@@ -154,9 +158,10 @@ class Launcher(MessageLauncher):
             return None
         if table is None:
             return None
+        self.let_go()
         out = ffi.new("uint64_t *")
         status = array_launch(table, id(source), id(target), out)
-        if status in _NOT_CARRIED_OUT:
+        if status in _UNKNOWN or self.was_turned_away(status):
             return None
         if status < 0:
             self.fail(status)
@@ -167,50 +172,53 @@ class Launcher(MessageLauncher):
 
         False: it was not carried out.
         """
-        if status in _NOT_CARRIED_OUT:
+        if status in _UNKNOWN or self.was_turned_away(status):
             return False
-        if self.is_captured:
-            raise BusyError("another thread captures the calls of this communicator")
-        self.run_on(self.handle(), status, self._timeout_ns)
+        self.run_on(status, self._timeout_ns)
         return True
 
-    def remember(self, key: Hashable, source: Any, target: Any, plan: int, itemsize: int) -> None:
+    def remember(self, key: Hashable, source: Any, target: Any, plan: Plan, itemsize: int) -> None:
         """From now on ``repeat`` knows calls with what callers pass like these."""
-        self._array_calls.remember(
-            key, source, target,
-            plan=plan, itemsize=itemsize, handle=self.handle(), timeout_ns=self._timeout_ns,
-        )  # fmt: skip
+        handle = self.handle()
+        with self.plans.lock:  # nobody unloads the plan, and then forgets what was remembered
+            self._array_calls.remember(
+                key, source, target,
+                plan=plan.id, itemsize=itemsize, handle=handle, timeout_ns=self._timeout_ns,
+            )  # fmt: skip
 
     def prepare(
-        self, owner: object, plan: int, arrays: tuple[Array, Array], timeout: float | None
+        self, plan: Plan, arrays: tuple[Array, Array], timeout: float | None
     ) -> tuple[Any, Any]:
-        """A ``js_persistent *``, and what must live as long. Its plan stays while owner lives."""
+        """A ``js_persistent *``, and buffers that must live as long, as must the plan."""
         call = ffi.new("js_persistent *")
         buffers = byte_pointer(arrays[0]), byte_pointer(arrays[1])
         call.comm = self.handle()
         call.input, call.output = buffers
         call.timeout_ns = timeout_to_ns(timeout, self.timeout)
-        call.plan_id = plan
+        call.plan_id = plan.id
         self.watch(call)
-        self.plans.pin(plan, owner)
         return call, buffers
 
-    def prepare_barrier(self, plan: int, nothing: Array) -> None:
+    def prepare_barrier(self, plan: Plan, nothing: Array) -> None:
         """From now on a barrier needs no plan to be found."""
-        if self.barrier_call is None:
-            self.barrier_call, _ = self.prepare(self, plan, (nothing, nothing), None)
+        with self.plans.lock:
+            if self.barrier_call is None:
+                self._barrier_plan = plan
+                self.barrier_call, _ = self.prepare(plan, (nothing, nothing), None)
 
     def run(
-        self, plan: int, source: Array, target: Array, result: Any, timeout: float | None
+        self, plan: Plan, source: Array, target: Array, result: Any, timeout: float | None
     ) -> Any:
         """Launch and wait. A timeout or an interrupt makes the communicator unusable."""
         timeout_ns = timeout_to_ns(timeout, self.timeout)
         inputs, outputs = byte_pointer(source), byte_pointer(target)
+        arguments = plan.id, inputs, outputs, timeout_ns
         handle = self.handle()
         try:
-            status = _call(handle, plan, inputs, outputs, timeout_ns)
+            status = _call(handle, *arguments)
             if status != 0:
-                self._finish(handle, plan, (inputs, outputs), status, timeout_ns)
+                status = self.insist(status, lambda: _call(self.handle(), *arguments), timeout_ns)
+                self.run_on(status, timeout_ns)
         except BaseException as error:
             self.interrupt(error)
             raise
@@ -219,16 +227,8 @@ class Launcher(MessageLauncher):
     def finish(self, call: Any, status: int) -> None:
         """What a launch of a ``js_persistent *`` still needs that was not complete at once."""
         self.require_live("what was prepared before")
-        pointers = call.input, call.output
-        self._finish(self.handle(), call.plan_id, pointers, status, call.timeout_ns)
-
-    def _finish(
-        self, handle: Any, plan: int, pointers: tuple[Any, Any], status: int, timeout_ns: int
-    ) -> None:
-        while status == FULL:
-            self.make_room(timeout_ns)
-            status = _call(handle, plan, *pointers, timeout_ns)
-        self.run_on(handle, status, timeout_ns)
+        status = self.insist(status, lambda: persistent_call(call), call.timeout_ns)
+        self.run_on(status, call.timeout_ns)
 
     def interrupt(self, error: BaseException) -> None:
         """After Ctrl-C in the middle of a call: the peers must not wait for this rank."""
@@ -240,19 +240,20 @@ class Launcher(MessageLauncher):
         if lib.js_comm_wait(handle, 0, 0, ffi.new("js_cqe *")) == AGAIN:
             lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
 
-    def run_on(self, handle: Any, status: int, timeout_ns: int, what: str = "") -> None:
+    def run_on(self, status: int, timeout_ns: int, what: str = "") -> None:
         """The slow continuation of a call: long waits, signals, failures."""
         cqe = ffi.new("js_cqe *")
-        while status == AGAIN:
-            status = lib.js_comm_wait(handle, 0, timeout_ns, cqe)
+        while status == AGAIN:  # meanwhile another thread may have closed what has failed
+            status = lib.js_comm_wait(self.handle(), 0, timeout_ns, cqe)
             if status == lib.JS_OK:
                 status = cqe.status
         if status == lib.JS_ERR_TIMEOUT:
-            self._time_out(handle, timeout_ns, what)
+            self._time_out(timeout_ns, what)
         if status < 0:
             self.fail(status)
 
-    def _time_out(self, handle: Any, timeout_ns: int, what: str) -> None:
+    def _time_out(self, timeout_ns: int, what: str) -> None:
+        handle = self.handle()
         fault = ffi.new("js_fault *")
         lib.js_comm_fault(handle, fault)
         if fault.status != lib.JS_OK:  # an earlier call has timed out
@@ -268,7 +269,7 @@ class Launcher(MessageLauncher):
 
     def start(
         self,
-        plan: int,
+        plan: Plan,
         source: Array,
         target: Array,
         result: Any,
@@ -277,15 +278,16 @@ class Launcher(MessageLauncher):
     ) -> Work:
         """Launch without waiting; ``finish`` as a Work's."""
         inputs, outputs = byte_pointer(source), byte_pointer(target)
-        wr_id = self.post(lib.js_comm_launch, plan, inputs, outputs)
+        wr_id = self.post(lib.js_comm_launch, plan.id, inputs, outputs)
         return self.track(wr_id, what, (source, target, inputs, outputs), result, finish)
 
     # --- ending --------------------------------------------------------------------------------
 
     def abort(self) -> None:
         """Make all present and later operations of every rank fail."""
-        if self._endpoint.handle != ffi.NULL and not self._endpoint.is_forked:
-            lib.js_comm_abort(self._endpoint.handle, lib.JS_ERR_ABORTED)
+        handle = self._endpoint.settled_handle()
+        if handle != ffi.NULL and not self._endpoint.is_forked:
+            lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
 
     def close(self) -> None:
         """Let sends in flight go out, then leave."""

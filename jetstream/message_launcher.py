@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jetstream._core.native import AGAIN, FULL, ffi, lib
+from jetstream._core.native import AGAIN, ffi, lib
 from jetstream._core.timeouts import timeout_to_ns
 from jetstream.array_calls import SHORT, byte_pointer
 from jetstream.arrays import Array
@@ -57,9 +57,10 @@ class MessageLauncher(Poster):
     ) -> None:
         """What a send that was waited for still needs that was not complete at once."""
         if status in _UNFINISHED:
-            work = self._track_send(self._unfinished(), array, byte_pointer(array), target)
+            wr_id = self._unfinished(self.handle())
+            work = self._track_send(wr_id, array, byte_pointer(array), target)
         else:
-            if status != FULL:
+            if not self.was_turned_away(status):
                 self.fail(status)
             work = self.send(array, target, tag)
         self.finish_message(work, timeout)
@@ -108,9 +109,10 @@ class MessageLauncher(Poster):
             return int(lib.js_comm_received_bytes())
         if status in _UNFINISHED:
             pointer = byte_pointer(array)
-            work = self._track_receive(self._unfinished(), array, pointer, source, int)
+            wr_id = self._unfinished(self.handle())
+            work = self._track_receive(wr_id, array, pointer, source, int)
         else:
-            if status != FULL:
+            if not self.was_turned_away(status):
                 self.fail(status)
             work = self.receive(array, source, tag, int)
         return int(self.finish_message(work, timeout))
@@ -144,7 +146,7 @@ class MessageLauncher(Poster):
         handle = self._endpoint.handle
         if isinstance(error, JetstreamError) or handle == ffi.NULL:
             return
-        wr_id = self._unfinished()
+        wr_id = self._unfinished(handle)
         if wr_id == 0:
             return
         cqe = ffi.new("js_cqe *")
@@ -160,9 +162,9 @@ class MessageLauncher(Poster):
         work.withdraw()
         return True
 
-    def _unfinished(self) -> int:
+    def _unfinished(self, handle: Any) -> int:
         """The number of what this thread's last call has left unfinished."""
-        return int(lib.js_comm_unfinished(self._endpoint.handle))
+        return int(lib.js_comm_unfinished(handle))
 
     def _track_send(self, wr_id: int, array: Array, pointer: Any, target: int) -> Work:
         what = f"send of {array.nbytes} bytes to rank {target}"

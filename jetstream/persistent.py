@@ -10,6 +10,7 @@ from jetstream.collective_calls import CollectiveCalls
 from jetstream.dtypes import Kind
 from jetstream.errors import ArgumentError
 from jetstream.launcher import Launcher
+from jetstream.plans import Plan
 from jetstream.work import Work
 
 __all__ = ["Persistent", "PreparedCall", "prepare", "prepare_call"]
@@ -18,16 +19,21 @@ _KINDS = tuple(kind.label for kind in Kind if kind is not Kind.NONE)
 
 
 class PreparedCall(NamedTuple):
-    """A collective whose arguments have been checked: the id of its plan and its arrays.
+    """A collective whose arguments have been checked: its plan, which stays loaded, and its arrays.
 
     ``result`` is what the call returns, ``what`` its name.
     """
 
-    plan: int
+    plan: Plan
     source: Array
     target: Array
     result: Any
     what: str
+
+    @property
+    def plan_id(self) -> int:
+        """What the data plane knows the plan by."""
+        return self.plan.id
 
 
 class Persistent:
@@ -41,7 +47,7 @@ class Persistent:
         self._launcher = launcher
         self._call = call
         arrays = call.source, call.target
-        self._native, self._buffers = launcher.prepare(self, call.plan, arrays, timeout)
+        self._native, self._buffers = launcher.prepare(call.plan, arrays, timeout)
 
     def __repr__(self) -> str:
         return f"<Persistent {self._call.what}>"
@@ -83,7 +89,7 @@ class _Preparing:
 
     prepare_barrier = remember
 
-    def start(self, plan: int, source: Array, target: Array, result: Any, what: str) -> Any:
+    def start(self, plan: Plan, source: Array, target: Array, result: Any, what: str) -> Any:
         return PreparedCall(plan, source, target, result, what)
 
 

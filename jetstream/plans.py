@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from jetstream._core.native import ffi, lib
 from jetstream.collectives import Call, Splits, choose, compile_plan, compile_splits
+from jetstream.collectives.lower import scratch_bytes
 from jetstream.collectives.placement import place
 from jetstream.collectives.select import algorithms_of, limit_chunk
 from jetstream.collectives.tuning import selection_from_text
@@ -20,10 +20,14 @@ from jetstream.config import Config
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
 from jetstream.errors import ArgumentError, ConfigurationError
 
-__all__ = ["PlanCache", "check_forced"]
+__all__ = ["Plan", "PlanCache", "check_forced"]
 
 #: Plans with unequal parts that are kept: these can be different in every call.
 UNEQUAL_PLANS_MAX = 64
+
+#: Memory of their own that all plans together may have, unless more of it is in use. Without a
+#: limit, sums between hosts whose length changes every time would take more and more.
+SCRATCH_BYTES_MAX = 1 << 30
 
 #: What the chunk size of a call with splits is chosen for. It must be the same on all ranks, and
 #: no rank knows the others' splits.
@@ -54,8 +58,21 @@ def check_forced(config: Config) -> None:
             )
 
 
+class Plan:
+    """A plan that is loaded, and stays so as long as anybody but the cache holds this.
+
+    So another thread cannot unload it between the moment at which it is found and its launch.
+    """
+
+    __slots__ = ("__weakref__", "id", "scratch_bytes")
+
+    def __init__(self, plan_id: int, scratch_bytes: int) -> None:
+        self.id = plan_id
+        self.scratch_bytes = scratch_bytes
+
+
 class PlanCache:
-    """Plan ids by call. ``config`` has what the environment asks for and what all ranks choose by;
+    """Plans by call. ``config`` has what the environment asks for and what all ranks choose by;
     ``fail(status)`` raises what a status of the data plane means; ``hosts`` are the hosts of the
     communicator's ranks, by any number, and none if all ranks share one.
     """
@@ -78,12 +95,15 @@ class PlanCache:
         self._forced = config.algorithm_for
         self._selection = selection_from_text(config.selection)
         self._fail = fail
-        #: Held by whoever finds, loads or unloads; what is about to be launched may be unloaded all
-        #: the same, and then the data plane refuses its id.
+        #: Held by whoever loads or unloads.
         self.lock = threading.RLock()
-        self._ids: dict[Call, int] = {}
-        self._unequal: OrderedDict[Any, int] = OrderedDict()  # the oldest first
-        self._pins: dict[int, list[weakref.ref[Any]]] = {}  # owners of a plan that must stay
+        #: Plans with equal parts by what the caller asked for, which any thread may look up.
+        self.found: dict[Any, Plan] = {}
+        #: Called before plans are unloaded: no id that was written down may be used any more.
+        self.on_unload: list[Callable[[], None]] = []
+        self._equal: dict[Any, Plan] = {}
+        self._unequal: dict[Any, Plan] = {}  # the oldest first
+        self._scratch_bytes = 0
 
     def call(
         self,
@@ -136,28 +156,23 @@ class PlanCache:
         limit = limit_chunk(call.chunk_bytes, call.partial_scale, self._placement)
         return call if call.chunk_bytes == limit else replace(call, chunk_bytes=limit)
 
-    def load(self, call: Call) -> tuple[int, bool]:
-        """The id of the loaded plan of ``call``, compiled at first use.
+    def load(self, call: Call) -> Plan:
+        """The plan of ``call``, compiled at first use. The lock is held, also by what follows."""
+        plan = self._equal.get(call)
+        if plan is None:
+            plan = self._load_code(compile_plan(call, self._rank, hosts=self._hosts))
+            self._equal[call] = plan
+        return plan
 
-        The second value is true when older plans had to be unloaded to make room.
-        """
-        plan_id = self._ids.get(call)
-        if plan_id is not None:
-            return plan_id, False
-        code = compile_plan(call, self._rank, hosts=self._hosts)
-        plan_id, is_full = self._load_code(code)
-        self._ids[call] = plan_id
-        return plan_id, is_full
+    def find_unequal(self, key: Hashable) -> Plan | None:
+        """A plan with unequal parts, if it is still loaded."""
+        plan = self._unequal.pop(key, None)
+        if plan is not None:
+            self._unequal[key] = plan
+        return plan
 
-    def find_unequal(self, key: Hashable) -> int | None:
-        """The id of a plan with unequal parts, if it is still loaded."""
-        plan_id = self._unequal.get(key)
-        if plan_id is not None:
-            self._unequal.move_to_end(key)
-        return plan_id
-
-    def load_unequal(self, key: Hashable, call: Call, splits: Splits | None) -> tuple[int, bool]:
-        """Compile and load a plan with unequal parts; as ``load``.
+    def load_unequal(self, key: Hashable, call: Call, splits: Splits | None) -> Plan:
+        """Compile and load a plan with unequal parts.
 
         Only the last of these are kept, apart from the plans with equal parts, so that calls whose
         parts change every time push out nothing but each other.
@@ -166,49 +181,46 @@ class PlanCache:
             code = compile_plan(call, self._rank, hosts=self._hosts)
         else:
             code = compile_splits(call, self._rank, splits, self._hosts)
-        while len(self._unequal) >= UNEQUAL_PLANS_MAX:
-            loaded = self._unequal.items()
-            oldest = next((key for key, plan in loaded if not self._is_pinned(plan)), None)
-            if oldest is None or not self._unload(self._unequal[oldest]):
-                break  # it is running; later ones are too
-            del self._unequal[oldest]
-        plan_id, is_full = self._load_code(code)
-        self._unequal[key] = plan_id
-        return plan_id, is_full
+        for oldest in list(self._unequal):
+            if len(self._unequal) < UNEQUAL_PLANS_MAX:
+                break
+            self._unload(self._unequal, oldest)
+        plan = self._unequal[key] = self._load_code(code)
+        return plan
 
-    def pin(self, plan_id: int, owner: object) -> None:
-        """Keep a plan loaded as long as ``owner`` lives."""
+    def make_room(self) -> None:
+        """Unload every plan that is not running and that nobody holds."""
         with self.lock:
-            pins = self._pins.setdefault(plan_id, [])
-            if len(pins) % 64 == 63:
-                pins[:] = [pin for pin in pins if pin() is not None]
-            pins.append(weakref.ref(owner))
+            self.found.clear()
+            for forget in self.on_unload:
+                forget()
+            for plans in (self._equal, self._unequal):
+                for key in list(plans):
+                    self._unload(plans, key)
 
-    def _is_pinned(self, plan_id: int) -> bool:
-        return any(pin() is not None for pin in self._pins.get(plan_id, ()))
+    def _unload(self, plans: dict[Any, Plan], key: Any) -> None:
+        """Take a plan out of a cache, unless it is running or held. It is in no other one."""
+        plan = plans.pop(key)
+        plan_id, scratch, held = plan.id, plan.scratch_bytes, weakref.ref(plan)
+        del plan
+        holder = held()
+        if holder is not None or lib.js_comm_unload_plan(self._handle, plan_id) != lib.JS_OK:
+            plans[key] = holder or Plan(plan_id, scratch)
+        else:
+            self._scratch_bytes -= scratch
 
-    def _unload(self, plan_id: int) -> bool:
-        if self._is_pinned(plan_id):
-            return False
-        return bool(lib.js_comm_unload_plan(self._handle, plan_id) == lib.JS_OK)
-
-    def _load_code(self, code: bytes) -> tuple[int, bool]:
+    def _load_code(self, code: bytes) -> Plan:
+        scratch = scratch_bytes(code)
+        if scratch and self._scratch_bytes + scratch > SCRATCH_BYTES_MAX:
+            self.make_room()
         aligned = ffi.new("uint64_t[]", -(-len(code) // 8))
         ffi.memmove(aligned, code, len(code))
         out = ffi.new("uint32_t *")
         status = lib.js_comm_load_plan(self._handle, aligned, len(code), out)
-        is_full = status == lib.JS_ERR_FULL
-        if is_full:
-            self._drop_all()
+        if status == lib.JS_ERR_FULL:
+            self.make_room()
             status = lib.js_comm_load_plan(self._handle, aligned, len(code), out)
         if status < 0:
             self._fail(status)
-        return int(out[0]), is_full
-
-    def _drop_all(self) -> None:
-        """Make room: unload every plan that is not running and not pinned."""
-        caches: tuple[dict[Any, int], ...] = (self._ids, self._unequal)
-        for ids in caches:
-            for key, plan_id in list(ids.items()):
-                if self._unload(plan_id):
-                    del ids[key]
+        self._scratch_bytes += scratch
+        return Plan(int(out[0]), scratch)

@@ -9,7 +9,7 @@ from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import FULL, check, ffi, lib
 from jetstream._core.timeouts import timeout_to_ns
 from jetstream.diagnosis import describe_wait, raise_failure
-from jetstream.errors import ArgumentError, ClosedError
+from jetstream.errors import ArgumentError, BusyError, ClosedError
 from jetstream.work import Work
 
 __all__ = ["Poster"]
@@ -18,6 +18,7 @@ __all__ = ["Poster"]
 _CALLER_ERRORS = frozenset(
     (lib.JS_ERR_BUSY, lib.JS_ERR_INVALID, lib.JS_ERR_FULL, lib.JS_ERR_OPCODE)
 )
+_CROWD_MIN = 16
 
 
 class Poster:
@@ -32,6 +33,7 @@ class Poster:
         self.is_captured = False  # a graph is being made of the communicator's calls
         self._endpoint = endpoint
         self._outstanding: dict[int, Work] = {}
+        self._crowd = _CROWD_MIN  # when there are so many, all are looked at
         self.timeout = timeout_s
 
     @property
@@ -53,7 +55,7 @@ class Poster:
     def handle(self) -> Any:
         """The cffi pointer ``js_comm *``; raises ClosedError, ForkedError."""
         handle = self._endpoint.handle
-        if handle == ffi.NULL:
+        if handle == ffi.NULL and (handle := self._endpoint.settled_handle()) == ffi.NULL:
             raise ClosedError("the communicator is closed", status="JS_ERR_CLOSED")
         if self._endpoint.is_forked:
             raise_failure(handle, lib.JS_ERR_FORKED)
@@ -85,12 +87,13 @@ class Poster:
     def post(self, function: Callable[..., int], *arguments: Any) -> int:
         """Post a descriptor and return its number; makes room when the queue is full."""
         self.require_live("what was prepared before")
+        self.let_go()
         out = ffi.new("uint64_t *")
-        handle = self.handle()
-        status = function(handle, *arguments, out)
-        while status == FULL:
-            self.make_room(timeout_to_ns(None, self.timeout))
-            status = function(handle, *arguments, out)
+        status = function(self.handle(), *arguments, out)
+        if status == FULL:
+            status = self.insist(
+                status, lambda: function(self.handle(), *arguments, out), self._timeout_ns
+            )
         if status < 0:
             self.fail(status)
         return int(out[0])
@@ -108,13 +111,50 @@ class Poster:
         self._outstanding[wr_id] = work
         return work
 
-    def make_room(self, timeout_ns: int) -> None:
-        """Collect what has completed; if nothing has, wait for the oldest operation."""
-        before = len(self._outstanding)
-        for work in list(self._outstanding.values()):
-            work.done()
-        if len(self._outstanding) == before and before:
-            oldest = next(iter(self._outstanding.values()))
-            oldest.settle(timeout_ns)
-        elif not before:
-            raise ArgumentError("the queue is full of operations that other code has posted")
+    def let_go(self) -> None:
+        """Have operations that are complete let go of their arrays, though nobody asks after them.
+
+        Those behind one that is not complete come to it when they are many.
+        """
+        outstanding = self._outstanding
+        if not outstanding:
+            return
+        if len(outstanding) >= self._crowd:
+            for work in list(outstanding.values()):
+                work.done()
+            self._crowd = max(2 * len(outstanding), _CROWD_MIN)
+        oldest = next(iter(outstanding.values()), None)
+        while oldest is not None and oldest.done():
+            oldest = next(iter(outstanding.values()), None)
+
+    def was_turned_away(self, status: int) -> bool:
+        """Whether a call was not carried out that can be made again.
+
+        The queue was full, or another thread tried to close the communicator and could not. Raises
+        ClosedError, and BusyError while another thread captures.
+        """
+        if status == lib.JS_ERR_CLOSED:
+            if self.is_captured:
+                raise BusyError("another thread captures the calls of this communicator")
+            self.handle()
+            return True
+        return status == FULL
+
+    def insist(self, status: int, call: Callable[[], int], timeout_ns: int) -> int:
+        """Make a call until it is not turned away; returns its status. ``status``: the first."""
+        while self.was_turned_away(status):
+            has_room = status != FULL or self._make_room(timeout_ns)
+            status = call()
+            if status == FULL and not has_room and not self._outstanding:
+                raise ArgumentError("the queue is full of operations that other code has posted")
+        return status
+
+    def _make_room(self, timeout_ns: int) -> bool:
+        """Collect what has completed; if nothing has, wait for the oldest operation.
+
+        False: nothing is outstanding, which may be the work of another thread.
+        """
+        works = list(self._outstanding.values())
+        if works and sum(work.done() for work in works) == 0:
+            works[0].settle(timeout_ns)
+        return bool(works)

@@ -14,8 +14,8 @@ class PreparedCall(Protocol):
     """A collective with its plan and arrays."""
 
     @property
-    def plan(self) -> int:
-        """Id of the plan."""
+    def plan_id(self) -> int:
+        """Id of the plan, which stays loaded as long as this object."""
 
     @property
     def source(self) -> Array:
@@ -40,9 +40,9 @@ class Host(Protocol):
     endpoint: Endpoint
 
     def prepare(
-        self, owner: object, kind: str, arguments: tuple[Any, ...], options: dict[str, Any]
+        self, kind: str, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> PreparedCall:
-        """Check the arguments of a collective; its plan stays loaded as long as ``owner`` lives."""
+        """Check the arguments of a collective."""
 
     def graph_key(self, graph: Any) -> int:
         """What a descriptor names a graph by. Raises ArgumentError for a foreign one."""

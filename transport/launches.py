@@ -31,10 +31,10 @@ class Launch:
         arguments: tuple[Any, ...],
         options: dict[str, Any],
     ) -> None:
-        call = host.prepare(self, kind, arguments, options)
+        call = host.prepare(kind, arguments, options)
         self._call = call
         self.table = table
-        self.key = call.plan
+        self.key = call.plan_id
         self.result = call.result
         self.source_addr, _ = extent(call.source)
         self.target_addr, _ = extent(call.target)

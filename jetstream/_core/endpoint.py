@@ -214,6 +214,11 @@ class Endpoint:
         _open.discard(self)
         self.engine.release()
 
+    def settled_handle(self) -> Any:
+        """``handle``, when a close that another thread has begun has succeeded or failed."""
+        with self._lock:
+            return self.handle
+
     def _set_handle(self, handle: Any) -> None:
         self.handle = handle
         for update in self.on_handle:

@@ -68,6 +68,11 @@ def run_bad_arrays(comm: Communicator) -> None:
     refuses(ArgumentError, "out is not C-cont", lambda: comm.recv(strided, 0))
     if comm.rank != 0:
         refuses(ArgumentError, "x is not C-cont", lambda: comm.broadcast(strided, 0))
+    expanded = np.broadcast_to(np.float32(3), 6)  # all in one place; the root's is only read
+    x = expanded if comm.rank == 0 else np.zeros(6, np.float32)
+    assert comm.broadcast(x) is x and (x == 3).all()
+    one_place = np.lib.stride_tricks.as_strided(np.ones(1, np.float32), (6,), (0,))
+    refuses(ArgumentError, "out is not C-cont", lambda: comm.all_reduce(good, out=one_place))
     fixed = np.ones(6, np.float32)
     fixed.flags.writeable = False
     refuses(ArgumentError, "x is read-only: pass a writable", lambda: comm.all_reduce(fixed))

@@ -168,7 +168,7 @@ def run_counted(comm: Communicator, launch: str) -> int:
     comm.all_reduce(x)
     before = int(counter())
     if launch == "C":
-        assert lib.js_comm_repeat(handle, plan, pointer, pointer, ITERATIONS, times) == 0
+        assert lib.js_comm_repeat(handle, plan.id, pointer, pointer, ITERATIONS, times) == 0
     elif launch == "graph":
         for _ in range(ITERATIONS // GRAPH_CALLS):
             graph()

@@ -1,0 +1,249 @@
+"""What another thread may do between two steps of a call: unload plans, try to close.
+
+Where it can be, the other thread's deed is put in its place by hand, so that it happens every time.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jetstream
+from jetstream import plans
+from jetstream._core import endpoint
+from jetstream._core.native import FULL, lib
+from jetstream.communicator import Communicator
+from jetstream.errors import ArgumentError, BusyError, ClosedError
+from jetstream.testing.plugin import Pools
+
+WAIT_S = 30.0
+
+
+@contextmanager
+def running(*bodies: Callable[[], Any]) -> Iterator[None]:
+    """Each of the bodies again and again, in a thread of its own; their exceptions are raised."""
+    is_over = threading.Event()
+    errors: list[BaseException] = []
+
+    def repeat(body: Callable[[], Any]) -> None:
+        try:
+            while not is_over.is_set():
+                body()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=repeat, args=(body,), daemon=True) for body in bodies]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join(WAIT_S)
+    assert not any(thread.is_alive() for thread in threads)
+    for error in errors:
+        raise error
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def call_all(comm: Communicator) -> None:
+    """Every way from a call to a plan."""
+    size, rank = comm.size, comm.rank
+    for _ in range(3):
+        assert (comm.all_reduce(np.ones(8)) == size).all()
+        assert (comm.all_reduce(np.ones(8), timeout=WAIT_S) == size).all()
+        assert (comm.all_reduce(np.ones(8), async_op=True).wait(WAIT_S) == size).all()
+        assert comm.all_gather(np.full(1, rank)).tolist() == list(range(size))
+        counts = [r + 2 for r in range(size)]
+        gathered = comm.all_gather(np.full(counts[rank], rank), counts=counts)
+        assert gathered.tolist() == np.repeat(np.arange(size), counts).tolist()
+        sent = [2] * size
+        x = np.full(2 * size, rank)
+        exchanged = comm.all_to_all(x, input_splits=sent, output_splits=sent)
+        assert exchanged.tolist() == np.repeat(np.arange(size), 2).tolist()
+        comm.barrier()
+    step = comm.persistent("all_reduce", np.ones(4))
+    with comm.capture() as graph:
+        comm.all_reduce(x := np.ones(5))
+    for n in range(1, 4):
+        assert (step() == size**n).all()
+        graph()
+        assert (x == size**n).all()
+    assert (step.start().wait(WAIT_S) == size**4).all()
+
+
+def run_pushed_out_at_once(comm: Communicator) -> None:
+    launcher = comm._launcher
+    find = launcher.plan
+
+    def find_and_push(*arguments: Any, **options: Any) -> plans.Plan:
+        found = find(*arguments, **options)
+        launcher.plans.make_room()  # as another thread would
+        return found
+
+    launcher.plan = find_and_push  # type: ignore[method-assign]
+    try:
+        call_all(comm)
+    finally:
+        del launcher.plan  # type: ignore[method-assign]
+    gc.collect()
+    launcher.plans.make_room()
+    held = 1  # that of the barrier
+    assert len(launcher.plans._equal) == held and not launcher.plans._unequal
+
+
+def run_pushed_out_all_the_time(comm: Communicator) -> None:
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with running(comm._launcher.plans.make_room):
+            for _ in range(20):
+                call_all(comm)
+    finally:
+        sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.parametrize("run", [run_pushed_out_at_once, run_pushed_out_all_the_time])
+def test_plans_unloaded_by_another_thread(rank_pools: Pools, run: Any) -> None:
+    rank_pools(2).run(run, timeout_s=120)
+
+
+def test_memory_of_plans_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with jetstream.init() as comm:
+        cache = comm._launcher.plans
+        monkeypatch.setattr(plans, "scratch_bytes", lambda code: plans.SCRATCH_BYTES_MAX // 4)
+        for count in range(1, 40):
+            comm.all_reduce(np.ones(count))
+            assert cache._scratch_bytes <= plans.SCRATCH_BYTES_MAX
+            assert len(cache._equal) <= 4 and len(cache.found) <= 4
+        steps = [comm.persistent("all_reduce", np.ones(count)) for count in range(1, 9)]
+        for step in steps:  # more than that, but all of it in use
+            step()
+
+
+# --- closing -------------------------------------------------------------------------------------
+
+
+class BusyLib:
+    """A data plane in which another thread is always inside a call when one wants to close."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(lib, name)
+
+    def js_comm_close(self, comm: Any) -> int:
+        time.sleep(0.002)  # in which others may look at the handle
+        return int(lib.JS_ERR_BUSY)
+
+
+def test_close_that_cannot_be_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    comm = jetstream.init()
+    step, x = comm.persistent("all_reduce", np.ones(4)), np.ones(4)
+    with comm.capture() as graph:
+        comm.all_reduce(np.ones(4))
+    pending = comm.irecv(np.empty(1), 0, 7)
+
+    def talk() -> None:
+        receive = comm.irecv(y := np.empty(2), 0, 1)
+        comm.send(np.ones(2), 0, 1)
+        receive.wait(WAIT_S)
+        assert y.tolist() == [1, 1]
+        comm.isend(y, 0, 2)
+        comm.recv(y, 0, 2)
+
+    bodies = (
+        pending.done,
+        lambda: comm.all_reduce(x),
+        lambda: comm.all_reduce(x, timeout=WAIT_S),
+        lambda: comm.all_reduce(x, async_op=True).wait(WAIT_S),
+        *(step, graph, comm.barrier, talk, lambda: comm.counters()),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint, "lib", BusyLib())
+        with running(*bodies):
+            for _ in range(60):
+                with pytest.raises(BusyError):
+                    comm.close()
+    assert not pending.done()
+    comm.close()
+    for body in bodies:
+        with pytest.raises(ClosedError):
+            body()
+
+
+# --- the table of what is in flight --------------------------------------------------------------
+
+
+def test_queue_that_was_full_for_a_moment() -> None:
+    """Another thread has collected all that there was."""
+    with jetstream.init() as comm:
+        launcher = comm._launcher
+        answers = iter((FULL, lib.JS_OK))
+        assert launcher.post(lambda _comm, _out: next(answers)) == 0
+        with pytest.raises(ArgumentError, match="other code"):
+            launcher.post(lambda _comm, _out: FULL)
+
+
+def run_crowd(comm: Communicator) -> None:
+    """Threads that post more than there is room for, and wait for none of it."""
+    peer, tags = (comm.rank + 1) % comm.size, itertools.count()
+
+    def flood() -> None:
+        tag = next(tags)
+        for n in range(700):
+            comm.isend(np.full(2, n), peer, tag)
+
+    threads = [threading.Thread(target=flood, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for n in range(700):
+        for tag in range(3):
+            y = comm.recv(np.empty(2, np.int64), (comm.rank - 1) % comm.size, tag)
+            assert y.tolist() == [n, n]
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert not any(thread.is_alive() for thread in threads)
+    comm.barrier()
+
+
+def test_crowd(rank_pools: Pools) -> None:
+    rank_pools(2).run(run_crowd, timeout_s=120)
+
+
+def test_arrays_of_dropped_operations_go() -> None:
+    """Nobody asks after an operation that is complete: the next one has its array freed."""
+    with jetstream.init() as comm:
+        posts: list[Callable[[Any], Any]] = [
+            lambda x: comm.all_reduce(x, async_op=True),  # the long way, then the short one
+            lambda x: comm.all_reduce(x, async_op=True),
+            lambda x: comm.isend(x, 0),
+            lambda x: comm.all_gather(x, async_op=True),
+        ]
+        for post in posts:
+            x = np.ones(3)
+            gone = weakref.ref(x)
+            post(x)
+            del x
+            if comm.iprobe() is not None:
+                comm.recv(np.empty(3))
+            comm.barrier(async_op=True)
+            assert gone() is None, post
+        comm.irecv(np.empty(3), 0, 9)  # behind what nobody answers
+        arrays = [np.ones(3) for _ in range(200)]
+        left = [weakref.ref(x) for x in arrays]
+        while arrays:
+            comm.all_reduce(arrays.pop(), async_op=True)
+        assert sum(x() is not None for x in left) < 64
+        assert len(comm._launcher._outstanding) < 64
