@@ -52,7 +52,6 @@ class Launcher(MessageLauncher):
         super().__init__(endpoint, config.timeout_s)
         self.mail.comm = endpoint.handle
         endpoint.on_handle.append(self._array_calls.set_handle)
-        self.watch = self._array_calls.watch
         fail = partial(Launcher.fail, weakref.proxy(self))  # no cycle: it goes when it is dropped
         self.plans = PlanCache(
             endpoint.handle, rank, size, config=config, fail=fail, hosts=endpoint.hosts
@@ -185,6 +184,7 @@ class Launcher(MessageLauncher):
                 key, source, target,
                 plan=plan.id, itemsize=itemsize, handle=handle, timeout_ns=self._timeout_ns,
             )  # fmt: skip
+        self._endpoint.check_told(handle)
 
     def prepare(
         self, plan: Plan, arrays: tuple[Array, Array], timeout: float | None
@@ -198,6 +198,11 @@ class Launcher(MessageLauncher):
         call.plan_id = plan.id
         self.watch(call)
         return call, buffers
+
+    def watch(self, call: Any) -> None:
+        """Have a ``js_persistent *`` with this communicator, which may close."""
+        self._array_calls.watch(call)
+        self._endpoint.check_told(call.comm)
 
     def prepare_barrier(self, plan: Plan, nothing: Array) -> None:
         """From now on a barrier needs no plan to be found."""

@@ -219,6 +219,15 @@ class Endpoint:
         with self._lock:
             return self.handle
 
+    def check_told(self, handle: Any) -> None:
+        """What to call with a handle that has been written where ``on_handle`` finds it.
+
+        Another thread may have closed just before, and nobody has changed it then.
+        """
+        if self.handle != handle:
+            with self._lock:
+                self._set_handle(self.handle)
+
     def _set_handle(self, handle: Any) -> None:
         self.handle = handle
         for update in self.on_handle:

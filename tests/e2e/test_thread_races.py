@@ -21,7 +21,7 @@ import pytest
 import jetstream
 from jetstream import plans
 from jetstream._core import endpoint
-from jetstream._core.native import FULL, lib
+from jetstream._core.native import FULL, ffi, lib
 from jetstream.communicator import Communicator
 from jetstream.errors import ArgumentError, BusyError, ClosedError
 from jetstream.testing.plugin import Pools
@@ -181,6 +181,31 @@ def test_close_that_cannot_be_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> No
     for body in bodies:
         with pytest.raises(ClosedError):
             body()
+
+
+@pytest.mark.parametrize("is_call", [True, False])
+def test_closed_while_a_call_is_noted_down(is_call: bool) -> None:
+    """What has been written down just afterwards does not lead to memory that is gone."""
+    comm = jetstream.init()
+    calls = comm._launcher._array_calls
+    name = "remember" if is_call else "watch"
+    note = getattr(calls, name)
+
+    def close_and_note(*arguments: Any, **options: Any) -> None:
+        comm.close()
+        note(*arguments, **options)
+
+    setattr(calls, name, close_and_note)
+    x = np.ones(4)
+    if is_call:
+        for _ in range(3):
+            with pytest.raises(ClosedError):
+                comm.all_reduce(x)
+        assert all(table.comm == ffi.NULL for table in calls.tables.values())
+    else:
+        step = comm.persistent("all_reduce", x)
+        with pytest.raises(ClosedError):
+            step()
 
 
 # --- the table of what is in flight --------------------------------------------------------------
