@@ -60,10 +60,11 @@ class CallParts:
     def _finish(self, plan: Plan, source: Array, target: Array, result: Any, mode: Mode) -> Any:
         """Carry a call out. ``result``, what the caller gets, is where ``target`` comes from."""
         launcher = self._launcher
-        if mode.key is not None:  # all is well with the arguments
+        is_direct = mode.is_read or not is_tensor(result) or is_plain(result)
+        if is_direct and mode.key is not None:  # all is well with the arguments
             known = target if result is None else result
             launcher.remember(mode.key, mode.x, known, plan, source.itemsize)
-        if mode.is_read or not is_tensor(result) or is_plain(result):
+        if is_direct:
             if mode.async_op:
                 return launcher.start(plan, source, target, result, mode.what)
             return launcher.run(plan, source, target, result, mode.timeout)

@@ -25,7 +25,7 @@ from jetstream.shapes import (
     new_like,
     split_along,
 )
-from jetstream.tensors import check_reducible, land
+from jetstream.tensors import check_reducible, land, land_twin, plain_twin
 
 __all__ = ["CollectiveCalls"]
 
@@ -83,6 +83,10 @@ class CollectiveCalls(CallParts):
                     launcher.interrupt(error)
                     raise
         check_reducible(x)
+        if is_plain and out is None and not launcher.is_fixed:
+            twin = plain_twin(x, "x")
+            if twin is not None:  # which goes the short way
+                return land_twin(self.all_reduce(twin, op), x)
         if out is None:
             source = target = share_result(x, name="x")
         else:

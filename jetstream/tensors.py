@@ -25,7 +25,9 @@ __all__ = [
     "is_plain",
     "is_tensor",
     "land",
+    "land_twin",
     "new_tensor",
+    "plain_twin",
     "share_tensor",
 ]
 
@@ -91,13 +93,31 @@ def copy_plain(x: Any, *, result: str = "") -> Array:
 
     ``result``: the name of a tensor to which a result will be taken; ArgumentError if it cannot.
     """
-    if result and _may_overlap(x):
-        raise ArgumentError(
-            f"{result} has elements that share memory (strides {tuple(x.stride())} for shape "
-            f"{tuple(x.shape)}), so it cannot take a result: pass {result}.contiguous()"
-        )
+    if result:
+        _forbid_overlap(x, result)
     copy = x.detach().resolve_conj().resolve_neg()
     return np.array(_view(copy, "tensor"), order="C")
+
+
+def plain_twin(x: Any, name: str) -> Any:
+    """A plain tensor with the elements of one that is not, to which a result will be taken.
+
+    None for plain ones, and for what is no tensor. Raises ArgumentError.
+    """
+    if not is_tensor(x) or is_plain(x, name):
+        return None
+    _forbid_overlap(x, name)
+    return x.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def land_twin(twin: Any, original: Any) -> Any:
+    """Take a result in a tensor of the same type and shape to the caller's, which is returned."""
+    import torch
+
+    guard = torch.inference_mode() if original.is_inference() else torch.no_grad()
+    with guard:
+        original.copy_(twin)
+    return original
 
 
 def land(array: Array, original: Any) -> Any:
@@ -110,10 +130,7 @@ def land(array: Array, original: Any) -> Any:
     import torch
 
     flat = torch.from_numpy(array.reshape(-1).view(np.uint8))
-    guard = torch.inference_mode() if original.is_inference() else torch.no_grad()
-    with guard:
-        original.copy_(flat.view(original.dtype).view(original.shape))
-    return original
+    return land_twin(flat.view(original.dtype).view(original.shape), original)
 
 
 def new_tensor(x: Any, shape: tuple[int, ...]) -> Any:
@@ -205,6 +222,14 @@ def _element_type(x: Any, name: str) -> tuple[np.dtype[Any], bool]:
             raise ArgumentError(f"{name} has dtype {x.dtype}, which cannot be sent")
         found = _dtypes[x.dtype] = raw, known is not None
     return found
+
+
+def _forbid_overlap(x: Any, name: str) -> None:
+    if _may_overlap(x):
+        raise ArgumentError(
+            f"{name} has elements that share memory (strides {tuple(x.stride())} for shape "
+            f"{tuple(x.shape)}), so it cannot take a result: pass {name}.contiguous()"
+        )
 
 
 def _may_overlap(x: Any) -> bool:

@@ -336,6 +336,10 @@ def run_layouts(comm: Communicator) -> None:
         x = torch.zeros(4, dtype=torch.complex64).conj()
         x.fill_(1 + 2j)
         assert comm.broadcast(x, 1).tolist() == [1 + 2j] * 4
+        assert comm.all_reduce(x) is x and x.tolist() == [(1 + 2j) * size] * 4
+        with torch.inference_mode():
+            inferred = torch.ones(2, 3).t()
+        assert comm.all_reduce(inferred).tolist() == [[float(size)] * 2] * 3
         halves = torch.full((2, 2 * size), float(rank))[:, ::2]
         assert comm.all_to_all(halves, axis=1).tolist() == [[float(i) for i in range(size)]] * 2
         joined = comm.all_gather(torch.full((2, 1), float(rank)), axis=1)
