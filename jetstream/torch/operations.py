@@ -11,126 +11,35 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
-from torch import Tensor, sparse_coo
+from torch import Tensor
 
 from jetstream.communicator import Communicator
 from jetstream.errors import ArgumentError
 from jetstream.torch.calls import operation
 from jetstream.torch.monitored import monitored_barrier
+from jetstream.torch.options import (
+    NO_TIMEOUT,
+    REDOPS_BY_HASH,
+    as_async,
+    is_asynchronous,
+    is_simple,
+    redop_of,
+    scale_of,
+    seconds_of,
+)
+from jetstream.torch.profiling import (
+    reads_list,
+    reads_nothing,
+    reads_parts,
+    reads_second,
+    reads_second_one,
+)
 from jetstream.torch.sparse import sparse_all_reduce
-from jetstream.torch.tensors import Staging, gathered
+from jetstream.torch.tensors import Staging, check_equal, gathered, is_sparse, only
 from jetstream.torch.work import DONE, JetstreamWork
 from jetstream.work import Work
 
 __all__ = ["Collectives"]
-
-_TYPES = dist.ReduceOp.RedOpType
-_REDOPS = {
-    _TYPES.SUM: "sum",
-    _TYPES.AVG: "avg",
-    _TYPES.PRODUCT: "prod",
-    _TYPES.MIN: "min",
-    _TYPES.MAX: "max",
-    _TYPES.BAND: "band",
-    _TYPES.BOR: "bor",
-    _TYPES.BXOR: "bxor",
-}
-
-
-def _redops_by_hash() -> dict[int, str]:
-    """The names by the hash of ``opts.reduceOp``, which costs a tenth of asking for its kind."""
-    found: dict[int, str] = {}
-    opts = dist.AllreduceOptions()
-    for kind, name in _REDOPS.items():
-        opts.reduceOp = dist.ReduceOp(kind)
-        found[hash(opts.reduceOp)] = name
-    # Only if no two have one hash, nor one of these that of a reduction that is none of these.
-    premultiplied = hash(dist._make_nccl_premul_sum(1.0))
-    return found if len(found) == len(_REDOPS) and premultiplied not in found else {}
-
-
-_BY_HASH = _redops_by_hash()
-_NO_TIMEOUT = dist.AllreduceOptions().timeout
-
-
-def _is_simple(opts: Any) -> bool:
-    """Whether the caller waits, as long as the group says: then a communicator does it all."""
-    return opts is not None and not opts.asyncOp and opts.timeout == _NO_TIMEOUT
-
-
-def _redop(opts: Any) -> str:
-    """The name of a reduction. Raises ValueError."""
-    op = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
-    kind = getattr(op, "op", op)
-    name = "premul_sum" if kind == _TYPES.PREMUL_SUM else _REDOPS.get(kind)
-    if name is None:
-        raise ValueError(f"the jetstream backend has no reduction {getattr(kind, 'name', kind)}")
-    return name
-
-
-def _scale(opts: Any) -> Any:
-    """The factor of PREMUL_SUM, a number; None of other reductions."""
-    op: Any = opts.reduceOp if opts is not None else None
-    if getattr(op, "op", op) != _TYPES.PREMUL_SUM:
-        return None
-    return op.factor.item() if isinstance(op.factor, Tensor) else op.factor
-
-
-def _seconds(opts: Any) -> float | None:
-    """The timeout of a call; None where it has none of its own."""
-    if opts is None:
-        return None
-    seconds: float = opts.timeout.total_seconds()
-    return seconds if seconds > 0 else None
-
-
-def _is_sparse(tensor: Any) -> bool:
-    """Whether it is in COO format, which an all-reduce alone takes."""
-    return getattr(tensor, "layout", None) is sparse_coo
-
-
-def _is_async(opts: Any) -> bool:
-    return opts is None or opts.asyncOp
-
-
-def _only(tensors: Sequence[Any], name: str) -> Any:
-    """The one element of a list, which c10d has for several devices. Raises ValueError."""
-    if len(tensors) != 1:
-        raise ValueError(f"{name}: a list of one is needed, this has {len(tensors)}")
-    return tensors[0]
-
-
-# Of the arguments of a method, the tensors that it reads; profiles have their shapes.
-
-
-def _listed(tensors: Sequence[Tensor], *_rest: Any, **_named: Any) -> Sequence[Tensor]:
-    return tensors
-
-
-def _second(_outputs: Any, inputs: Sequence[Tensor], *_rest: Any, **_n: Any) -> Sequence[Tensor]:
-    return inputs
-
-
-def _second_one(_output: Any, input: Tensor, *_rest: Any, **_named: Any) -> Sequence[Tensor]:
-    return (input,)
-
-
-def _parts(
-    _outputs: Any, lists: Sequence[Sequence[Tensor]], *_r: Any, **_n: Any
-) -> Sequence[Tensor]:
-    return lists[0] if lists else ()
-
-
-def _nothing(*_args: Any, **_named: Any) -> Sequence[Tensor]:
-    return ()
-
-
-def _check_equal(tensors: Sequence[Tensor], like: Tensor, what: str) -> None:
-    """Raise ValueError unless all have as many elements as ``like``."""
-    sizes = [one.numel() for one in tensors]
-    if any(size != like.numel() for size in sizes):
-        raise ValueError(f"{what} has tensors of {sizes} elements: all must have {like.numel()}")
 
 
 class Collectives:
@@ -143,7 +52,7 @@ class Collectives:
 
     def _begin(self, opts: Any) -> tuple[Communicator, bool, float | None]:
         """The communicator, whether to wait elsewhere, and for how long."""
-        return self._comm, _is_async(opts), _seconds(opts)
+        return self._comm, is_asynchronous(opts), seconds_of(opts)
 
     def _end(
         self,
@@ -180,48 +89,48 @@ class Collectives:
 
     # --- every rank gets a result --------------------------------------------------------------
 
-    @operation("all_reduce", _listed)
+    @operation("all_reduce", reads_list)
     def allreduce(self, tensors: Any, opts: Any = None) -> Any:
         """Combine one tensor of all ranks, in place."""
-        if opts is not None and len(tensors) == 1 and opts.timeout == _NO_TIMEOUT:
-            op = _BY_HASH.get(hash(opts.reduceOp))
+        if opts is not None and len(tensors) == 1 and opts.timeout == NO_TIMEOUT:
+            op = REDOPS_BY_HASH.get(hash(opts.reduceOp))
             if op is not None and not opts.asyncOp:
                 try:
                     self._comm.all_reduce(tensors[0], op)
                 except ArgumentError:
-                    if not _is_sparse(tensors[0]):
+                    if not is_sparse(tensors[0]):
                         raise
                 else:
                     return DONE
-            elif op is not None and not _is_sparse(tensors[0]):
+            elif op is not None and not is_sparse(tensors[0]):
                 return self._started(tensors, self._comm.all_reduce(tensors[0], op, async_op=True))
         comm, is_async, timeout = self._begin(opts)
-        tensor = _only(tensors, "allreduce")
-        if _is_sparse(tensor):
-            sparse_all_reduce(comm, tensor, _redop(opts), timeout)
+        tensor = only(tensors, "allreduce")
+        if is_sparse(tensor):
+            sparse_all_reduce(comm, tensor, redop_of(opts), timeout)
             return JetstreamWork((tensor,), ())
         staging = Staging()
         buffer = staging.target(tensor, "tensor", is_read=True)
         work = comm.all_reduce(
-            buffer, _redop(opts), scale=_scale(opts), async_op=is_async, timeout=timeout
+            buffer, redop_of(opts), scale=scale_of(opts), async_op=is_async, timeout=timeout
         )
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
-    @operation("all_reduce", _listed)
+    @operation("all_reduce", reads_list)
     def allreduce_coalesced(self, tensors: Any, opts: Any = None) -> Any:
         """Combine several tensors of all ranks, in place."""
         comm, is_async, timeout = self._begin(opts)
-        op, scale, staging = _redop(opts), _scale(opts), Staging()
+        op, scale, staging = redop_of(opts), scale_of(opts), Staging()
         buffers = [staging.target(one, "tensor", is_read=True) for one in tensors]
         works = [comm.all_reduce(one, op, scale=scale, async_op=True) for one in buffers]
         self._launch(works, is_async, timeout)
         return self._end(tensors, works, staging, is_async, timeout)
 
-    @operation("all_gather", _second)
+    @operation("all_gather", reads_second)
     def allgather(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
         """Gather one tensor of each rank into a list of tensors on every rank."""
         comm, is_async, timeout = self._begin(opts)
-        outputs, source = _only(output_lists, "allgather"), _only(inputs, "allgather")
+        outputs, source = only(output_lists, "allgather"), only(inputs, "allgather")
         self._check_parts(outputs, "output")
         staging = Staging()
         own = staging.source(source).reshape(-1)
@@ -230,7 +139,7 @@ class Collectives:
         work = comm.all_gather(own, out=flat, counts=counts, async_op=is_async, timeout=timeout)
         return self._end(outputs, (work,), staging, is_async, timeout)
 
-    @operation("all_gather", _second)
+    @operation("all_gather", reads_second)
     def allgather_coalesced(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
         """Gather several tensors of each rank."""
         # c10d has a list of each rank's tensors here, and a list of each tensor's parts elsewhere.
@@ -241,10 +150,10 @@ class Collectives:
         ]
         return self._together(works, opts)
 
-    @operation("all_gather_into_tensor", _second_one)
+    @operation("all_gather_into_tensor", reads_second_one)
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
         """Concatenate one tensor of each rank, on every rank."""
-        if _is_simple(opts):
+        if is_simple(opts):
             self._comm.all_gather(input, out=output)
             return DONE
         comm, is_async, timeout = self._begin(opts)
@@ -253,31 +162,32 @@ class Collectives:
         work = comm.all_gather(source, out=target, async_op=is_async, timeout=timeout)
         return self._end((output,), (work,), staging, is_async, timeout)
 
-    @operation("all_gather_into_tensor", _second)
+    @operation("all_gather_into_tensor", reads_second)
     def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Concatenate several tensors of each rank, each for itself."""
         pairs = zip(outputs, inputs, strict=True)
         return self._together([Collectives.all_gather_single(self, *pair) for pair in pairs], opts)
 
-    @operation("reduce_scatter", _parts)
+    @operation("reduce_scatter", reads_parts)
     def reduce_scatter(self, outputs: Any, input_lists: Any, opts: Any = None) -> Any:
         """Combine the r-th tensor of all ranks' lists on rank r."""
         comm, is_async, timeout = self._begin(opts)
-        output, inputs = _only(outputs, "reduce_scatter"), _only(input_lists, "reduce_scatter")
+        output, inputs = only(outputs, "reduce_scatter"), only(input_lists, "reduce_scatter")
         self._check_parts(inputs, "input")
         staging = Staging()
         flat, target = gathered(inputs).reshape(-1), staging.target(output)
         work = comm.reduce_scatter(
-            flat, _redop(opts), out=target, counts=self._counts(inputs, flat), scale=_scale(opts),
+            flat, redop_of(opts), out=target,
+            counts=self._counts(inputs, flat), scale=scale_of(opts),
             async_op=is_async, timeout=timeout,
         )  # fmt: skip
         return self._end((output,), (work,), staging, is_async, timeout)
 
-    @operation("reduce_scatter_tensor", _second_one)
+    @operation("reduce_scatter_tensor", reads_second_one)
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
         """Combine one tensor of all ranks; rank r keeps part r."""
-        if _is_simple(opts) and input.dim() and input.shape[0] % self._comm.size == 0:
-            op = _BY_HASH.get(hash(opts.reduceOp))
+        if is_simple(opts) and input.dim() and input.shape[0] % self._comm.size == 0:
+            op = REDOPS_BY_HASH.get(hash(opts.reduceOp))
             if op is not None:
                 self._comm.reduce_scatter(input, op, out=output)
                 return DONE
@@ -286,23 +196,23 @@ class Collectives:
         source, target = staging.source(input).reshape(-1), staging.target(output)
         work = comm.reduce_scatter(
             source,
-            _redop(opts),
+            redop_of(opts),
             out=target,
-            scale=_scale(opts),
+            scale=scale_of(opts),
             async_op=is_async,
             timeout=timeout,
         )
         return self._end((output,), (work,), staging, is_async, timeout)
 
-    @operation("reduce_scatter_tensor", _second)
+    @operation("reduce_scatter_tensor", reads_second)
     def reduce_scatter_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Combine several tensors of all ranks, each for itself."""
-        op = _as_async(opts)
+        op = as_async(opts)
         pairs = zip(outputs, inputs, strict=True)
         works = [Collectives.reduce_scatter_single(self, *pair, op) for pair in pairs]
         return self._together(works, opts)
 
-    @operation("all_to_all", _second_one)
+    @operation("all_to_all", reads_second_one)
     def all_to_all_single(
         self,
         output: Tensor,
@@ -312,7 +222,7 @@ class Collectives:
         opts: Any = None,
     ) -> Any:
         """Send part r of ``input`` to rank r; splits are rows of axis 0, none means equal."""
-        if _is_simple(opts) and not output_split_sizes and not input_split_sizes:
+        if is_simple(opts) and not output_split_sizes and not input_split_sizes:
             self._comm.all_to_all(input, out=output)
             return DONE
         comm, is_async, timeout = self._begin(opts)
@@ -327,7 +237,7 @@ class Collectives:
         )
         return self._end((output,), (work,), staging, is_async, timeout)
 
-    @operation("all_to_all", _second)
+    @operation("all_to_all", reads_second)
     def alltoall(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Send the r-th tensor of a list to rank r."""
         comm, is_async, timeout = self._begin(opts)
@@ -345,10 +255,10 @@ class Collectives:
         )
         return self._end(outputs, (work,), staging, is_async, timeout)
 
-    @operation("barrier", _nothing)
+    @operation("barrier", reads_nothing)
     def barrier(self, opts: Any = None) -> Any:
         """Return when every rank has entered the barrier."""
-        if _is_simple(opts):
+        if is_simple(opts):
             self._comm.barrier()
             return DONE
         comm, is_async, timeout = self._begin(opts)
@@ -365,14 +275,14 @@ class Collectives:
 
     # --- one rank is the root ------------------------------------------------------------------
 
-    @operation("broadcast", _listed)
+    @operation("broadcast", reads_list)
     def broadcast(self, tensors: Any, opts: Any = None) -> Any:
         """Copy a tensor of the root to all ranks, in place."""
-        if _is_simple(opts) and len(tensors) == 1:
+        if is_simple(opts) and len(tensors) == 1:
             self._comm.broadcast(tensors[0], opts.rootRank)
             return DONE
         comm, is_async, timeout = self._begin(opts)
-        tensor, root = _only(tensors, "broadcast"), opts.rootRank
+        tensor, root = only(tensors, "broadcast"), opts.rootRank
         staging = Staging()
         if comm.rank == root:
             buffer = staging.source(tensor, "tensor")
@@ -381,70 +291,70 @@ class Collectives:
         work = comm.broadcast(buffer, root, async_op=is_async, timeout=timeout)
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
-    @operation("reduce", _listed)
+    @operation("reduce", reads_list)
     def reduce(self, tensors: Any, opts: Any) -> Any:
         """Combine one tensor of all ranks, in place on the root."""
         comm, is_async, timeout = self._begin(opts)
-        tensor, root = _only(tensors, "reduce"), opts.rootRank
+        tensor, root = only(tensors, "reduce"), opts.rootRank
         staging = Staging()
         if comm.rank == root:
             buffer = staging.target(tensor, "tensor", is_read=True)
         else:
             buffer = staging.source(tensor, "tensor")
         work = comm.reduce(
-            buffer, root, _redop(opts), scale=_scale(opts), async_op=is_async, timeout=timeout
+            buffer, root, redop_of(opts), scale=scale_of(opts), async_op=is_async, timeout=timeout
         )
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
-    @operation("gather", _second)
+    @operation("gather", reads_second)
     def gather(self, output_lists: Any, inputs: Any, opts: Any) -> Any:
         """Gather one tensor of each rank into a list of tensors on the root."""
         comm, is_async, timeout = self._begin(opts)
-        source, root = _only(inputs, "gather"), opts.rootRank
+        source, root = only(inputs, "gather"), opts.rootRank
         staging = Staging()
         own = staging.source(source).reshape(-1)
         outputs, target = (), None
         if comm.rank == root:
-            outputs = _only(output_lists, "gather")
+            outputs = only(output_lists, "gather")
             self._check_parts(outputs, "output")
-            _check_equal(outputs, source, "gather: the list of outputs")
+            check_equal(outputs, source, "gather: the list of outputs")
             target = staging.parts(outputs).reshape(-1)
         work = comm.gather(own, root, out=target, async_op=is_async, timeout=timeout)
         return self._end(outputs, (work,), staging, is_async, timeout)
 
-    @operation("scatter", _parts)
+    @operation("scatter", reads_parts)
     def scatter(self, outputs: Any, input_lists: Any, opts: Any) -> Any:
         """Send the r-th tensor of the root's list to rank r."""
         comm, is_async, timeout = self._begin(opts)
-        output, root = _only(outputs, "scatter"), opts.rootRank
+        output, root = only(outputs, "scatter"), opts.rootRank
         staging = Staging()
         target, source = staging.target(output).reshape(-1), None
         if comm.rank == root:
-            inputs = _only(input_lists, "scatter")
+            inputs = only(input_lists, "scatter")
             self._check_parts(inputs, "input")
-            _check_equal(inputs, output, "scatter: the list of inputs")
+            check_equal(inputs, output, "scatter: the list of inputs")
             source = gathered(inputs).reshape(-1)
         work = comm.scatter(source, root, out=target, async_op=is_async, timeout=timeout)
         return self._end((output,), (work,), staging, is_async, timeout)
 
     # --- messages ------------------------------------------------------------------------------
 
-    @operation("send", _listed)
+    @operation("send", reads_list)
     def send(self, tensors: Any, dst: int, tag: int = 0) -> Any:
         """Start to send a tensor to a rank of the group."""
         staging = Staging()
-        buffer = staging.source(_only(tensors, "send"), "tensor")
+        buffer = staging.source(only(tensors, "send"), "tensor")
         return self._end((), (self._comm.isend(buffer, dst, tag),), staging, True, None)
 
-    @operation("recv", _listed)
+    @operation("recv", reads_list)
     def recv(self, tensors: Any, src: int, tag: int = 0) -> Any:
         """Start to receive a tensor from a rank of the group."""
-        return self._receive(_only(tensors, "recv"), src, tag)
+        return self._receive(only(tensors, "recv"), src, tag)
 
-    @operation("recvAnySource", _listed)
+    @operation("recvAnySource", reads_list)
     def recv_anysource(self, tensors: Any, tag: int = 0) -> Any:
         """Start to receive a tensor from any rank; the Work's ``_source_rank`` says which."""
-        return self._receive(_only(tensors, "recv"), None, tag)
+        return self._receive(only(tensors, "recv"), None, tag)
 
     def _receive(self, tensor: Tensor, src: int | None, tag: int) -> Any:
         staging = Staging()
@@ -477,18 +387,9 @@ class Collectives:
 
     def _together(self, works: Sequence[Any], opts: Any) -> Any:
         """One Work for several."""
-        if not _is_async(opts):
-            seconds = _seconds(opts)
+        if not is_asynchronous(opts):
+            seconds = seconds_of(opts)
             for work in works:
                 work.wait(timedelta(seconds=seconds or 0))
             return DONE
-        return JetstreamWork.joining(works, _seconds(opts))
-
-
-def _as_async(opts: Any) -> Any:
-    """Options of one part of a coalesced call, which must not wait."""
-    if opts is None or opts.asyncOp:
-        return opts
-    copy = dist.ReduceScatterOptions()
-    copy.reduceOp, copy.timeout = opts.reduceOp, opts.timeout
-    return copy
+        return JetstreamWork.joining(works, seconds_of(opts))

@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["Range"]
+__all__ = [
+    "Range",
+    "reads_list",
+    "reads_nothing",
+    "reads_parts",
+    "reads_second",
+    "reads_second_one",
+]
 
 
 class Range:
@@ -34,3 +41,37 @@ class Range:
         thread = threading.Thread(target=future.set_result, args=(None,), daemon=True)
         thread.start()
         thread.join()
+
+
+# Of the arguments of a method, the tensors that it reads; profiles have their shapes.
+
+
+def reads_list(tensors: Sequence[torch.Tensor], *_rest: Any, **_n: Any) -> Sequence[torch.Tensor]:
+    """(tensors, ...)."""
+    return tensors
+
+
+def reads_second(
+    _outputs: Any, inputs: Sequence[torch.Tensor], *_rest: Any, **_named: Any
+) -> Sequence[torch.Tensor]:
+    """(outputs, inputs, ...)."""
+    return inputs
+
+
+def reads_second_one(
+    _output: Any, input: torch.Tensor, *_rest: Any, **_named: Any
+) -> Sequence[torch.Tensor]:
+    """(output, input, ...)."""
+    return (input,)
+
+
+def reads_parts(
+    _outputs: Any, lists: Sequence[Sequence[torch.Tensor]], *_rest: Any, **_named: Any
+) -> Sequence[torch.Tensor]:
+    """(outputs, lists of one list of inputs, ...)."""
+    return lists[0] if lists else ()
+
+
+def reads_nothing(*_args: Any, **_named: Any) -> Sequence[torch.Tensor]:
+    """Whatever there is."""
+    return ()

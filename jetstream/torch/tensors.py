@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-__all__ = ["Staging", "check_tensor", "joined"]
+__all__ = ["Staging", "check_equal", "check_tensor", "gathered", "is_sparse", "joined", "only"]
 
 
 def check_tensor(tensor: torch.Tensor, name: str = "tensor") -> None:
@@ -24,6 +25,25 @@ def check_tensor(tensor: torch.Tensor, name: str = "tensor") -> None:
         )
     if tensor.is_quantized:
         raise ValueError(f"{name} is quantized ({tensor.dtype}): pass its int_repr()")
+
+
+def is_sparse(tensor: Any) -> bool:
+    """Whether it is in COO format, which an all-reduce alone takes."""
+    return getattr(tensor, "layout", None) is torch.sparse_coo
+
+
+def only(tensors: Sequence[Any], name: str) -> Any:
+    """The one element of a list, which c10d has for several devices. Raises ValueError."""
+    if len(tensors) != 1:
+        raise ValueError(f"{name}: a list of one is needed, this has {len(tensors)}")
+    return tensors[0]
+
+
+def check_equal(tensors: Sequence[torch.Tensor], like: torch.Tensor, what: str) -> None:
+    """Raise ValueError unless all have as many elements as ``like``."""
+    sizes = [one.numel() for one in tensors]
+    if any(size != like.numel() for size in sizes):
+        raise ValueError(f"{what} has tensors of {sizes} elements: all must have {like.numel()}")
 
 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
