@@ -19,7 +19,9 @@ from jetstream.tensor_heads import learn
 
 __all__ = [
     "Array",
+    "check_memory",
     "check_reducible",
+    "check_room",
     "check_same_dtype",
     "copy_plain",
     "is_plain",
@@ -69,7 +71,7 @@ def is_plain(x: Any, name: str = "tensor") -> bool:
 
     Raises ArgumentError, with the reason, for tensors that have no such memory at all.
     """
-    _check(x, name)
+    check_memory(x, name)
     return bool(x.is_contiguous() and not x.is_conj() and not x.is_neg())
 
 
@@ -79,7 +81,7 @@ def share_tensor(x: Any, name: str) -> Array:
     Element types that the data plane does not know become unsigned integers of their width, which
     ``check_reducible`` keeps from being added up. Raises ArgumentError.
     """
-    _check(x, name)
+    check_memory(x, name)
     if x.is_conj() or x.is_neg():
         raise ArgumentError(
             f"{name} is a view that is still to be conjugated or negated: pass "
@@ -94,7 +96,7 @@ def copy_plain(x: Any, *, result: str = "") -> Array:
     ``result``: the name of a tensor to which a result will be taken; ArgumentError if it cannot.
     """
     if result:
-        _forbid_overlap(x, result)
+        check_room(x, result)
     copy = x.detach().resolve_conj().resolve_neg()
     return np.array(_view(copy, "tensor"), order="C")
 
@@ -106,7 +108,7 @@ def plain_twin(x: Any, name: str) -> Any:
     """
     if not is_tensor(x) or is_plain(x, name):
         return None
-    _forbid_overlap(x, name)
+    check_room(x, name)
     return x.detach().resolve_conj().resolve_neg().contiguous()
 
 
@@ -147,13 +149,26 @@ def check_reducible(x: Any) -> None:
         )
 
 
+def check_room(x: Any, name: str) -> None:
+    """Raise ArgumentError for a tensor that cannot take a result, having too little memory.
+
+    The text has the words in which torch refuses operations in place.
+    """
+    if _may_overlap(x):
+        raise ArgumentError(
+            f"{name} has elements that share memory (strides {tuple(x.stride())} for shape "
+            f"{tuple(x.shape)}), so it cannot take a result: more than one element of the "
+            f"written-to tensor refers to a single memory location. Please pass {name}.clone()"
+        )
+
+
 def check_same_dtype(x: Any, out: Any) -> None:
     """Raise ArgumentError for two tensors whose types have the same width, and are not one."""
     if is_tensor(x) and is_tensor(out) and x.dtype != out.dtype:
         raise ArgumentError(f"out has dtype {out.dtype}, the input {x.dtype}")
 
 
-def _check(x: Any, name: str) -> None:
+def check_memory(x: Any, name: str) -> None:
     """Raise ArgumentError unless the tensor has memory of its own that a CPU can read."""
     import torch
 
@@ -224,16 +239,10 @@ def _element_type(x: Any, name: str) -> tuple[np.dtype[Any], bool]:
     return found
 
 
-def _forbid_overlap(x: Any, name: str) -> None:
-    if _may_overlap(x):
-        raise ArgumentError(
-            f"{name} has elements that share memory (strides {tuple(x.stride())} for shape "
-            f"{tuple(x.shape)}), so it cannot take a result: pass {name}.contiguous()"
-        )
-
-
 def _may_overlap(x: Any) -> bool:
     """Whether two elements of the tensor may lie in one place."""
+    if x.is_contiguous():
+        return False
     reach = 0
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size > 1:

@@ -7,24 +7,19 @@ from typing import Any
 
 import torch
 
+from jetstream.tensors import check_memory, check_room
+
 __all__ = ["Staging", "check_equal", "check_tensor", "gathered", "is_sparse", "joined", "only"]
 
 
 def check_tensor(tensor: torch.Tensor, name: str = "tensor") -> None:
     """Raise unless ``tensor`` is a dense one in the memory of the CPU.
 
-    Raises TypeError for what is no tensor, ValueError otherwise, with the reason.
+    Raises TypeError for what is no tensor, ArgumentError otherwise, with the reason.
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}: a torch.Tensor is needed")
-    if tensor.layout is not torch.strided:
-        raise ValueError(f"{name} has the layout {tensor.layout}: only dense tensors; to_dense()")
-    if tensor.device.type != "cpu":
-        raise ValueError(
-            f"{name} is on device {tensor.device}: the jetstream backend takes CPU tensors"
-        )
-    if tensor.is_quantized:
-        raise ValueError(f"{name} is quantized ({tensor.dtype}): pass its int_repr()")
+    check_memory(tensor, name)
 
 
 def is_sparse(tensor: Any) -> bool:
@@ -82,6 +77,7 @@ class Staging:
         tensor = tensor.detach()
         if tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg()):
             return tensor
+        check_room(tensor, name)
         if is_read:
             buffer = _plain(tensor).clone(memory_format=torch.contiguous_format)
         else:
@@ -93,6 +89,7 @@ class Staging:
         """What is written into several tensors, one after another: flat."""
         for tensor in tensors:
             check_tensor(tensor, name)
+            check_room(tensor, name)
         flat = joined(tensors)
         if flat is None:
             flat = torch.empty(sum(one.numel() for one in tensors), dtype=tensors[0].dtype)

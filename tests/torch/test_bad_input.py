@@ -21,6 +21,7 @@ import pytest
 
 from jetstream.communicator import Communicator
 from jetstream.errors import (
+    ArgumentError,
     ClosedError,
     CommunicatorAbortedError,
     JetstreamError,
@@ -114,8 +115,25 @@ def run_bad_tensors(comm: Communicator, folder: Path) -> None:
         strided += comm.rank
         dist.all_reduce(strided)
         assert (strided == 3).all()
-        overlapping = torch.ones(1).expand(4)
-        refuses(ValueError, "share memory", lambda: dist.all_reduce(overlapping))
+
+
+def run_overlapping_outputs(comm: Communicator, folder: Path) -> None:
+    """Refused before anything is sent: the other ranks do not notice."""
+    with group_of_all(comm, folder):
+        out, x = torch.ones(1).expand(4), torch.ones(4)
+        calls: list[Callable[[], object]] = [
+            lambda: dist.all_reduce(out),
+            lambda: dist.all_reduce(out, async_op=True),
+            lambda: dist.reduce(out, 0, async_op=True),
+            lambda: dist.broadcast(out, 1, async_op=True),
+            lambda: dist.all_gather([x, x, out], x),
+            lambda: dist.all_gather_into_tensor(torch.ones(1).expand(4 * N), x, async_op=True),
+            lambda: dist.reduce_scatter(out, [x, x, x]),
+            lambda: dist.all_to_all_single(out[:N], x[:N], async_op=True),
+            lambda: dist.irecv(out, 1),
+        ]
+        for call in calls if comm.rank == 0 else ():
+            refuses(ArgumentError, "written-to tensor refers to a single memory location", call)
         still_works()
 
 
@@ -330,8 +348,8 @@ def run_raise(comm: Communicator, folder: Path) -> tuple[str, float]:
 
 
 @pytest.mark.parametrize(
-    "body", [run_bad_tensors, run_bad_outputs, run_bad_ranks, run_bad_ops, run_after_destroy,
-             run_again], ids=lambda body: body.__name__[4:],
+    "body", [run_bad_tensors, run_overlapping_outputs, run_bad_outputs, run_bad_ranks, run_bad_ops,
+             run_after_destroy, run_again], ids=lambda body: body.__name__[4:],
 )  # fmt: skip
 def test_bad_call(torch_pools: Pools, tmp_path: Path, body: Callable[..., None]) -> None:
     torch_pools(N).pool.run(body, tmp_path)
