@@ -288,12 +288,6 @@ class Launcher(MessageLauncher):
 
     # --- ending --------------------------------------------------------------------------------
 
-    def abort(self) -> None:
-        """Make all present and later operations of every rank fail."""
-        handle = self._endpoint.settled_handle()
-        if handle != ffi.NULL and not self._endpoint.is_forked:
-            lib.js_comm_abort(handle, lib.JS_ERR_ABORTED)
-
     def close(self) -> None:
         """Let sends in flight go out, then leave."""
         if self._endpoint.handle == ffi.NULL or self._endpoint.is_forked:

@@ -82,6 +82,12 @@ class Poster:
         lib.js_comm_fault(self.handle(), fault)
         return describe_wait(fault)
 
+    def abort(self, status: int = lib.JS_ERR_ABORTED) -> None:
+        """Make all present and later operations of every rank fail."""
+        handle = self._endpoint.settled_handle()
+        if handle != ffi.NULL and not self._endpoint.is_forked:
+            lib.js_comm_abort(handle, status)
+
     # --- internals -----------------------------------------------------------------------------
 
     def post(self, function: Callable[..., int], *arguments: Any) -> int:

@@ -67,6 +67,9 @@ class Owner(Protocol):
     def forget(self, wr_id: int) -> None:
         """The operation is complete; its buffers need not be kept."""
 
+    def abort(self, status: int) -> None:
+        """Make all present and later operations of every rank fail."""
+
     timeout: float
 
 
@@ -222,6 +225,10 @@ class Work:
             f"{self._owner.waiting_text()}",
             status="JS_ERR_TIMEOUT",
         )
+
+    def give_up(self) -> None:
+        """Nobody waits for it again: it is late, which ends the communicator on all ranks."""
+        self._owner.abort(lib.JS_ERR_TIMEOUT)
 
     def is_of(self, comm: Any) -> bool:
         """Whether it is an operation of that communicator."""

@@ -81,11 +81,13 @@ class Collectives:
             self._has_progress = True
             self._comm.start_progress()
 
-    def _launch(self, works: Sequence[Work], is_async: bool, timeout: float | None) -> None:
-        """Wait for several, if the caller does."""
-        if not is_async:
-            for work in works:
-                work.wait(timeout)
+    def _end_several(self, work: JetstreamWork, is_async: bool) -> Any:
+        """What a call returns whose parts have all been started."""
+        if is_async:
+            self._go_on_alone()
+            return work
+        work.wait()
+        return DONE
 
     # --- every rank gets a result --------------------------------------------------------------
 
@@ -123,8 +125,8 @@ class Collectives:
         op, scale, staging = redop_of(opts), scale_of(opts), Staging()
         buffers = [staging.target(one, "tensor", is_read=True) for one in tensors]
         works = [comm.all_reduce(one, op, scale=scale, async_op=True) for one in buffers]
-        self._launch(works, is_async, timeout)
-        return self._end(tensors, works, staging, is_async, timeout)
+        finish = staging.finish if staging.has_copies else None
+        return self._end_several(JetstreamWork(tensors, works, finish, timeout), is_async)
 
     @operation("all_gather", reads_second)
     def allgather(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
@@ -387,9 +389,5 @@ class Collectives:
 
     def _together(self, works: Sequence[Any], opts: Any) -> Any:
         """One Work for several."""
-        if not is_asynchronous(opts):
-            seconds = seconds_of(opts)
-            for work in works:
-                work.wait(timedelta(seconds=seconds or 0))
-            return DONE
-        return JetstreamWork.joining(works, seconds_of(opts))
+        work = JetstreamWork.joining(works, seconds_of(opts))
+        return self._end_several(work, is_asynchronous(opts))

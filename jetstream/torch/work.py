@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from jetstream._core.native import lib
 from jetstream.communicator import Communicator
-from jetstream.errors import ClosedError, JetstreamError
+from jetstream.errors import ClosedError, JetstreamError, TimedOutError
 from jetstream.torch.errors import as_torch
 from jetstream.torch.flight import ANY_SOURCE, ENDED, PEER, Entry, GroupLog
 from jetstream.work import Work
@@ -34,8 +34,8 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
     """One or more operations in flight, and what is to be done when they are complete.
 
     ``tensors`` are the outputs. ``finish`` is called once, by the first who finds all parts
-    complete: copies back into tensors that are not contiguous. ``timeout``: of ``wait``, in
-    seconds, where its caller names none; None: the group's.
+    complete: copies back into tensors that are not contiguous. ``timeout``: of the operation, in
+    seconds; None: the group's.
     """
 
     def __init__(
@@ -73,9 +73,17 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         return cls(tensors, parts, finish, timeout)
 
     def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
-        """Wait until complete. Raises what the operation failed with, or TimedOutError."""
+        """Wait until complete. Raises what the operation failed with, or TimedOutError.
+
+        One that is late by the caller's ``timeout`` can be waited for again. Without any the
+        operation's own holds, and ends the group: as far as torch says, the caller may be a
+        synchronous call, which nobody comes back to.
+        """
         if not self._is_complete:
-            self._settle(self._timeout if timeout == _NO_TIMEOUT else timeout.total_seconds())
+            if timeout == _NO_TIMEOUT:
+                self._settle(self._timeout, is_last=True)
+            else:
+                self._settle(timeout.total_seconds())
         if self._error is not None:
             raise self._error
         return True
@@ -129,7 +137,8 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
             lambda future: kinds.SUCCESS if self._error is None else kinds.COMM_ERROR
         )
 
-    def _settle(self, timeout: float | None) -> None:
+    def _settle(self, timeout: float | None, *, is_last: bool = False) -> None:
+        """Wait for all parts. ``is_last``: if they are late, nobody waits again."""
         for part in self._parts:
             try:
                 part.wait(timeout)
@@ -137,7 +146,9 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
                 raised = as_torch(error) if isinstance(error, JetstreamError) else error
                 if self.log is not None:
                     self.log.fail(self.entry, raised)
-                if not part.is_done:  # not in time: it can be waited for again
+                if not part.is_done:  # not in time, or no part of a group any more
+                    if is_last and isinstance(error, TimedOutError):
+                        part.give_up()
                     raise raised from error.__cause__
                 self._error = self._error or raised
         with _finish_lock:
@@ -177,7 +188,8 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         try:
             if time.monotonic_ns() < until_ns:
                 return self.is_completed()
-            self.wait(timedelta(microseconds=1))
+            if not self._is_complete:
+                self._settle(1e-6, is_last=True)
         except Exception as error:
             self._future_error = as_torch(error) if isinstance(error, JetstreamError) else error
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +29,41 @@ def shapes_differ() -> None:
     with pytest.raises(dist.DistBackendError) as caught:
         dist.all_reduce(x)
     assert isinstance(caught.value, MismatchError)
+
+
+def coalesced_gather(group: Any) -> None:
+    with dist._coalescing_manager(group):
+        for _ in range(2):
+            dist.all_gather_into_tensor(torch.zeros(2), torch.ones(1), group=group)
+
+
+LATE = {
+    "send": lambda group: dist.send(torch.ones(1 << 21), 1, group=group),
+    "receive": lambda group: dist.recv(torch.ones(3), 1, group=group),
+    "work": lambda group: dist.all_reduce(torch.ones(3), group=group, async_op=True).wait(),
+    "future": lambda group: dist.irecv(torch.ones(3), 1, group=group).get_future().wait(),
+    "coalesced": lambda group: dist.all_reduce_coalesced([torch.ones(3)] * 2, group=group),
+    "gathers": coalesced_gather,
+}
+
+
+def late_call_ends_the_group(kind: str) -> None:
+    """Rank 1 hears of it, though its own call is another one, and does not wait."""
+    warnings.simplefilter("ignore")
+    group = dist.new_group(timeout=timedelta(seconds=0.5))
+    if dist.get_rank() == 0:
+        with pytest.raises(RuntimeError, match="Timed out"):
+            LATE[kind](group)
+    dist.barrier()
+    if dist.get_rank() == 1:
+        with pytest.raises(dist.DistBackendError, match="rank 0 gave up"):
+            dist.barrier(group)
+    dist.barrier()
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_late_call_ends_the_group(on_ranks: Any, kind: str) -> None:
+    on_ranks(2, late_call_ends_the_group, kind)
 
 
 @pytest.mark.parametrize("is_async", [False, True])
