@@ -21,7 +21,7 @@ from jetstream.plans import check_forced
 from jetstream.progress import choose_core
 from jetstream.tuning import select
 
-__all__ = ["get_include", "init", "is_oversubscribed", "open_world"]
+__all__ = ["apply_config", "get_include", "init", "is_oversubscribed", "open_world"]
 
 _ISAS = {"scalar": lib.JS_ISA_SCALAR, "avx2": lib.JS_ISA_AVX2, "avx512": lib.JS_ISA_AVX512}
 _CORES = {"": lib.JS_CORES_LEARNED, "near": lib.JS_CORES_NEAR, "far": lib.JS_CORES_FAR}
@@ -63,14 +63,9 @@ def open_world(
 
     ``announce`` is called on rank 0 with the address at which it can be reached, once it can.
     """
-    configure_logging(config)
     if timeout is not None:
         timeout_to_ns(timeout, timeout)
-    thread_core = _thread_core(config, progress, core)
-    if config.isa:
-        check(lib.js_isa_force(_ISAS[config.isa]))
-    lib.js_cores_force(_CORES[config.cores])
-    check_forced(config)
+    thread_core = apply_config(config, progress, core)
     with contextlib.closing(_Opener(config)) as opener:
         membership = join(
             config, select=partial(select, config), open_link=opener.open, announce=announce
@@ -82,8 +77,19 @@ def open_world(
     return communicator
 
 
-def _thread_core(config: Config, progress: str | None, core: int | None) -> int | None:
-    """The core of the engine thread, -1 for any; None where there is to be no thread."""
+def apply_config(
+    config: Config, progress: str | None = None, core: int | None = None
+) -> int | None:
+    """Do what ``config`` asks of this process alone, before it meets the others of its job.
+
+    Returns the core of the engine thread, -1 for any; None where there is to be no thread. Raises
+    ArgumentError, ConfigurationError, UnsupportedError.
+    """
+    configure_logging(config)
+    if config.isa:
+        check(lib.js_isa_force(_ISAS[config.isa]))
+    lib.js_cores_force(_CORES[config.cores])
+    check_forced(config)
     if progress is not None and progress not in PROGRESS:
         raise ArgumentError(f"progress is {progress!r}: one of {', '.join(PROGRESS)} is needed")
     is_thread = (progress or config.progress) == "thread"

@@ -6,14 +6,17 @@ within a world shares its memory, and needs the store for two small exchanges al
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
@@ -21,78 +24,157 @@ import torch.distributed as dist
 from jetstream.communicator import Communicator
 from jetstream.config import Config, load_config
 from jetstream.control.links import own_address
-from jetstream.errors import RendezvousError
-from jetstream.job import open_world
+from jetstream.errors import RendezvousError, TimedOutError
+from jetstream.job import apply_config, open_world
 from jetstream.places import Place
 
 __all__ = ["Meeting", "open_group_of", "open_world_of"]
 
 _SECRET_BYTES = 32
+_NAME_BYTES = 4
+#: While a rank waits, it looks this often whether those that it waits for are still alive: as often
+#: as torch, whose store says each time on stderr that it has waited in vain.
+_LOOK_S = 10.0
+_PROBE_S = 0.01
+_WAIT_S_MIN = 0.001  # of zero or less, stores think otherwise
+#: The key of what rank 0 tells.
+_TOLD = "told"
 #: A port that nobody listens at: only the way to the host matters.
 _ANY_PORT = 9
 
 
 class Meeting:
-    """The ranks of one group before they have a communicator: what they tell each other."""
+    """The ranks of one group before they have a communicator: what they tell each other.
 
-    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+    A context manager: an error within is made known to the ranks that wait for this one, which
+    then raise it too. ``parent`` is the world in whose memory the group is to be made, "" for a
+    world of its own; the ranks must agree on it.
+    """
+
+    def __init__(
+        self, store: Any, rank: int, size: int, timeout: timedelta, parent: str = ""
+    ) -> None:
         # The names of groups come again after destroy_process_group; their keys must not. All
         # ranks make a group equally often, so each can count for itself.
         attempt = store.add(f"jetstream/attempts/{rank}", 1)
         self._store = dist.PrefixStore(f"jetstream/{attempt}", store)
         self._timeout = timeout
+        self._parent = parent
         self._round = 0
-        #: Whether this rank has said something to all others.
-        self.has_told = False
+        self._has_heard = False  # of another rank's error, which is known then
+        #: Called now and then with a rank that has not come; raises if it never will.
+        self.look: Callable[[int], object] = _see_nothing
         self.rank = rank
         self.size = size
 
+    def __enter__(self) -> Meeting:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and not self._has_heard:
+            self._announce(error)
+
     def exchange(self, value: str) -> list[str]:
-        """The values of all ranks, by rank. Raises RendezvousError naming who has not come."""
+        """The values of all ranks, by rank.
+
+        Raises RendezvousError naming who has not come, or what another rank has failed with.
+        """
         self._round += 1
-        self._store.set(f"{self._round}/{self.rank}", value)
-        keys = [f"{self._round}/{rank}" for rank in range(self.size)]
+        keys = self._keys(self._round)
+        self._store.set(keys[self.rank], json.dumps({"parent": self._parent, "value": value}))
         self._wait(keys)
-        return [self._store.get(key).decode() for key in keys]
+        rows = [self._read(row) for row in self._store.multi_get(keys)]
+        parents = [row["parent"] for row in rows]
+        if any(parent != parents[0] for parent in parents):
+            found = ", ".join(f"{_place(one)} on rank {rank}" for rank, one in enumerate(parents))
+            raise RendezvousError(
+                f"the ranks do not agree on where the new group is to be made: {found}. All of "
+                "them must make and destroy their groups in the same order"
+            )
+        return [row["value"] for row in rows]
 
     def tell(self, value: str) -> None:
         """Rank 0: say something that the others ``hear``."""
-        self.has_told = True
-        self._store.set("told", value)
+        self._store.set(_TOLD, json.dumps({"value": value}))
 
     def hear(self) -> str:
         """What rank 0 has told. Raises RendezvousError."""
-        self._wait(["told"])
-        return bytes(self._store.get("told")).decode()
+        self._wait([_TOLD])
+        return str(self._read(self._store.get(_TOLD))["value"])
+
+    def _keys(self, number: int) -> list[str]:
+        return [f"{number}/{rank}" for rank in range(self.size)]
+
+    def _read(self, text: bytes) -> Any:
+        row = json.loads(text.decode())
+        if "error" in row:
+            self._has_heard = True
+            raise RendezvousError(f"rank {row['rank']} could not join the group: {row['error']}")
+        return row
+
+    def _announce(self, error: BaseException) -> None:
+        """Have the others find the error wherever they wait, for whomever."""
+        row = json.dumps({"rank": self.rank, "error": f"{type(error).__name__}: {error}"})
+        # In the round that this rank is in, or, where it has had its say there, in the next one.
+        keys = [*self._keys(max(1, self._round)), *self._keys(self._round + 1), _TOLD]
+        with contextlib.suppress(RuntimeError):  # the store has gone as well
+            for key in keys:
+                self._store.set(key, row)
 
     def _wait(self, keys: list[str]) -> None:
-        try:
-            self._store.wait(keys, self._timeout)
-        except RuntimeError as error:
-            self._blame(keys, error)
+        begin_s = time.monotonic()
+        until_s = begin_s + self._timeout.total_seconds()
+        while True:
+            slice_s = max(_WAIT_S_MIN, min(_LOOK_S, until_s - begin_s))
+            try:
+                self._store.wait(keys, timedelta(seconds=slice_s))
+                return
+            except RuntimeError as error:
+                missing = self._missing(keys, error)
+                if not missing:
+                    return
+                now_s = time.monotonic()
+                if now_s >= until_s:
+                    raise RendezvousError(
+                        f"of {self.size} ranks of the group {', '.join(map(str, missing))} have "
+                        f"not come within {self._timeout.total_seconds():g} s"
+                    ) from error
+                if now_s < begin_s + slice_s / 2:
+                    raise RendezvousError(f"the store of the group has failed: {error}") from error
+            for rank in missing:
+                self.look(rank)
+            begin_s = time.monotonic()
 
-    def _blame(self, keys: list[str], error: RuntimeError) -> None:
-        seconds = self._timeout.total_seconds()
-        if keys == ["told"]:
-            raise RendezvousError(f"rank 0 has not come within {seconds:g} s: {error}") from error
+    def _missing(self, keys: list[str], error: RuntimeError) -> list[int]:
+        """Who has not come; nobody, if the last one has come, or has said why not, just now."""
         try:
-            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
         except RuntimeError:
             raise RendezvousError(f"the store of the group has failed: {error}") from error
-        raise RendezvousError(
-            f"of {self.size} ranks of the group {', '.join(str(rank) for rank in missing)} have "
-            f"not come within {seconds:g} s"
-        ) from error
 
 
-def open_world_of(meeting: Meeting, timeout: timedelta) -> Communicator:
+def _see_nothing(_rank: int) -> None:
+    """Of ranks that share nothing yet there is nothing to be seen."""
+
+
+def _place(parent: str) -> str:
+    return f"in the world {parent}" if parent else "in a world of its own"
+
+
+def open_world_of(meeting: Meeting, timeout: timedelta) -> tuple[Communicator, str]:
     """Open the communicator of all ranks of ``meeting``, which share nothing yet.
 
-    ``timeout`` is that of the group: of joining, and of every later operation. Raises what
-    :func:`jetstream.init` raises.
+    Returns it with a name that this world has on all ranks. ``timeout`` is that of the group: of
+    joining, and of every later operation. Raises what :func:`jetstream.init` raises.
     """
     rank, size = meeting.rank, meeting.size
-    hosts = meeting.exchange(_host_of_this_rank())
+    mine = json.dumps([secrets.token_hex(_NAME_BYTES), _host_of_this_rank()])
+    names, hosts = zip(*map(json.loads, meeting.exchange(mine)), strict=True)
     place = Place(
         launcher="torch",
         rank=rank,
@@ -101,32 +183,24 @@ def open_world_of(meeting: Meeting, timeout: timedelta) -> Communicator:
         is_spread=len(set(hosts)) > 1,
     )
     config = load_config(place=place)
+    apply_config(config)
     seconds = timeout.total_seconds()
     if not os.environ.get("JETSTREAM_INIT_TIMEOUT"):
         config = replace(config, init_timeout_s=seconds)
-    if size > 1 and rank > 0:
-        told = json.loads(meeting.hear())
-        if "error" in told:
-            raise RendezvousError(f"rank 0 could not listen: {told['error']}")
-        config = replace(
-            config, rendezvous=told["address"], job_secret=bytes.fromhex(told["secret"])
-        )
-        return open_world(config, timeout=seconds)
-    try:
-        if size > 1:
-            config = _listening(config, hosts)
-        secret = config.job_secret.hex()
-        return open_world(
-            config,
-            timeout=seconds,
-            announce=lambda address: meeting.tell(
-                json.dumps({"address": address, "secret": secret})
-            ),
-        )
-    except Exception as error:
-        if not meeting.has_told:  # the others would wait for it
-            meeting.tell(json.dumps({"error": str(error)}))
-        raise
+    meeting.exchange("ready")  # from here on a rank that fails can say so itself, to rank 0
+    if size == 1:
+        return open_world(config, timeout=seconds), names[0]
+    if rank > 0:
+        address, secret = json.loads(meeting.hear())
+        config = replace(config, rendezvous=address, job_secret=bytes.fromhex(secret))
+        return open_world(config, timeout=seconds), names[0]
+    config = _listening(config, hosts)
+    secret = config.job_secret.hex()
+
+    def announce(address: str) -> None:
+        meeting.tell(json.dumps([address, secret]))
+
+    return open_world(config, timeout=seconds, announce=announce), names[0]
 
 
 def open_group_of(
@@ -141,6 +215,11 @@ def open_group_of(
         rows = meeting.exchange(json.dumps(values))
         return {member: json.loads(row) for member, row in zip(members, rows, strict=True)}
 
+    def look(rank: int) -> None:
+        with contextlib.suppress(TimedOutError):  # it is alive; a message of it stays there
+            world.probe(members[rank], timeout=_PROBE_S)
+
+    meeting.look = look
     comm = world.open_group(members, exchange)
     comm.timeout = timeout.total_seconds()
     return comm

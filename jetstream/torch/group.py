@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import weakref
 from collections.abc import Sequence
@@ -13,15 +14,16 @@ from jetstream.communicator import Communicator
 from jetstream.errors import JetstreamError
 from jetstream.torch.bootstrap import Meeting, open_group_of, open_world_of
 from jetstream.torch.errors import as_torch
-from jetstream.torch.flight import GroupLog, dump_flight_record
+from jetstream.torch.flight import GroupLog, dump_flight_record, recorder
 from jetstream.torch.operations import Collectives
 from jetstream.torch.recorded import record
 from jetstream.torch.work import release
 
 __all__ = ["Group", "check_no_options"]
 
-#: Groups whose memory others can be made in.
-_worlds: weakref.WeakSet[Group] = weakref.WeakSet()
+#: Groups whose memory others can be made in, in the order in which they were made.
+_worlds: weakref.WeakValueDictionary[int, Group] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
 
 
 class Group(Collectives):
@@ -33,6 +35,8 @@ class Group(Collectives):
     global_ranks: tuple[int, ...]
     #: What the flight recorder has of this group; None where there is none.
     flight: GroupLog | None = None
+    #: Of a group that has memory of its own: its name, the same on all ranks, and its age.
+    _world_name, _number = "", -1
 
     def _open(
         self, store: Any, rank: int, size: int, timeout: timedelta, global_ranks: Sequence[int]
@@ -42,24 +46,26 @@ class Group(Collectives):
         ``global_ranks``: none means all. Raises what :func:`jetstream.init` raises.
         """
         self.global_ranks = ranks = tuple(global_ranks) or tuple(range(size))
+        world = _world_of(ranks)
+        parent = "" if world is None else world._world_name
         try:
-            self._comm = self._meet(Meeting(store, rank, size, timeout), ranks, timeout)
+            with Meeting(store, rank, size, timeout, parent) as meeting:
+                recorder()  # settings that it does not understand
+                if world is None:
+                    self._comm, self._world_name = open_world_of(meeting, timeout)
+                else:
+                    members = [world.global_ranks.index(one) for one in ranks]
+                    self._comm = open_group_of(world.communicator, meeting, members, timeout)
         except JetstreamError as error:
             raise as_torch(error) from error.__cause__
+        if world is None:
+            self._number = next(_numbers)
+            _worlds[self._number] = self
         record(self, rank, ranks)
 
     def dump_flight_record(self, path: str | os.PathLike[str] | None = None) -> Path:
         """As :func:`jetstream.torch.dump_flight_record`."""
         return dump_flight_record(path)
-
-    def _meet(self, meeting: Meeting, ranks: tuple[int, ...], timeout: timedelta) -> Communicator:
-        world = next((one for one in _worlds if set(ranks) <= set(one.global_ranks)), None)
-        if world is None:
-            comm = open_world_of(meeting, timeout)
-            _worlds.add(self)
-            return comm
-        members = [world.global_ranks.index(one) for one in ranks]
-        return open_group_of(world.communicator, meeting, members, timeout)
 
     @property
     def communicator(self) -> Communicator:
@@ -78,13 +84,19 @@ class Group(Collectives):
 
     def shutdown(self) -> None:
         """Leave the group: what torch calls for destroy_process_group."""
-        _worlds.discard(self)
+        _worlds.pop(self._number, None)
         release(self._comm)
         self._comm.close()
 
     def abort(self) -> None:
         """Make all present and later operations of every rank of the group fail."""
         self._comm.abort()
+
+
+def _world_of(ranks: Sequence[int]) -> Group | None:
+    """The oldest group that has memory of its own, and all of ``ranks``."""
+    worlds = (group for _, group in sorted(_worlds.items()))
+    return next((group for group in worlds if set(ranks) <= set(group.global_ranks)), None)
 
 
 def check_no_options(pg_options: Any) -> None:
