@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -152,6 +154,70 @@ def a_shared_group() -> None:
 @needs_sharing
 def test_beside_another_backend(on_ranks: Callable[..., Any]) -> None:
     on_ranks(2, a_shared_group, backend=SHARED)
+
+
+class StandIn:
+    """What torch 2.13 lacks: a class of backends that Python may derive from."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.place = rank, size
+
+
+def load_backend() -> Any:
+    """The second adapter, as if this torch had such a class."""
+    spec = importlib.util.find_spec("jetstream.torch.backend_base")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    dist.BackendBase = StandIn
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del dist.BackendBase
+    return module
+
+
+def a_backend_without_a_group() -> None:
+    """Called as torch's C++ does it (PyBackend.hpp), except that nobody dispatches."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    store = dist.PrefixStore("backend", dist.distributed_c10d._get_default_store())
+    options = SimpleNamespace(
+        store=store, group_rank=rank, group_size=size, timeout=timedelta(seconds=40),
+        global_ranks_in_group=[], group_id="7",
+    )  # fmt: skip
+    backend = load_backend().create_backend(options, None)
+    assert isinstance(backend, StandIn) and backend.place == (rank, size)
+    assert backend.options.backend == backend.getBackendName() == "jetstream"
+    assert backend.options.global_ranks_in_group == list(range(size))
+    assert backend.options._timeout == timedelta(seconds=40)
+    total = size * (size + 1) / 2
+    for call_options in (dist.AllreduceOptions(), None):
+        x = torch.full((3,), rank + 1.0)
+        work = backend.allreduce([x], call_options)
+        assert work.wait() and x.eq(total).all()
+        assert work.get_future().wait()[0].data_ptr() == x.data_ptr()
+    sparse = torch.eye(3).to_sparse()
+    backend.allreduce_sparse([sparse], dist.AllreduceOptions()).wait()
+    assert torch.equal(sparse.to_dense(), torch.eye(3) * size)
+    rows = torch.empty(size, 3)
+    backend.all_gather_single(rows, x, _distributed_c10d.AllgatherOptions()).wait()
+    assert rows.eq(total).all()
+    sent, got = torch.full((2,), rank), torch.empty(2, dtype=torch.int64)
+    works = backend.send([sent], (rank + 1) % size, 5), backend.recv([got], (rank - 1) % size, 5)
+    assert all(work.wait() for work in works) and got.eq((rank - 1) % size).all()
+    barrier = dist.BarrierOptions()
+    backend.barrier(barrier).wait()
+    backend.monitored_barrier()
+    barrier.timeout = timedelta(seconds=20)
+    backend.monitored_barrier(barrier, True)
+    backend.set_timeout(timedelta(seconds=30))
+    assert backend.communicator.timeout == 30
+    backend.shutdown()
+    with pytest.raises(RuntimeError, match="closed"):
+        backend.barrier(barrier)
+
+
+def test_a_backend_without_a_group(on_ranks: Callable[..., Any]) -> None:
+    on_ranks(2, a_backend_without_a_group)
 
 
 def what_frameworks_ask_a_group() -> None:

@@ -18,6 +18,8 @@ BACKENDS = {"jetstream": "jetstream", "jetstream-as-gloo": "gloo", "gloo": "gloo
 #: Is set in all processes of a run, to one of these names.
 UNDER_TEST = "JETSTREAM_SUITE_BACKEND"
 START_METHOD = "JETSTREAM_SUITE_START"
+#: The bound of every test in seconds, once it is set.
+PATIENCE = "JETSTREAM_SUITE_PATIENCE"
 
 _under_test = os.environ[UNDER_TEST]
 os.environ["BACKEND"] = BACKENDS[_under_test]
@@ -121,10 +123,18 @@ def skip_reason(name: str) -> str | None:
 
 
 def set_patience(timeout_s: float) -> None:
-    """Bounds every test; torch's own bounds are for machines that have nothing else to do."""
+    """Bounds every test; torch's own bounds are for machines that have nothing else to do.
+
+    Holds for ranks that are spawned from here on, too.
+    """
+    os.environ[PATIENCE] = str(timeout_s)
     common_distributed.get_timeout = lambda _test_id: timeout_s
     wait_for, _seconds = distributed_test.Barrier.sync.__func__.__defaults__
     distributed_test.Barrier.sync.__func__.__defaults__ = (wait_for, timeout_s / 2)
+
+
+if PATIENCE in os.environ:
+    set_patience(float(os.environ[PATIENCE]))
 
 
 def torch_version() -> str:
