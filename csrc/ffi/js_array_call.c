@@ -239,6 +239,13 @@ static const js_array_entry *table_find(const js_call_table *table, const array_
     return NULL;
 }
 
+/* Another thread may close it meanwhile, and has the interpreter's lock when it writes here: this
+ * one looks once. NULL: it is closed. */
+static js_comm *comm_of(js_comm *const *comm)
+{
+    return __atomic_load_n(comm, __ATOMIC_RELAXED);
+}
+
 int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t target)
 {
     array_view from;
@@ -250,10 +257,11 @@ int32_t js_array_call(const js_call_table *table, uintptr_t source, uintptr_t ta
     if (entry == NULL) {
         return JS_CALL_MISS;
     }
-    if (JS_UNLIKELY(table->comm == NULL)) {
+    js_comm *comm = comm_of(&table->comm);
+    if (JS_UNLIKELY(comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_call(table->comm, entry->plan_id, (const void *)from.data, (void *)to.data,
+    return js_comm_call(comm, entry->plan_id, (const void *)from.data, (void *)to.data,
                         table->timeout_ns);
 }
 
@@ -269,10 +277,11 @@ int32_t js_array_launch(const js_call_table *table, uintptr_t source, uintptr_t 
     if (entry == NULL) {
         return JS_CALL_MISS;
     }
-    if (JS_UNLIKELY(table->comm == NULL)) {
+    js_comm *comm = comm_of(&table->comm);
+    if (JS_UNLIKELY(comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_launch(table->comm, entry->plan_id, (const void *)from.data, (void *)to.data,
+    return js_comm_launch(comm, entry->plan_id, (const void *)from.data, (void *)to.data,
                           out_wr_id);
 }
 
@@ -332,10 +341,11 @@ int32_t js_array_send(const js_mail *mail, uintptr_t source, uint64_t address)
     if (!mail_span(mail, source, ARRAY_C_CONTIGUOUS, &data, &bytes)) {
         return JS_CALL_MISS;
     }
-    if (JS_UNLIKELY(mail->comm == NULL)) {
+    js_comm *comm = comm_of(&mail->comm);
+    if (JS_UNLIKELY(comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_send_wait(mail->comm, (const void *)data, bytes, address, mail->timeout_ns);
+    return js_comm_send_wait(comm, (const void *)data, bytes, address, mail->timeout_ns);
 }
 
 int32_t js_array_receive(const js_mail *mail, uintptr_t target, uint64_t address, uint64_t flags)
@@ -345,18 +355,20 @@ int32_t js_array_receive(const js_mail *mail, uintptr_t target, uint64_t address
     if (!mail_span(mail, target, ARRAY_WRITABLE, &data, &bytes)) {
         return JS_CALL_MISS;
     }
-    if (JS_UNLIKELY(mail->comm == NULL)) {
+    js_comm *comm = comm_of(&mail->comm);
+    if (JS_UNLIKELY(comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_receive_wait(mail->comm, (void *)data, bytes | flags, address, mail->timeout_ns);
+    return js_comm_receive_wait(comm, (void *)data, bytes | flags, address, mail->timeout_ns);
 }
 
 int32_t js_persistent_call(const js_persistent *call)
 {
-    if (JS_UNLIKELY(call->comm == NULL)) {
+    js_comm *comm = comm_of(&call->comm);
+    if (JS_UNLIKELY(comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_call(call->comm, call->plan_id, call->input, call->output, call->timeout_ns);
+    return js_comm_call(comm, call->plan_id, call->input, call->output, call->timeout_ns);
 }
 
 int32_t js_graph_call(const js_persistent *call)
