@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static uint64_t comm_count; /* communicators that this process has opened (add) */
+
 static void comm_destroy(js_comm *comm)
 {
     for (uint32_t i = 0; comm->plans != NULL && i < JS_COMM_PLANS_MAX; i++) {
@@ -74,6 +76,7 @@ static int32_t comm_open(js_engine *engine, const js_area *area, uint32_t rank,
     }
     memset(comm, 0, sizeof(*comm));
     comm->engine = engine;
+    comm->serial = js_add_seq_u64(&comm_count, 1) + 1;
     comm->rank = rank;
     comm->world = area->config.world;
     comm->area = *area;

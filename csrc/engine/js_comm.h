@@ -56,6 +56,8 @@ typedef struct js_comm_slot {
     uint64_t word;     /* number of the operation and js_comm_slot_state; its lower half is the
                         * futex of threads outside; rel/acq */
     uint32_t sleepers; /* threads outside that wait for it (add) */
+    uint32_t asked_ms; /* when a thread that only looks last asked after the peers; 0: it has not
+                        * looked yet (relaxed) */
     js_cqe cqe;
 } js_comm_slot;
 
@@ -128,8 +130,8 @@ typedef struct js_turn {
     uint64_t timeout_ns;
     uint64_t since_ticks; /* when the call was first known to last */
     uint64_t began_ticks; /* when this thread first waited for it; 0: not known yet */
+    uint64_t door_ns;     /* not 0: the doorbell is up, sleep there for so long */
     bool is_outside;
-    bool is_at_door; /* the doorbell is up: sleep there */
     bool is_patient; /* never inside while others want in */
     bool is_alone;   /* no other thread can wait for this operation */
 } js_turn;
@@ -153,6 +155,7 @@ typedef struct js_waiter {
 
 struct js_comm {
     js_engine *engine;
+    uint64_t serial; /* of all communicators of the process: an address may be used again */
     uint32_t rank;
     uint32_t world;
     uint16_t *members; /* [world]: their ranks in the job */
@@ -198,17 +201,20 @@ struct js_comm {
     uint32_t has_mirror; /* there are ranks on other hosts; R: any thread, rel/acq */
     uint32_t has_work;   /* it was left with operations in flight; R: any thread, relaxed */
     bool has_posted;     /* something, since its last round */
-    bool is_raised;      /* the engine thread has raised its doorbell here; W: it */
-    js_turn_look thread; /* when it should next go in; W: it */
     /* What other threads of the process look at: one line, which those who go in and out own. */
     uint32_t busy JS_ALIGNED(JS_CACHE_LINE); /* js_comm_busy; who enters (cas), or leaves */
     uint32_t wanted;    /* threads that want in: whoever waits inside comes out (add) */
-    uint32_t turns;     /* how often a thread has gone in, but to help; W: who is inside */
+    uint32_t turns;     /* how often a thread has gone in, but to help or to look; W: who is
+                         * inside */
     uint32_t outside;   /* threads in the middle of a call that are not inside (add) */
     uint32_t dozers;    /* not 0: threads sleep outside, at the doorbell; W: who is inside */
     uint32_t is_shared; /* not 0: two threads have met here (relaxed) */
     uint32_t is_inside; /* the device's thread is; W: it */
     bool is_biased;     /* one thread of a device goes in and out by that word: js_qp.c */
+    /* What the engine thread writes. */
+    js_turn_look thread JS_ALIGNED(JS_CACHE_LINE); /* when it should next go in; W: it */
+    uint32_t is_left; /* not 0: it should soon; W: who leaves work behind, and it (relaxed) */
+    bool is_raised;   /* it has raised its doorbell here; W: it */
 };
 
 /* --- js_turn.c --- */
@@ -222,6 +228,12 @@ int32_t js_turn_wait(js_turn *turn, js_cqe *out);
 int32_t js_turn_collect(js_comm_slot *slot, uint64_t wr_id, js_cqe *out);
 /* Has nobody else been inside for a while? Asked by a thread that would rather not disturb. */
 bool js_turn_is_free(const js_comm *comm, js_turn_look *look, uint64_t now_ticks);
+/* For a thread that only looks at an operation, again and again: now and then looks after the
+ * peers as a wait does; nobody else may. True: it has, and the caller should look once more. */
+bool js_turn_look_after(const js_turn *turn);
+/* Comes out for whoever wants in, and goes in again. JS_OK, or why it could not: the caller is
+ * outside then. Nobody closes the communicator meanwhile. */
+int32_t js_turn_yield(js_comm *comm);
 /* A completion has been written for which threads wait outside. */
 void js_turn_wake(js_comm *comm, js_comm_slot *slot);
 /* What js_comm_leave does where others want in, or sleep and will not be woken by peers. */
@@ -246,11 +258,17 @@ JS_INLINE js_exec_plan *js_comm_find_plan(const js_comm *comm, uint32_t plan_id)
     return JS_LIKELY(plan != NULL && plan->id == plan_id) ? plan : NULL;
 }
 
+/* Goes in, if nobody is, for a short look: others need not think that it makes rounds. */
+JS_INLINE bool js_comm_try_look(js_comm *comm)
+{
+    return JS_LIKELY(!comm->is_biased &&
+                     js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED));
+}
+
 /* Goes in, if nobody is. */
 JS_INLINE bool js_comm_try_enter(js_comm *comm)
 {
-    if (JS_UNLIKELY(comm->is_biased ||
-                    !js_cas_seq_u32(&comm->busy, JS_COMM_FREE, JS_COMM_ENTERED))) {
+    if (JS_UNLIKELY(!js_comm_try_look(comm))) {
         return false;
     }
     js_store_rlx_u32(&comm->turns, comm->turns + 1);
@@ -325,8 +343,11 @@ JS_INLINE void js_account_settle(js_comm *comm)
 /* --- js_wait.c --- */
 /* After a round without progress: waits a little. JS_OK, or why the communicator failed. */
 int32_t js_wait_idle(js_comm *comm);
-/* What js_wait_idle does besides waiting, for a thread that is going to sleep outside. */
-int32_t js_wait_before_door(js_comm *comm);
+/* What js_wait_idle does besides waiting, for a thread that is going to sleep outside, and how long
+ * it may. */
+int32_t js_wait_before_door(js_comm *comm, uint64_t *out_slice_ns);
+/* Forgets the wait that was left unfinished here: the one that begins is another one's. */
+void js_wait_forget(js_comm *comm);
 /* Now and then, asks how the peers are, those that are awaited. Returns JS_OK or a fault. */
 int32_t js_wait_check(js_comm *comm, uint64_t now_ticks);
 /* After progress. */

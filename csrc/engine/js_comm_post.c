@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define POST_PATIENCE_NS 100000000u
+#define POST_CONTINUED_NS 1000000000u /* a wait is gone on with so soon, or has been given up */
 
 /* Has it failed, here or elsewhere? */
 static int32_t post_check_alive(js_comm *comm)
@@ -46,6 +47,7 @@ static int32_t post_take_slot(js_comm *comm, uint64_t *out_wr_id)
         return JS_FAIL(JS_ERR_FULL, "%u operations are outstanding or were never waited for",
                        comm->slot_mask + 1);
     }
+    js_store_rlx_u32(&slot->asked_ms, 0);
     js_store_rlx_u64(&slot->word, js_comm_slot_word(comm->wr_next, JS_COMM_SLOT_OUTSTANDING));
     comm->has_posted = true;
     *out_wr_id = comm->wr_next++;
@@ -81,9 +83,11 @@ static js_graph *post_graph(const js_comm *comm, uint32_t graph_id)
 
 /* What has been published for other hosts has to be sent before this rank turns to something else:
  * for their part they may be waiting for it. Repeats of what is lost can wait for the next tick,
- * and so does what the others do not take for long. */
-static void post_send_out(js_comm *comm)
+ * and so does what the others do not take for long. The caller's operation is complete; it may be
+ * outside afterwards, as after post_await. */
+static int32_t post_send_out(js_turn *turn, js_cqe *out)
 {
+    js_comm *comm = turn->comm;
     uint64_t start = js_clock_ticks();
     while (comm->mirror->has_backlog && comm->failed == JS_OK &&
            js_clock_span_ns(&comm->engine->clock, js_clock_ticks() - start) < POST_PATIENCE_NS) {
@@ -92,8 +96,13 @@ static void post_send_out(js_comm *comm)
         } else if (comm->failed == JS_OK) {
             (void)js_wait_idle(comm);
         }
+        if (js_load_rlx_u32(&comm->wanted) != 0 && js_turn_yield(comm) != JS_OK) {
+            turn->is_outside = true;
+            return js_turn_collect(turn->slot, turn->wr_id, out);
+        }
     }
     js_wait_reset(comm);
+    return JS_OK;
 }
 
 /* Patience: when signals are to be looked after; time: when the caller's is over. */
@@ -120,6 +129,10 @@ static int32_t post_await(js_turn *turn, js_cqe *out)
     const uint64_t under_way = js_comm_slot_word(turn->wr_id, JS_COMM_SLOT_OUTSTANDING);
     uint32_t rounds = 0;
     bool may_doze = false; /* outside: others may want in */
+    if (JS_UNLIKELY(comm->waiter.since_ticks != 0) && comm->wr_waited != turn->wr_id &&
+        turn->timeout_ns != 0) {
+        js_wait_forget(comm);
+    }
     comm->wr_waited = turn->wr_id;
     while (js_load_rlx_u64(&slot->word) == under_way) {
         int32_t progress = js_duty_round(comm);
@@ -130,17 +143,19 @@ static int32_t post_await(js_turn *turn, js_cqe *out)
             js_wait_reset(comm);
         } else if (turn->timeout_ns == 0) {
             (void)js_help_others(comm); /* a loop that only looks is a wait, too */
-            return JS_ERR_AGAIN;
+            if (!js_turn_look_after(turn)) {
+                return JS_ERR_AGAIN;
+            }
+            continue;
         } else if (JS_UNLIKELY(may_doze && comm->waiter.is_armed &&
                                js_load_rlx_u32(&comm->board->doorbell) != 0)) {
-            if (js_wait_before_door(comm) != JS_OK) {
+            if (js_wait_before_door(comm, &turn->door_ns) != JS_OK) {
                 continue;
             }
-            turn->is_at_door = true;
         } else if (js_wait_idle(comm) != JS_OK) {
             continue;
         }
-        if (JS_UNLIKELY(turn->is_at_door || js_load_rlx_u32(&comm->wanted) != 0)) {
+        if (JS_UNLIKELY(turn->door_ns != 0 || js_load_rlx_u32(&comm->wanted) != 0)) {
             int32_t result = turn->timeout_ns != 0 ? js_turn_wait(turn, out) : JS_ERR_AGAIN;
             if (result != JS_TURN_TAKEN) {
                 return result;
@@ -159,16 +174,17 @@ static int32_t post_await(js_turn *turn, js_cqe *out)
     }
     comm->wr_waited = 0;
     if (comm->mirror != NULL && JS_UNLIKELY(comm->mirror->has_backlog) && turn->timeout_ns != 0) {
-        post_send_out(comm);
+        return post_send_out(turn, out);
     }
     return JS_OK;
 }
 
 /* What a thread's last call, and its last wait, have left unfinished. */
 typedef struct post_unfinished {
-    const js_comm *comm;
+    uint64_t serial; /* of the communicator */
     uint64_t wr_id;
     uint64_t began_ticks; /* when the wait began, if it is to be continued; else 0 */
+    uint64_t left_ticks;  /* and when it was left */
 } post_unfinished;
 
 static _Thread_local post_unfinished post_called;
@@ -179,8 +195,12 @@ static _Thread_local uint64_t post_received_bytes;
 static void post_note_wait(const js_turn *turn, int32_t result)
 {
     if (JS_UNLIKELY(result == JS_ERR_AGAIN || result == JS_ERR_TIMEOUT)) {
-        uint64_t began = result == JS_ERR_AGAIN ? turn->began_ticks : 0;
-        post_waited = (post_unfinished){ turn->comm, turn->wr_id, began };
+        post_waited = (post_unfinished){
+            .serial = turn->comm->serial,
+            .wr_id = turn->wr_id,
+            .began_ticks = result == JS_ERR_AGAIN ? turn->began_ticks : 0,
+            .left_ticks = js_clock_ticks(),
+        };
     }
 }
 
@@ -207,20 +227,27 @@ static int32_t post_wait(js_turn *turn, js_cqe *out)
                                   : result;
 }
 
+/* When the wait began that this thread goes on with; 0: it begins now. */
+static uint64_t post_take_over(const js_comm *comm, uint64_t wr_id)
+{
+    uint64_t began = post_waited.began_ticks;
+    if (began == 0) {
+        return 0;
+    }
+    uint64_t since = js_clock_ticks() - post_waited.left_ticks;
+    bool is_same = post_waited.serial == comm->serial && post_waited.wr_id == wr_id &&
+                   js_clock_span_ns(&comm->engine->clock, since) < POST_CONTINUED_NS;
+    post_waited.began_ticks = 0;
+    return is_same ? began : 0;
+}
+
 static js_turn post_turn(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns)
 {
-    uint64_t began = 0;
-    if (JS_UNLIKELY(post_waited.began_ticks != 0)) { /* taken over, or of something else */
-        began =
-            post_waited.comm == comm && post_waited.wr_id == wr_id ? post_waited.began_ticks : 0;
-        post_waited.began_ticks = 0;
-    }
     return (js_turn){
         .comm = comm,
         .slot = &comm->slots[wr_id & comm->slot_mask],
         .wr_id = wr_id,
         .timeout_ns = timeout_ns,
-        .began_ticks = began,
     };
 }
 
@@ -243,7 +270,7 @@ static int32_t post_finish(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, j
     turn.is_alone = true; /* nobody else has the number yet */
     int32_t result = post_wait(&turn, out);
     if (JS_UNLIKELY(result == JS_ERR_AGAIN || result == JS_ERR_TIMEOUT)) {
-        post_called = (post_unfinished){ .comm = comm, .wr_id = wr_id };
+        post_called = (post_unfinished){ .serial = comm->serial, .wr_id = wr_id };
     }
     return post_leave(&turn, result == JS_OK ? out->status : result);
 }
@@ -260,6 +287,16 @@ static int32_t post_call(js_comm *comm, js_comm_pending *launch, uint64_t timeou
     return post_finish(comm, wr_id, timeout_ns, &cqe);
 }
 
+/* Leaves after a post that nobody waits for yet. What is first left behind is told by
+ * js_comm_leave, what is added to it here. */
+static int32_t post_leave_work(js_comm *comm, int32_t result)
+{
+    if (js_load_rlx_u32(&comm->has_work) != 0) {
+        js_thread_ask(comm);
+    }
+    return js_comm_leave(comm, result);
+}
+
 /* Launches; the first frames leave at once. */
 static int32_t post_start(js_comm *comm, js_comm_pending *launch, uint64_t *out_wr_id)
 {
@@ -267,7 +304,7 @@ static int32_t post_start(js_comm *comm, js_comm_pending *launch, uint64_t *out_
     if (result == JS_OK) {
         (void)js_duty_round(comm);
     }
-    return js_comm_leave(comm, result);
+    return post_leave_work(comm, result);
 }
 
 int32_t js_comm_call(js_comm *comm, uint32_t plan_id, const void *input, void *output,
@@ -346,7 +383,7 @@ int32_t js_comm_send(js_comm *comm, const void *source, uint64_t bytes, uint32_t
 {
     js_sqe entry = { .source_addr = (uintptr_t)source, .bytes = bytes, .tag = tag };
     JS_TRY(js_comm_enter(comm));
-    return js_comm_leave(comm, post_send(comm, &entry, peer, out_wr_id));
+    return post_leave_work(comm, post_send(comm, &entry, peer, out_wr_id));
 }
 
 int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t peer, uint32_t tag,
@@ -354,7 +391,7 @@ int32_t js_comm_receive(js_comm *comm, void *target, uint64_t bytes, uint32_t pe
 {
     js_rqe entry = { .target_addr = (uintptr_t)target, .bytes = bytes, .tag = tag };
     JS_TRY(js_comm_enter(comm));
-    return js_comm_leave(comm, post_receive(comm, &entry, peer, out_wr_id));
+    return post_leave_work(comm, post_receive(comm, &entry, peer, out_wr_id));
 }
 
 int32_t js_comm_send_wait(js_comm *comm, const void *source, uint64_t bytes, uint64_t address,
@@ -399,7 +436,7 @@ uint64_t js_comm_received_bytes(void)
 
 uint64_t js_comm_unfinished(const js_comm *comm)
 {
-    return post_called.comm == comm ? post_called.wr_id : 0;
+    return post_called.serial == comm->serial ? post_called.wr_id : 0;
 }
 
 int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id)
@@ -430,10 +467,12 @@ static int32_t post_join(js_turn *turn, js_cqe *out)
         return JS_TURN_TAKEN;
     }
     turn->is_outside = true;
-    js_store_rlx_u32(&comm->is_shared, 1);
     int32_t result = js_turn_collect(turn->slot, turn->wr_id, out);
     if (result == JS_ERR_AGAIN && turn->timeout_ns != 0) {
+        js_store_rlx_u32(&comm->is_shared, 1);
         result = js_turn_wait(turn, out);
+    } else if (result == JS_ERR_AGAIN && js_turn_look_after(turn)) {
+        result = js_turn_collect(turn->slot, turn->wr_id, out);
     }
     post_note_wait(turn, result);
     return result;
@@ -441,7 +480,9 @@ static int32_t post_join(js_turn *turn, js_cqe *out)
 
 static int32_t post_wait_for(js_turn *turn, js_cqe *out)
 {
-    if (turn->is_patient || !js_comm_try_enter(turn->comm)) {
+    js_comm *comm = turn->comm;
+    bool only_looks = turn->timeout_ns == 0;
+    if (turn->is_patient || !(only_looks ? js_comm_try_look(comm) : js_comm_try_enter(comm))) {
         int32_t result = post_join(turn, out);
         if (result != JS_TURN_TAKEN) {
             return result;
@@ -453,12 +494,14 @@ static int32_t post_wait_for(js_turn *turn, js_cqe *out)
 int32_t js_comm_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
 {
     js_turn turn = post_turn(comm, wr_id ? wr_id : js_comm_unfinished(comm), timeout_ns);
+    turn.began_ticks = post_take_over(comm, turn.wr_id);
     return post_wait_for(&turn, out);
 }
 
 int32_t js_comm_watch(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out)
 {
     js_turn turn = post_turn(comm, wr_id, timeout_ns);
+    turn.began_ticks = post_take_over(comm, wr_id);
     turn.is_patient = true;
     return post_wait_for(&turn, out);
 }
@@ -480,7 +523,7 @@ void js_comm_fault(js_comm *comm, js_fault *out)
 {
     int32_t result = js_comm_enter(comm);
     if (result == JS_OK) {
-        if (post_waited.comm == comm) { /* this thread asks what it waits for */
+        if (post_waited.serial == comm->serial) { /* this thread asks what it waits for */
             comm->wr_waited = post_waited.wr_id;
         }
         js_fault_describe(comm, out);

@@ -144,6 +144,6 @@ void js_comm_note_work(js_comm *comm, bool has_work)
     js_store_rlx_u32(&comm->has_work, has_work);
     js_add_seq_u32(&comm->engine->working_count, has_work ? 1u : UINT32_MAX);
     if (has_work) {
-        js_thread_wake(comm->engine);
+        js_thread_ask(comm);
     }
 }

@@ -269,7 +269,7 @@ static void qp_lay(js_queue *queue, const js_qp_config *config, uint32_t depth)
     js_comm *comm = queue->comm;
     uint8_t *base = js_block_address(queue->block);
     qp_layout at = qp_lay_out(depth);
-    bool has_thread = js_thread_is_running(comm->engine);
+    queue->is_served = js_thread_is_running(comm->engine);
     queue->qp = (js_qp){
         .control = (js_qp_control *)(void *)(base + at.control),
         .sq = (js_sqe *)(void *)(base + at.sq),
@@ -280,8 +280,8 @@ static void qp_lay(js_queue *queue, const js_qp_config *config, uint32_t depth)
         .rq_depth_slots = depth,
         .cq_depth_slots = 4 * depth,
         .is_single = config->is_single,
-        .progress = has_thread ? NULL : qp_progress,
-        .wait = has_thread ? qp_wait_outside : qp_wait,
+        .progress = queue->is_served ? NULL : qp_progress,
+        .wait = queue->is_served ? qp_wait_outside : qp_wait,
         .wake = qp_wake,
         .context = queue,
     };

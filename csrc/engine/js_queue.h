@@ -69,6 +69,7 @@ struct js_queue {
     uint32_t wakers;      /* threads of the device that are waking somebody (add) */
     js_clock_scale clock; /* of the engine, as is the next */
     bool is_oversubscribed;
+    bool is_served; /* by the engine thread: the device's waits stay outside */
     int event_fd;
     uint32_t range_count;
     uint32_t range_hints[2]; /* where a source and a target were last found */

@@ -5,7 +5,10 @@
  * communicator that it serves, rung by peers. Devices that post look at need_wakeup. Who publishes
  * or posts does so before it looks at these words; the thread raises them, issues a barrier in all
  * cores (membarrier, as in js_wait.c) and looks once more before it sleeps. It holds the engine's
- * lock meanwhile, so that nothing it sleeps on is closed; who wants that lock rings the bell. */
+ * lock meanwhile, so that nothing it sleeps on is closed; who wants that lock rings the bell.
+ *
+ * Where threads of the host go in and out it looks ever more seldom, and begins anew when one of
+ * them leaves something behind (js_thread_ask). */
 #include "js_thread.h"
 
 #include "js_comm.h"
@@ -50,8 +53,8 @@ typedef struct thread_door {
 
 static bool thread_serves(const js_comm *comm)
 {
-    return js_load_rlx_u32(&comm->has_work) != 0 || comm->queue != NULL ||
-           js_load_acq_u32(&comm->has_mirror) != 0;
+    return !comm->is_biased && (js_load_rlx_u32(&comm->has_work) != 0 || comm->queue != NULL ||
+                                js_load_acq_u32(&comm->has_mirror) != 0);
 }
 
 /* A round for one; `checks`: of the peers too, where nothing moves. */
@@ -79,24 +82,44 @@ static bool thread_leaves_alone(js_comm *comm, uint64_t now)
     return comm->queue == NULL && !js_turn_is_free(comm, &comm->thread, now);
 }
 
-/* One round for everybody. The lock is held. */
+/* Has something been left behind? Then it has patience with those threads for the first time. */
+static bool thread_is_asked(js_comm *comm)
+{
+    if (js_load_rlx_u32(&comm->is_left) == 0) {
+        return false;
+    }
+    js_store_rlx_u32(&comm->is_left, 0);
+    comm->thread.next_ticks = 0;
+    comm->thread.pause_ticks = 0;
+    return true;
+}
+
+/* One round for everybody. The lock is held. Being asked counts as progress: it stays awake. */
 static uint32_t thread_serve(js_engine *engine, bool checks)
 {
     uint32_t progress = 0;
     uint64_t now = js_clock_ticks();
     for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
-        if (thread_serves(comm) && !thread_leaves_alone(comm, now)) {
-            progress += thread_round(comm, checks);
+        if (thread_serves(comm)) {
+            progress += thread_is_asked(comm);
+            progress += thread_leaves_alone(comm, now) ? 0 : thread_round(comm, checks);
         }
     }
     return progress;
+}
+
+/* Does a device rely on this thread to see what it posts? One that makes rounds itself, since its
+ * queue pair is older than the thread, does not, and has that word for its own sleep. */
+static bool thread_sees_posts(const js_comm *comm)
+{
+    return comm->queue != NULL && comm->queue->is_served;
 }
 
 static void thread_raise(js_comm *comm)
 {
     js_store_rlx_u32(&comm->board->engine_doorbell, 1);
     js_add_seq_u32(&comm->control->sleepers, 1);
-    if (comm->queue != NULL) {
+    if (thread_sees_posts(comm)) {
         js_store_rlx_u32(&comm->queue->qp.control->status.need_wakeup, 1);
     }
 }
@@ -105,7 +128,7 @@ static void thread_lower(js_comm *comm)
 {
     js_store_rlx_u32(&comm->board->engine_doorbell, 0);
     js_add_seq_u32(&comm->control->sleepers, UINT32_MAX);
-    if (comm->queue != NULL) {
+    if (thread_sees_posts(comm)) {
         js_store_rlx_u32(&comm->queue->qp.control->status.need_wakeup, 0);
     }
 }
@@ -117,7 +140,7 @@ static uint32_t thread_raise_all(js_engine *engine, thread_door *doors, bool *ou
     uint32_t count = 0;
     uint64_t now = js_clock_ticks();
     *out_is_short = false;
-    js_store_rlx_u32(&engine->bell, 1);
+    (void)js_swap_seq_u32(&engine->bell, 1); /* who rings looks at it by a swap, too */
     doors[count++] = (thread_door){ 1, (uintptr_t)&engine->bell, THREAD_DOOR_U32, 0 };
     for (js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
         comm->is_raised = thread_serves(comm);
@@ -169,7 +192,7 @@ static bool thread_is_quiet(const js_engine *engine)
         return false;
     }
     for (const js_comm *comm = engine->comms; comm != NULL; comm = comm->next) {
-        if (comm->queue != NULL) {
+        if (comm->queue != NULL && !comm->is_biased) {
             return false;
         }
     }
@@ -269,6 +292,14 @@ void js_thread_wake(js_engine *engine)
     }
 }
 
+void js_thread_ask(js_comm *comm)
+{
+    if (js_thread_is_running(comm->engine)) {
+        js_store_rlx_u32(&comm->is_left, 1);
+        js_thread_wake(comm->engine);
+    }
+}
+
 void js_thread_lock(js_engine *engine)
 {
     js_add_seq_u32(&engine->lockers, 1);
@@ -336,11 +367,10 @@ static int thread_create(pthread_t *thread, const pthread_attr_t *attributes,
     return failed;
 }
 
-int32_t js_engine_start_thread(js_engine *engine, int32_t core)
+/* Returns what pthread_create does. The lock is held: the thread waits for it before it first
+ * sleeps, and then it is known to be there. */
+static int thread_start_on(js_engine *engine, int32_t core)
 {
-    if (!js_cas_seq_u32(&engine->has_thread, 0, 1)) {
-        return JS_FAIL(JS_ERR_BUSY, "the engine thread is running");
-    }
     pthread_attr_t attributes;
     cpu_set_t cores;
     (void)pthread_attr_init(&attributes);
@@ -356,12 +386,23 @@ int32_t js_engine_start_thread(js_engine *engine, int32_t core)
         failed = thread_create(&engine->thread, &attributes, thread_main, engine);
     }
     (void)pthread_attr_destroy(&attributes);
+    return failed;
+}
+
+int32_t js_engine_start_thread(js_engine *engine, int32_t core)
+{
+    js_thread_lock(engine);
+    bool was_there = js_thread_is_running(engine);
+    int failed = was_there ? 0 : thread_start_on(engine, core);
+    if (!was_there && failed == 0) {
+        js_store_rel_u32(&engine->has_thread, 1); /* not before: the ticker ends when it sees it */
+    }
+    js_thread_unlock(engine);
     if (failed != 0) {
-        js_store_rel_u32(&engine->has_thread, 0);
         return JS_FAIL(failed == EINVAL ? JS_ERR_INVALID : JS_ERR_SYSTEM,
                        "starting the engine thread on core %d: %s", core, strerror(failed));
     }
-    return JS_OK;
+    return was_there ? JS_FAIL(JS_ERR_BUSY, "the engine thread is running") : JS_OK;
 }
 
 int32_t js_thread_start_ticker(js_engine *engine)

@@ -9,6 +9,8 @@
 bool js_thread_is_running(const js_engine *engine);
 /* There is something to do. Cheap while the thread is awake, or there is none. */
 void js_thread_wake(js_engine *engine);
+/* From inside: something is left in flight that nobody waits for. The thread looks soon. */
+void js_thread_ask(js_comm *comm);
 /* Waits for its end, and for that of the ticker. */
 void js_thread_stop(js_engine *engine);
 /* Starts the ticker, if there are other hosts and no engine thread: it makes a round now and then

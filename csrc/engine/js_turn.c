@@ -11,6 +11,7 @@
  *   any waiter does. A patient one makes rounds only as long as they lead to something and nobody
  *   wants in, and leaves even these to the engine thread, if there is one.
  * - Now and then each asks after the peers that it waits for itself: those inside ask after theirs.
+ *   Who only looks, again and again, does so too.
  *
  * Where threads have met once, who has spun long enough for its operation sleeps outside too, with
  * its doorbell up: others then come in without waking it. If they take the doorbell down, they wake
@@ -32,9 +33,9 @@
 #define TURN_PAUSE_NS_MIN 5000u
 #define TURN_PAUSE_NS_MAX 2000000u
 #define TURN_PATIENT_NS_MIN 50000u
-#define TURN_SLEEP_NS 40000u       /* a shorter pause costs more to sleep than to yield */
-#define TURN_DOOR_NS 20000000u     /* of sleep at the doorbell */
-#define TURN_ASK_NS 20000000u      /* between questions after the peers */
+#define TURN_SLEEP_NS 40000u  /* a shorter pause costs more to sleep than to yield */
+#define TURN_ASK_NS 20000000u /* between questions after the peers */
+#define TURN_MS_NS 1000000u
 #define TURN_SIGNALS_NS 100000000u /* until the caller looks after signals */
 #define TURN_PASS_SPINS 50u
 #define TURN_ENDING_NS 1000000000u /* for threads to come out of a communicator that has failed */
@@ -122,6 +123,35 @@ int32_t js_turn_await_none(js_comm *comm)
     return JS_OK;
 }
 
+int32_t js_turn_yield(js_comm *comm)
+{
+    (void)js_add_seq_u32(&comm->outside, 1);
+    (void)js_comm_leave(comm, JS_OK);
+    int32_t result = js_comm_enter(comm);
+    (void)js_add_seq_u32(&comm->outside, UINT32_MAX);
+    return result;
+}
+
+/* Two looks at the peers that an operation needs, with a round before each: see
+ * js_fault_check_peers. */
+static void turn_check_peers(const js_turn *turn)
+{
+    js_comm *comm = turn->comm;
+    js_engine_check_liveness(comm->engine);
+    comm->waiter.suspect = 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        if (js_help_round(comm) != 0) {
+            comm->waiter.suspect = 0; /* it may have sent what is awaited before it left */
+        } else if (comm->failed == JS_OK && !turn_is_over(turn)) {
+            comm->wr_waited = turn->wr_id;
+            (void)js_fault_check_peers(comm);
+        }
+    }
+    if (comm->mirror != NULL && comm->failed == JS_OK) {
+        js_mirror_ask(comm, js_clock_to_ns(&comm->engine->clock, js_clock_ticks()));
+    }
+}
+
 /* --- those outside ----------------------------------------------------------------------- */
 
 bool js_turn_is_free(const js_comm *comm, js_turn_look *look, uint64_t now_ticks)
@@ -141,23 +171,36 @@ bool js_turn_is_free(const js_comm *comm, js_turn_look *look, uint64_t now_ticks
     return is_free;
 }
 
-/* Goes in for two looks at the peers, with a round before each: see js_fault_check_peers. */
 static void turn_ask(const js_turn *turn)
 {
+    if (js_comm_enter_soon(turn->comm) == JS_OK) {
+        turn_check_peers(turn);
+        (void)js_comm_leave(turn->comm, JS_OK);
+    }
+}
+
+bool js_turn_look_after(const js_turn *turn)
+{
     js_comm *comm = turn->comm;
-    if (js_comm_enter_soon(comm) != JS_OK) {
-        return;
+    js_comm_slot *slot = turn->slot;
+    uint64_t now_ns = js_clock_to_ns(&comm->engine->clock, js_clock_ticks());
+    uint32_t now_ms = (uint32_t)(now_ns / TURN_MS_NS);
+    uint32_t asked_ms = js_load_rlx_u32(&slot->asked_ms);
+    bool is_due = asked_ms != 0 && now_ms - asked_ms > TURN_ASK_NS / TURN_MS_NS;
+    if (asked_ms == 0 || is_due) {
+        js_store_rlx_u32(&slot->asked_ms, now_ms);
     }
-    for (uint32_t i = 0; i < 2; i++) {
-        if (js_help_round(comm) != 0) {
-            comm->waiter.suspect = 0; /* it may have sent what is awaited before it left */
-        } else if (comm->failed == JS_OK && !turn_is_over(turn)) {
-            comm->wr_waited = turn->wr_id;
-            js_engine_check_liveness(comm->engine);
-            (void)js_fault_check_peers(comm);
+    if (turn->is_outside) {
+        if (is_due) {
+            turn_ask(turn);
         }
+        return is_due;
     }
-    (void)js_comm_leave(comm, JS_OK);
+    is_due = is_due || js_load_rlx_u32(&comm->control->abort) != 0;
+    if (is_due) {
+        turn_check_peers(turn);
+    }
+    return is_due;
 }
 
 static void turn_pause(js_turn *turn, uint64_t ns)
@@ -223,9 +266,9 @@ static int32_t turn_wait(js_turn *turn)
     js_comm *comm = turn->comm;
     js_turn_look look = { .seen = js_load_rlx_u32(&comm->turns) };
     uint64_t asked = js_clock_ticks();
-    if (turn->is_at_door) {
-        turn_sleep(&comm->board->doorbell, 1, TURN_DOOR_NS);
-        turn->is_at_door = false;
+    if (turn->door_ns != 0) {
+        turn_sleep(&comm->board->doorbell, 1, turn->door_ns);
+        turn->door_ns = 0;
     }
     for (;;) {
         if (turn_is_over(turn)) {
@@ -272,7 +315,7 @@ int32_t js_turn_wait(js_turn *turn, js_cqe *out)
     (void)js_add_seq_u32(&comm->outside, 1);
     (void)js_add_seq_u32(&turn->slot->sleepers, 1);
     if (!turn->is_outside) {
-        comm->dozers |= turn->is_at_door;
+        comm->dozers |= turn->door_ns != 0;
         (void)js_comm_leave(comm, JS_OK);
     }
     int32_t result = turn_wait(turn);

@@ -113,10 +113,17 @@ static bool wait_is_brief(js_comm *comm, uint64_t now, uint64_t waited)
     return false;
 }
 
+/* May other threads of a device post, and would this one have to see it? Not if the engine thread
+ * does: then that word is its own. */
+static bool wait_sees_posts(const js_comm *comm)
+{
+    return comm->queue != NULL && !comm->queue->is_served;
+}
+
 static void wait_disarm(js_comm *comm)
 {
     js_store_rlx_u32(&comm->board->doorbell, 0);
-    if (comm->queue != NULL) {
+    if (wait_sees_posts(comm)) {
         js_store_rlx_u32(&comm->queue->qp.control->status.need_wakeup, 0);
     }
     js_add_seq_u32(&comm->control->sleepers, UINT32_MAX);
@@ -151,11 +158,19 @@ void js_wait_reset_at(js_comm *comm, uint64_t now_ticks)
     w->suspect = 0;
 }
 
+void js_wait_forget(js_comm *comm)
+{
+    js_waiter *w = &comm->waiter;
+    w->since_ticks = 0; /* how long it lasts is not known: nothing is learned */
+    w->is_brief = 0;
+    js_wait_reset_at(comm, 0);
+}
+
 /* Puts the doorbell up; the caller looks once more for work before it sleeps. */
 static void wait_arm(js_comm *comm)
 {
     js_store_rlx_u32(&comm->board->doorbell, 1);
-    if (comm->queue != NULL) { /* other threads of the device may post */
+    if (wait_sees_posts(comm)) {
         js_store_rlx_u32(&comm->queue->qp.control->status.need_wakeup, 1);
     }
     js_add_seq_u32(&comm->control->sleepers, 1);
@@ -258,13 +273,19 @@ static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
     return JS_OK;
 }
 
-int32_t js_wait_before_door(js_comm *comm)
+int32_t js_wait_before_door(js_comm *comm, uint64_t *out_slice_ns)
 {
+    js_waiter *w = &comm->waiter;
     if (js_load_rlx_u32(&comm->control->abort) != 0) {
         return js_fault_adopt(comm);
     }
-    (void)js_help_others(comm);
-    return js_wait_check(comm, js_clock_ticks());
+    uint64_t now = js_clock_ticks();
+    if (js_help_others(comm) != 0) {
+        w->helped_ticks = now;
+    }
+    JS_TRY(js_wait_check(comm, now));
+    *out_slice_ns = wait_slice_ns(comm, now - js_max_u64(w->since_ticks, w->helped_ticks));
+    return JS_OK;
 }
 
 int32_t js_wait_idle(js_comm *comm)

@@ -1,5 +1,6 @@
 /* Queue pairs: writing to a peer's memory, signals, regions that come and go, several threads. */
 #include "js_test_qp.h"
+#include "js_test_threads.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -221,14 +222,6 @@ static void *waiter_main(void *argument)
     return NULL;
 }
 
-static void await_u32(const uint32_t *word, uint32_t value)
-{
-    for (uint32_t i = 0; i < 2000000 && __atomic_load_n(word, __ATOMIC_ACQUIRE) != value; i++) {
-        sched_yield();
-    }
-    JS_TEST_EQ_U64(__atomic_load_n(word, __ATOMIC_ACQUIRE), value);
-}
-
 /* A thread sleeps in a wait; another one posts, and does nothing more: the first one is woken. */
 static void test_post_wakes_the_sleeper(void)
 {
@@ -240,9 +233,9 @@ static void test_post_wakes_the_sleeper(void)
     JS_TEST_REQUIRE(pthread_create(&thread, NULL, waiter_main, &waiter) == 0);
     for (uint32_t i = 1; i <= 20; i++) {
         js_sqe entry = js_sqe_of(JS_SQ_NOP, i);
-        await_u32(&status->need_wakeup, 1);
+        js_test_await(&status->need_wakeup, 1);
         JS_TEST_EQ_I64(js_post(pair.qps[0], &entry), JS_OK);
-        await_u32(&waiter.taken, i);
+        js_test_await(&waiter.taken, i);
     }
     JS_TEST_EQ_I64(js_qp_close(pair.queues[0]), JS_OK);
     pthread_join(thread, NULL);
@@ -297,7 +290,7 @@ static void test_host_gets_in(void)
     JS_TEST_REQUIRE(pthread_create(&thread, NULL, waiter_main, &waiter) == 0);
     for (uint32_t i = 0; i < 50; i++) {
         js_region region = { .address = (uintptr_t)own, .bytes = 64, .access = JS_ACCESS_READ };
-        await_u32(&pair.comms[0]->busy, JS_COMM_ENTERED);
+        js_test_await(&pair.comms[0]->busy, JS_COMM_ENTERED);
         JS_TEST_EQ_I64(js_qp_register(pair.queues[0], &region), JS_OK);
         JS_TEST_EQ_I64(js_qp_deregister(pair.queues[0], &region), JS_OK);
     }

@@ -1,44 +1,16 @@
 /* The engine thread: what was posted gets on while nobody is inside, also from its sleep. */
-#include "js_comm.h"
-#include "js_test.h"
-#include "js_test_plan.h"
-#include "js_test_world.h"
-
-#include <sched.h>
-#include <unistd.h>
+#include "js_test_threads.h"
 
 #define COUNT 4u
 
 static const js_seg_config small = { .world = 2, .stream_slots = 4, .queue_slots = 4 };
-
-static uint32_t thread_load(js_test_rank *self)
-{
-    const js_call call = { .kind = JS_KIND_ALL_REDUCE,
-                           .dtype = JS_DTYPE_INT32,
-                           .chunk_bytes = 64,
-                           .count = COUNT,
-                           .world = self->world };
-    js_test_plan plan;
-    js_test_plan_one_shot(&plan, self->rank, &call);
-    return js_test_load(self->comm, &plan);
-}
-
-/* Only looks; the engine thread writes it. */
-static void thread_await(const uint32_t *word, uint32_t value)
-{
-    uint64_t until_ns = js_clock_ns() + JS_TEST_TIMEOUT_NS;
-    while (js_load_acq_u32(word) != value && js_clock_ns() < until_ns) {
-        sched_yield();
-    }
-    JS_TEST_EQ_U64(js_load_acq_u32(word), value);
-}
 
 /* Both launch and stay away; one comes when the other's engine thread sleeps. */
 static void body_alone(js_test_rank *self)
 {
     JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
     JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_ERR_BUSY);
-    uint32_t plan = thread_load(self);
+    uint32_t plan = js_test_load_sum(self, COUNT);
     uint32_t input[COUNT] = { self->rank + 1, 0, 0, 0 };
     uint32_t output[COUNT];
     for (uint32_t i = 0; i < 30; i++) {
@@ -47,19 +19,19 @@ static void body_alone(js_test_rank *self)
         output[0] = 0;
         js_test_meet(self);
         if (self->rank == i % 2 && i % 3 == 0) {
-            thread_await(&self->engine->bell, 1); /* it sleeps, with nothing to do */
+            js_test_await(&self->engine->bell, 1); /* it sleeps, with nothing to do */
         }
         if (self->rank == i % 2) {
             JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, input, output, &id), JS_OK);
             if (i % 3 == 1) {
-                thread_await(&self->comm->board->engine_doorbell, 1); /* now for the peer */
+                js_test_await(&self->comm->board->engine_doorbell, 1); /* now for the peer */
             }
         }
         js_test_meet(self);
         if (self->rank != i % 2) {
             JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, input, output, &id), JS_OK);
         }
-        thread_await(&self->comm->has_work, 0); /* all is done, and nobody has asked for it */
+        js_test_await(&self->comm->has_work, 0); /* all is done, and nobody has asked for it */
         JS_TEST_EQ_I64(js_comm_wait(self->comm, id, 0, &cqe), JS_OK);
         JS_TEST_EQ_I64(cqe.status, JS_OK);
         JS_TEST_EQ_U64(output[0], 3);
@@ -83,7 +55,7 @@ static void *second_start(void *argument)
 static void body_start_later(js_test_rank *self)
 {
     pthread_t starter;
-    uint32_t plan = thread_load(self);
+    uint32_t plan = js_test_load_sum(self, COUNT);
     uint32_t values[COUNT] = { 0 };
     uint64_t id = 0;
     js_cqe cqe = { 0 };
@@ -93,10 +65,10 @@ static void body_start_later(js_test_rank *self)
         js_thread_lock(self->engine);
         js_thread_unlock(self->engine);
     }
-    thread_await(&self->comm->has_work, 0); /* what was in flight before is seen, too */
+    js_test_await(&self->comm->has_work, 0); /* what was in flight before is seen, too */
     JS_TEST_REQUIRE(pthread_join(starter, NULL) == 0);
     JS_TEST_EQ_I64(js_test_wait(self->comm, id, &cqe), JS_OK);
-    thread_await(&self->engine->bell, 1);
+    js_test_await(&self->engine->bell, 1);
     JS_TEST_EQ_U64(js_load_acq_u32(&self->engine->lockers), 0);
     JS_TEST_EQ_U64(js_load_acq_u32(&self->comm->board->engine_doorbell), 0); /* in peace */
     JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_ERR_BUSY);
@@ -126,7 +98,7 @@ static void body_device(js_test_rank *self)
     uint32_t peer = 1 - self->rank;
     for (uint32_t i = 0; i < 40; i++) {
         if (i % 4 == 0) { /* posts to a thread that sleeps */
-            thread_await(&qp->control->status.need_wakeup, 1);
+            js_test_await(&qp->control->status.need_wakeup, 1);
         }
         if (self->rank == i % 2) {
             JS_TEST_EQ_I64(js_post_send(qp, i, bytes[self->rank], i, peer, 1), JS_OK);
@@ -172,6 +144,59 @@ static void test_device_beside_it(void)
     js_test_world(&small, body_device, NULL);
 }
 
+/* Where threads go in and out it looks seldom; what they leave behind brings it back. */
+static void body_asked(js_test_rank *self)
+{
+    uint32_t values[COUNT] = { 0 };
+    uint64_t id = 0;
+    js_cqe cqe = { 0 };
+    uint32_t plan = js_test_load_sum(self, COUNT);
+    self->comm->thread.next_ticks = UINT64_MAX; /* never again by itself */
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
+    for (uint32_t i = 0; i < 3; i++) {
+        js_test_await(&self->engine->bell, 1);
+        JS_TEST_EQ_I64(js_test_call(self->comm, plan, values, values), JS_OK);
+    }
+    js_test_meet(self);
+    JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, values, values, &id), JS_OK);
+    js_test_await(&self->comm->has_work, 0);
+    JS_TEST_EQ_I64(js_test_wait(self->comm, id, &cqe), JS_OK);
+    js_test_meet(self);
+}
+
+static void test_asked(void)
+{
+    js_test_world(&small, body_asked, NULL);
+}
+
+/* A device whose queue pair is older than the thread makes rounds itself: its posts ring nobody,
+ * and what it has raised for its own sleep stays up. */
+static void body_older_device(js_test_rank *self)
+{
+    js_qp_config config = { .event_fd = -1 };
+    js_queue *queue = NULL;
+    JS_TEST_EQ_I64(js_qp_open(self->comm, &config, &queue), JS_OK);
+    uint32_t *need_wakeup = &js_qp_view(queue)->control->status.need_wakeup;
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
+    for (uint32_t i = 0; i < 2; i++) {
+        js_test_await(&self->comm->board->engine_doorbell, 1); /* it sleeps */
+        JS_TEST_EQ_U64(js_load_acq_u32(need_wakeup), i);
+        js_thread_lock(self->engine); /* it is up */
+        JS_TEST_EQ_U64(js_load_acq_u32(&self->comm->board->engine_doorbell), 0);
+        JS_TEST_EQ_U64(js_load_acq_u32(need_wakeup), i);
+        js_store_rel_u32(need_wakeup, 1);
+        js_thread_unlock(self->engine);
+    }
+    js_test_meet(self);
+    js_qp_free(queue);
+    self->comm = NULL;
+}
+
+static void test_older_device(void)
+{
+    js_test_world(&small, body_older_device, NULL);
+}
+
 /* Who wants the engine's lock gets it, while the thread is busy and while it sleeps. */
 static void body_lock(js_test_rank *self)
 {
@@ -185,7 +210,7 @@ static void body_lock(js_test_rank *self)
         js_thread_unlock(self->engine);
     }
     for (uint32_t i = 0; i < 20; i++) {
-        thread_await(&self->engine->bell, 1);
+        js_test_await(&self->engine->bell, 1);
         js_thread_lock(self->engine);
         js_thread_unlock(self->engine);
     }
@@ -206,7 +231,7 @@ static void body_stop(js_test_rank *self)
     uint64_t id = 0;
     JS_TEST_EQ_I64(js_engine_start_thread(self->engine, 1 << 30), JS_ERR_INVALID);
     JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
-    uint32_t plan = thread_load(self);
+    uint32_t plan = js_test_load_sum(self, COUNT);
     js_test_meet(self);
     if (self->rank == 0) {
         JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, values, values, &id), JS_OK);
@@ -223,6 +248,35 @@ static void test_stop(void)
     }
 }
 
+/* One that cannot be started has never been there: the ticker would end when it saw it. */
+static void *fail_often(void *argument)
+{
+    js_test_thread *t = argument;
+    for (uint32_t i = 0; i < 300; i++) {
+        JS_TEST_EQ_I64(js_engine_start_thread(t->self->engine, 1023), JS_ERR_INVALID);
+    }
+    js_store_rel_u32(&t->index, 1);
+    return NULL;
+}
+
+static void body_fail(js_test_rank *self)
+{
+    js_test_thread starter = { 0 };
+    js_test_start(&starter, self, fail_often);
+    bool was_there = false;
+    while (js_load_acq_u32(&starter.index) == 0) {
+        was_there = was_there || js_thread_is_running(self->engine);
+    }
+    js_test_join(&starter);
+    JS_TEST_CHECK(!was_there);
+    JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
+}
+
+static void test_fail(void)
+{
+    js_test_world(&small, body_fail, NULL);
+}
+
 /* A peer leaves: the thread finds out by itself. */
 static void body_peer_leaves(js_test_rank *self)
 {
@@ -230,13 +284,13 @@ static void body_peer_leaves(js_test_rank *self)
     uint64_t id = 0;
     js_cqe cqe = { 0 };
     JS_TEST_EQ_I64(js_engine_start_thread(self->engine, -1), JS_OK);
-    uint32_t plan = thread_load(self);
+    uint32_t plan = js_test_load_sum(self, COUNT);
     js_test_meet(self);
     if (self->rank == 1) {
         return;
     }
     JS_TEST_EQ_I64(js_comm_launch(self->comm, plan, values, values, &id), JS_OK);
-    thread_await(&self->comm->control->abort, 1);
+    js_test_await(&self->comm->control->abort, 1);
     JS_TEST_EQ_I64(js_test_wait(self->comm, id, &cqe), JS_OK);
     JS_TEST_EQ_I64(cqe.status, JS_ERR_PEER_CLOSED);
 }
@@ -247,5 +301,5 @@ static void test_peer_leaves(void)
 }
 
 JS_TEST_MAIN(JS_TEST(test_work_gets_on_alone), JS_TEST(test_start_later),
-             JS_TEST(test_device_beside_it), JS_TEST(test_lock), JS_TEST(test_stop),
-             JS_TEST(test_peer_leaves))
+             JS_TEST(test_device_beside_it), JS_TEST(test_asked), JS_TEST(test_older_device),
+             JS_TEST(test_lock), JS_TEST(test_stop), JS_TEST(test_fail), JS_TEST(test_peer_leaves))
