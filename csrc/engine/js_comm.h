@@ -148,6 +148,11 @@ typedef struct js_waiter {
     uint32_t luck;         /* brief spins that paid off, less those that did not */
     uint32_t waits;        /* since the last brief spin */
     uint32_t probe_period; /* waits between brief spins while they do not pay off */
+    /* Does another program want this core? */
+    uint32_t foreign;        /* waits yet that sleep instead of yielding; 0: it does not */
+    uint32_t foreign_period; /* how many there were at the last time */
+    uint32_t has_slept;      /* non-zero: this wait did */
+    uint64_t looked_ticks;   /* when this rank last looked around; 0: who knows */
     uint32_t spins;
     uint32_t suspect; /* 1 + peer that looked wrong at the last check */
     bool is_armed;    /* the doorbell is up: the next idle round sleeps */

@@ -133,6 +133,7 @@ static int32_t post_await(js_turn *turn, js_cqe *out)
         turn->timeout_ns != 0) {
         js_wait_forget(comm);
     }
+    comm->waiter.looked_ticks = 0; /* what lies before was spent elsewhere */
     comm->wr_waited = turn->wr_id;
     while (js_load_rlx_u64(&slot->word) == under_way) {
         int32_t progress = js_duty_round(comm);
@@ -160,6 +161,7 @@ static int32_t post_await(js_turn *turn, js_cqe *out)
             if (result != JS_TURN_TAKEN) {
                 return result;
             }
+            comm->waiter.looked_ticks = 0;
             comm->wr_waited = turn->wr_id;
         }
         /* The clock is read now and then, and before each slice of sleep. */

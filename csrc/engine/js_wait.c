@@ -8,6 +8,11 @@
  * they need no scheduler in between. It is tried now and then, ever more seldom while it fails.
  * Even then a core is given up after a while, so that other ranks get their turn.
  *
+ * Where another program wants the core, a yield costs its whole time slice, and to have spun costs
+ * it at the next wait: the scheduler runs whoever slept before whoever has used his share. So
+ * after a yield that took long, or a spin that lost its core, the next waits sleep at once, and
+ * ever more of them while it is the same whenever it is tried again.
+ *
  * Falling asleep without losing a wake-up needs the order "doorbell up, then look again" on this
  * side and "publish, then look at the doorbell" on the other, with a full barrier in between on
  * both. The publisher must not pay for one on every frame; so the sleeper issues it for both by
@@ -36,6 +41,11 @@
 #define WAIT_LUCK_MAX 8u
 #define WAIT_PROBE_MIN 16u
 #define WAIT_PROBE_MAX 256u
+#define WAIT_FOREIGN_NS 250000u         /* a yield that lasts longer served another program, */
+#define WAIT_FOREIGN_SHARED_NS 2000000u /* or, with more ranks than cores, may have */
+#define WAIT_FOREIGN_SPIN_NS 50000u
+#define WAIT_FOREIGN_MIN 16u /* waits that sleep at once, until a yield is tried again */
+#define WAIT_FOREIGN_MAX 1024u
 #define WAIT_CHECK_NS 50000u       /* between looks at the peers' boards */
 #define WAIT_LIVENESS_NS 20000000u /* between questions to the kernel */
 #define WAIT_SLICE_NS 20000000u
@@ -55,6 +65,9 @@ static uint64_t wait_spin_ticks(const js_comm *comm)
     }
     if (config->spin_us != 0) {
         return wait_ticks(comm, (uint64_t)config->spin_us * 1000u);
+    }
+    if (comm->waiter.foreign != 0) {
+        return js_min_u64(comm->waiter.spin_ticks, wait_ticks(comm, WAIT_FOREIGN_SPIN_NS));
     }
     return comm->waiter.spin_ticks;
 }
@@ -148,6 +161,10 @@ void js_wait_reset_at(js_comm *comm, uint64_t now_ticks)
         if (waited > w->spin_ticks / 4) {
             wait_learn(comm, waited);
         }
+    }
+    if (w->has_slept != 0) {
+        w->foreign -= w->foreign != 0;
+        w->has_slept = 0;
     }
     if (w->is_brief != 0) {
         wait_learn_brief(w, true);
@@ -255,20 +272,50 @@ int32_t js_wait_check(js_comm *comm, uint64_t now_ticks)
     return js_fault_check_peers(comm);
 }
 
+/* This rank has done nothing but look around, or yield, since then; 0: it may have. Returns whether
+ * its core served another program meanwhile. */
+static bool wait_learn_foreign(js_comm *comm, uint64_t since, uint64_t now)
+{
+    js_waiter *w = &comm->waiter;
+    bool is_shared = comm->engine->wait.oversubscribed != 0;
+    uint64_t long_ns = is_shared ? WAIT_FOREIGN_SHARED_NS : WAIT_FOREIGN_NS;
+    if (JS_LIKELY(since == 0 || now - since <= wait_ticks(comm, long_ns))) {
+        return false;
+    }
+    uint32_t longer = 2 * w->foreign_period;
+    w->foreign_period = longer < WAIT_FOREIGN_MIN   ? WAIT_FOREIGN_MIN
+                        : longer < WAIT_FOREIGN_MAX ? longer
+                                                    : WAIT_FOREIGN_MAX;
+    w->foreign = w->foreign_period;
+    return true;
+}
+
+static void wait_yield(js_comm *comm, uint64_t now)
+{
+    js_waiter *w = &comm->waiter;
+    sched_yield();
+    w->is_brief = 0;
+    w->ran_ticks = js_clock_ticks();
+    w->looked_ticks = w->ran_ticks;
+    js_counter_add(comm->counters, JS_COUNTER_YIELDS, 1);
+    if (!wait_learn_foreign(comm, now, w->ran_ticks) && w->foreign_period != 0) {
+        w->foreign_period--; /* thousands of such yields make a calm wait */
+    }
+}
+
 static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
 {
     js_waiter *w = &comm->waiter;
     JS_TRY(js_wait_check(comm, now));
     waited = js_min_u64(waited, now - w->helped_ticks);
-    if (waited < wait_spin_ticks(comm) + wait_ticks(comm, WAIT_YIELD_NS)) {
-        sched_yield();
-        w->is_brief = 0;
-        w->ran_ticks = js_clock_ticks();
-        js_counter_add(comm->counters, JS_COUNTER_YIELDS, 1);
+    if (w->foreign == 0 && waited < wait_spin_ticks(comm) + wait_ticks(comm, WAIT_YIELD_NS)) {
+        wait_yield(comm, now);
     } else if (!w->is_armed) {
         wait_arm(comm);
     } else {
+        w->has_slept = 1;
         wait_sleep(comm, wait_slice_ns(comm, waited));
+        w->looked_ticks = js_clock_ticks();
     }
     return JS_OK;
 }
@@ -296,6 +343,7 @@ int32_t js_wait_idle(js_comm *comm)
     }
     if (w->since_ticks == 0) {
         w->since_ticks = js_clock_ticks();
+        w->looked_ticks = w->since_ticks;
         if (comm->engine->wait.oversubscribed != 0) {
             wait_begin_brief(comm);
         }
@@ -309,8 +357,11 @@ int32_t js_wait_idle(js_comm *comm)
         return JS_OK;
     }
     uint64_t now = js_clock_ticks();
+    (void)wait_learn_foreign(comm, w->looked_ticks, now);
+    w->looked_ticks = now;
     if (JS_UNLIKELY(js_help_is_wanted(comm)) && js_help_others(comm) != 0) {
         w->helped_ticks = now; /* whoever is served there may be the one awaited here */
+        w->looked_ticks = js_clock_ticks();
     }
     uint64_t waited = now - w->since_ticks;
     if (waited < wait_spin_ticks(comm) || wait_is_brief(comm, now, waited)) {
