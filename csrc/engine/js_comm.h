@@ -236,9 +236,9 @@ bool js_turn_is_free(const js_comm *comm, js_turn_look *look, uint64_t now_ticks
 /* For a thread that only looks at an operation, again and again: now and then looks after the
  * peers as a wait does; nobody else may. True: it has, and the caller should look once more. */
 bool js_turn_look_after(const js_turn *turn);
-/* Comes out for whoever wants in, and goes in again. JS_OK, or why it could not: the caller is
- * outside then. Nobody closes the communicator meanwhile. */
-int32_t js_turn_yield(js_comm *comm);
+/* Comes out for whoever wants in, and goes in again: JS_TURN_TAKEN. Where it cannot, the caller
+ * stays outside, with what js_turn_collect returns. Nobody closes the communicator meanwhile. */
+int32_t js_turn_yield(js_turn *turn, js_cqe *out);
 /* A completion has been written for which threads wait outside. */
 void js_turn_wake(js_comm *comm, js_comm_slot *slot);
 /* What js_comm_leave does where others want in, or sleep and will not be woken by peers. */

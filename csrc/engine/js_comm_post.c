@@ -96,9 +96,11 @@ static int32_t post_send_out(js_turn *turn, js_cqe *out)
         } else if (comm->failed == JS_OK) {
             (void)js_wait_idle(comm);
         }
-        if (js_load_rlx_u32(&comm->wanted) != 0 && js_turn_yield(comm) != JS_OK) {
-            turn->is_outside = true;
-            return js_turn_collect(turn->slot, turn->wr_id, out);
+        if (js_load_rlx_u32(&comm->wanted) != 0) {
+            int32_t result = js_turn_yield(turn, out);
+            if (result != JS_TURN_TAKEN) {
+                return result;
+            }
         }
     }
     js_wait_reset(comm);

@@ -97,6 +97,7 @@ static int32_t qp_wait_inside(js_queue *queue, const uint64_t *word, uint64_t un
     js_comm *comm = queue->comm;
     uint64_t patience = 0;
     uint32_t rounds = 0;
+    comm->waiter.looked_ticks = 0; /* what lies before was spent elsewhere */
     for (;;) {
         int32_t progress = qp_round(comm);
         bool has_arrived = qp_has_arrived(queue, word, until);
@@ -503,6 +504,7 @@ int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns)
     uint64_t since = js_clock_ticks();
     for (;;) {
         JS_TRY(js_comm_enter(comm));
+        comm->waiter.looked_ticks = 0;
         if (comm->failed == JS_OK) {
             js_queue_set_state(queue, JS_QP_DRAINING);
         }

@@ -216,11 +216,11 @@ static bool thread_sleep_quietly(js_engine *engine)
     return is_quiet;
 }
 
-/* The lock is held. */
-static void thread_sleep(js_engine *engine)
+/* The lock is held. Returns the progress of its last look before it would sleep. */
+static uint32_t thread_sleep(js_engine *engine)
 {
     if (thread_sleep_quietly(engine)) {
-        return;
+        return 0;
     }
     thread_door doors[THREAD_DOORS_MAX + 1];
     bool is_short;
@@ -228,11 +228,13 @@ static void thread_sleep(js_engine *engine)
     if (engine->has_membarrier && count > 1) {
         (void)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
     }
-    if (thread_serve(engine, true) == 0 && js_load_seq_u32(&engine->lockers) == 0 &&
+    uint32_t progress = thread_serve(engine, true);
+    if (progress == 0 && js_load_seq_u32(&engine->lockers) == 0 &&
         js_load_seq_u32(&engine->thread_stops) == 0) {
         thread_sleep_at(engine, doors, count, is_short);
     }
     thread_lower_all(engine);
+    return progress;
 }
 
 static uint64_t thread_ns(const js_engine *engine, uint64_t since)
@@ -266,7 +268,7 @@ static void *thread_main(void *argument)
         uint32_t progress = thread_serve(engine, checks);
         uint64_t idle_ns = progress != 0 ? 0 : thread_ns(engine, idle);
         if (idle_ns > THREAD_YIELD_NS) {
-            thread_sleep(engine);
+            progress = thread_sleep(engine);
         }
         pthread_mutex_unlock(&engine->lock);
         if (progress != 0) {

@@ -123,11 +123,18 @@ int32_t js_turn_await_none(js_comm *comm)
     return JS_OK;
 }
 
-int32_t js_turn_yield(js_comm *comm)
+int32_t js_turn_yield(js_turn *turn, js_cqe *out)
 {
+    js_comm *comm = turn->comm;
+    int32_t result = JS_TURN_TAKEN;
     (void)js_add_seq_u32(&comm->outside, 1);
     (void)js_comm_leave(comm, JS_OK);
-    int32_t result = js_comm_enter(comm);
+    if (js_comm_enter(comm) == JS_OK) {
+        comm->waiter.looked_ticks = 0;
+    } else {
+        turn->is_outside = true;
+        result = js_turn_collect(turn->slot, turn->wr_id, out);
+    }
     (void)js_add_seq_u32(&comm->outside, UINT32_MAX);
     return result;
 }
@@ -192,7 +199,9 @@ bool js_turn_look_after(const js_turn *turn)
     }
     if (turn->is_outside) {
         if (is_due) {
+            (void)js_add_seq_u32(&comm->outside, 1); /* nobody closes it meanwhile */
             turn_ask(turn);
+            (void)js_add_seq_u32(&comm->outside, UINT32_MAX);
         }
         return is_due;
     }

@@ -290,15 +290,16 @@ static bool wait_learn_foreign(js_comm *comm, uint64_t since, uint64_t now)
     return true;
 }
 
-static void wait_yield(js_comm *comm, uint64_t now)
+static void wait_yield(js_comm *comm)
 {
     js_waiter *w = &comm->waiter;
+    uint64_t began = js_clock_ticks();
     sched_yield();
     w->is_brief = 0;
     w->ran_ticks = js_clock_ticks();
     w->looked_ticks = w->ran_ticks;
     js_counter_add(comm->counters, JS_COUNTER_YIELDS, 1);
-    if (!wait_learn_foreign(comm, now, w->ran_ticks) && w->foreign_period != 0) {
+    if (!wait_learn_foreign(comm, began, w->ran_ticks) && w->foreign_period != 0) {
         w->foreign_period--; /* thousands of such yields make a calm wait */
     }
 }
@@ -309,7 +310,7 @@ static int32_t wait_slow(js_comm *comm, uint64_t now, uint64_t waited)
     JS_TRY(js_wait_check(comm, now));
     waited = js_min_u64(waited, now - w->helped_ticks);
     if (w->foreign == 0 && waited < wait_spin_ticks(comm) + wait_ticks(comm, WAIT_YIELD_NS)) {
-        wait_yield(comm, now);
+        wait_yield(comm);
     } else if (!w->is_armed) {
         wait_arm(comm);
     } else {
@@ -332,6 +333,7 @@ int32_t js_wait_before_door(js_comm *comm, uint64_t *out_slice_ns)
     }
     JS_TRY(js_wait_check(comm, now));
     *out_slice_ns = wait_slice_ns(comm, now - js_max_u64(w->since_ticks, w->helped_ticks));
+    w->has_slept = 1;
     return JS_OK;
 }
 

@@ -373,8 +373,9 @@ int32_t js_persistent_call(const js_persistent *call)
 
 int32_t js_graph_call(const js_persistent *call)
 {
-    if (JS_UNLIKELY(call->comm == NULL)) {
+    js_comm *comm = comm_of(&call->comm);
+    if (JS_UNLIKELY(comm == NULL)) {
         return JS_ERR_CLOSED;
     }
-    return js_comm_call_graph(call->comm, call->plan_id, call->timeout_ns);
+    return js_comm_call_graph(comm, call->plan_id, call->timeout_ns);
 }
