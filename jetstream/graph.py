@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from jetstream._core.native import ffi, lib
@@ -77,11 +78,12 @@ class Graph:
     ) -> None:
         self._launcher = launcher
         self._call = ffi.new("js_persistent *")  # its comm is NULL unless it can be launched
-        self._call.timeout_ns = timeout_ns
+        self._call.timeout_ns = self._timeout_ns = timeout_ns
         self._pin: Pin | None = pin
         self._recording = recording
         self._native: _Native | None = None
         self._unusable = _CAPTURING
+        self._lock = threading.RLock()  # of who closes and of who asks whether it is closed
         self._last: Work | None = None
 
     def __repr__(self) -> str:
@@ -159,7 +161,7 @@ class Graph:
     def launch(self) -> Work:
         """Launch without waiting; the Work has no result."""
         self._require_ready()
-        wr_id = self._launcher.post(lib.js_comm_launch_graph, self._call.plan_id)
+        wr_id = self._launcher.post(self._post)
         self._last = self._launcher.track(wr_id, self._what, (self._native,))
         return self._last
 
@@ -177,10 +179,11 @@ class Graph:
         """
         if self._unusable == _CAPTURING:
             raise ArgumentError("a graph cannot be closed in the block that captures it")
-        if self._native is not None and not self._native.free():
-            raise BusyError("the graph is still being carried out", status="JS_ERR_BUSY")
-        self._recording.finish()
-        self._end(self._unusable or "is closed")
+        with self._lock:
+            if self._native is not None and not self._native.free():
+                raise BusyError("the graph is still being carried out", status="JS_ERR_BUSY")
+            self._recording.finish()
+            self._end(self._unusable or "is closed")
 
     def __del__(self) -> None:
         native: _Native | None = getattr(self, "_native", None)
@@ -200,14 +203,26 @@ class Graph:
         self._unusable = why
 
     def _require_ready(self) -> None:
-        if self._unusable:
-            raise ArgumentError(f"the graph {self._unusable}")
+        with self._lock:  # a close that another thread has begun has succeeded or failed
+            if self._unusable:
+                raise ArgumentError(f"the graph {self._unusable}")
 
     def _go_on(self, status: int) -> None:
         """What a launch still needs that was not complete at once."""
-        self._require_ready()
-        launcher = self._launcher
-        launcher.require_live("another graph")
-        timeout_ns = self._call.timeout_ns
-        status = launcher.insist(status, lambda: graph_call(self._call), timeout_ns)
+        launcher, timeout_ns = self._launcher, self._timeout_ns
+        if status == lib.JS_ERR_CLOSED:  # it cannot be launched: why not
+            self._require_ready()
+            launcher.require_live("another graph")
+        status = launcher.insist(status, self._again, timeout_ns)
         launcher.run_on(status, timeout_ns, self._what)
+
+    def _again(self) -> int:
+        """Launch once more what was turned away: perhaps by the end of the graph itself."""
+        self._require_ready()
+        return int(graph_call(self._call))
+
+    def _post(self, comm: Any, out: Any) -> int:
+        """Launch without waiting, as long as its number is not that of another graph."""
+        with self._lock:
+            self._require_ready()
+            return int(lib.js_comm_launch_graph(comm, self._call.plan_id, out))
