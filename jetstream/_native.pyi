@@ -364,6 +364,12 @@ class _Lib:
         a1: FFI.CData,  # struct js_heap_usage *
         /,
     ) -> None: ...  # void
+    def js_comm_is_over(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        a1: int,  # uint64_t
+        /,
+    ) -> int: ...  # int32_t
     def js_comm_last_record(
         self,
         a0: FFI.CData,  # struct js_comm *

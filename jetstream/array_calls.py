@@ -9,6 +9,7 @@ extension module built against NumPy does, and looks the plan up. Tensors of tor
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections.abc import Hashable
 from typing import Any
@@ -124,6 +125,7 @@ class ArrayCalls:
         self.tables: dict[Hashable, Any] = {}
         self._dtypes: dict[tuple[Hashable, int], tuple[Any, Any]] = {}
         self._persistent: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._watch_lock = threading.RLock()  # who adds must not meet who goes through all
         self.mail = _new_mail()
 
     def remember(
@@ -170,12 +172,14 @@ class ArrayCalls:
 
     def watch(self, call: Any) -> None:
         """Have a ``js_persistent *`` whose communicator may close."""
-        self._persistent.add(call)
+        with self._watch_lock:
+            self._persistent.add(call)
 
     def set_handle(self, handle: Any) -> None:
         """Change the ``js_comm *`` of everything; NULL: it is closed, and its memory goes."""
         self.mail.comm = handle
         for table in list(self.tables.values()):
             table.comm = handle
-        for call in list(self._persistent):
-            call.comm = handle
+        with self._watch_lock:
+            for call in list(self._persistent):
+                call.comm = handle

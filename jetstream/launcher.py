@@ -9,7 +9,7 @@ from typing import Any
 
 from jetstream._core.endpoint import Endpoint
 from jetstream._core.native import AGAIN, ffi, lib
-from jetstream._core.timeouts import timeout_to_ns
+from jetstream._core.timeouts import Limit, timeout_to_ns
 from jetstream.array_calls import (
     MISS,
     ArrayCalls,
@@ -52,9 +52,14 @@ class Launcher(MessageLauncher):
         super().__init__(endpoint, config.timeout_s)
         self.mail.comm = endpoint.handle
         endpoint.on_handle.append(self._array_calls.set_handle)
-        fail = partial(Launcher.fail, weakref.proxy(self))  # no cycle: it goes when it is dropped
+        this = weakref.proxy(self)  # no cycle: it goes when it is dropped
         self.plans = PlanCache(
-            endpoint.handle, rank, size, config=config, fail=fail, hosts=endpoint.hosts
+            partial(Launcher.handle, this),
+            rank,
+            size,
+            config=config,
+            fail=partial(Launcher.fail, this),
+            hosts=endpoint.hosts,
         )
         self.plans.on_unload.append(self._array_calls.clear)
         self._found = self.plans.found
@@ -247,8 +252,11 @@ class Launcher(MessageLauncher):
 
     def run_on(self, status: int, timeout_ns: int, what: str = "") -> None:
         """The slow continuation of a call: long waits, signals, failures."""
-        cqe = ffi.new("js_cqe *")
+        cqe, limit = ffi.new("js_cqe *"), Limit(timeout_ns)
         while status == AGAIN:  # meanwhile another thread may have closed what has failed
+            if limit.is_over():
+                status = lib.JS_ERR_TIMEOUT
+                break
             status = lib.js_comm_wait(self.handle(), 0, timeout_ns, cqe)
             if status == lib.JS_OK:
                 status = cqe.status

@@ -18,7 +18,7 @@ from jetstream.collectives.select import algorithms_of, limit_chunk
 from jetstream.collectives.tuning import selection_from_text
 from jetstream.config import Config
 from jetstream.dtypes import Algorithm, DType, Kind, RedOp
-from jetstream.errors import ArgumentError, ConfigurationError
+from jetstream.errors import ArgumentError, ClosedError, ConfigurationError, ForkedError
 
 __all__ = ["Plan", "PlanCache", "check_forced"]
 
@@ -72,14 +72,15 @@ class Plan:
 
 
 class PlanCache:
-    """Plans by call. ``config`` has what the environment asks for and what all ranks choose by;
-    ``fail(status)`` raises what a status of the data plane means; ``hosts`` are the hosts of the
-    communicator's ranks, by any number, and none if all ranks share one.
+    """Plans by call. ``handle()`` is the open ``js_comm *``, or raises ClosedError, ForkedError;
+    ``config`` has what the environment asks for and what all ranks choose by; ``fail(status)``
+    raises what a status of the data plane means; ``hosts`` are the hosts of the communicator's
+    ranks, by any number, and none if all ranks share one.
     """
 
     def __init__(
         self,
-        handle: Any,
+        handle: Callable[[], Any],
         rank: int,
         world: int,
         *,
@@ -204,10 +205,16 @@ class PlanCache:
         plan_id, scratch, held = plan.id, plan.scratch_bytes, weakref.ref(plan)
         del plan
         holder = held()
-        if holder is not None or lib.js_comm_unload_plan(self._handle, plan_id) != lib.JS_OK:
-            plans[key] = holder or Plan(plan_id, scratch)
-        else:
+        if holder is None and self._is_unloaded(plan_id):
             self._scratch_bytes -= scratch
+        else:
+            plans[key] = holder or Plan(plan_id, scratch)
+
+    def _is_unloaded(self, plan_id: int) -> bool:
+        try:
+            return bool(lib.js_comm_unload_plan(self._handle(), plan_id) == lib.JS_OK)
+        except (ClosedError, ForkedError):  # all plans are gone, or the parent's
+            return False
 
     def _load_code(self, code: bytes) -> Plan:
         scratch = scratch_bytes(code)
@@ -216,10 +223,11 @@ class PlanCache:
         aligned = ffi.new("uint64_t[]", -(-len(code) // 8))
         ffi.memmove(aligned, code, len(code))
         out = ffi.new("uint32_t *")
-        status = lib.js_comm_load_plan(self._handle, aligned, len(code), out)
+        # Compiling takes long: another thread may have closed.
+        status = lib.js_comm_load_plan(self._handle(), aligned, len(code), out)
         if status == lib.JS_ERR_FULL:
             self.make_room()
-            status = lib.js_comm_load_plan(self._handle, aligned, len(code), out)
+            status = lib.js_comm_load_plan(self._handle(), aligned, len(code), out)
         if status < 0:
             self._fail(status)
         self._scratch_bytes += scratch

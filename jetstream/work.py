@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from jetstream._core.native import AGAIN, ffi, lib
-from jetstream._core.timeouts import timeout_to_ns
+from jetstream._core.timeouts import Limit, timeout_to_ns
 from jetstream.arrays import Array
 from jetstream.errors import TimedOutError, TruncatedError
 from jetstream.tensors import land
@@ -152,13 +152,25 @@ class Work:
         self.is_done = True
 
     def _poll(self, timeout_ns: int, wait: Callable[..., int] = lib.js_comm_wait) -> int:
+        """``_ask``, which knows of a completion that another thread has got."""
+        status = self._ask(timeout_ns, wait)
+        if status == lib.JS_ERR_INVALID:
+            if self._is_completed_elsewhere():
+                return int(lib.JS_OK)
+            self._owner.forget(self.wr_id)
+        return status
+
+    def _ask(self, timeout_ns: int, wait: Callable[..., int]) -> int:
         """One call into the data plane; returns its status."""
         cqe = ffi.new("js_cqe *")
-        status = wait(self._owner.handle(), self.wr_id, timeout_ns, cqe)
-        if status == lib.JS_OK:
-            self._complete(cqe)
-        elif status == lib.JS_ERR_INVALID and self._is_completed_elsewhere():
-            status = lib.JS_OK
+        try:
+            status = wait(self._owner.handle(), self.wr_id, timeout_ns, cqe)
+            if status == lib.JS_OK:
+                self._complete(cqe)
+        except BaseException:  # a signal's handler: what has been collected is nowhere else
+            if cqe.wr_id == self.wr_id and not self.is_done:
+                self._complete(cqe)
+            raise
         return status
 
     def _is_completed_elsewhere(self) -> bool:
@@ -175,6 +187,16 @@ class Work:
             if status not in (lib.JS_OK, AGAIN):
                 self._owner.fail(status)
         return self.is_done
+
+    def collect(self) -> bool:
+        """Write down how an operation ended that is over; True if that need not be done again.
+
+        How it ended concerns who waits for it, not the caller. Waits for no other thread.
+        """
+        status = lib.JS_OK if self.is_done else self._ask(0, lib.js_comm_wait)
+        if status == lib.JS_ERR_INVALID:  # another thread has it, and perhaps was interrupted
+            self._owner.forget(self.wr_id)
+        return status in (lib.JS_OK, lib.JS_ERR_INVALID)
 
     def wait(self, timeout: float | None = None) -> Any:
         """Wait until complete and return the result.
@@ -210,9 +232,10 @@ class Work:
 
     def advance(self, timeout_ns: int, wait: Callable[..., int] = lib.js_comm_wait) -> bool:
         """Wait at most ``timeout_ns``; True once complete, also with an error."""
+        limit = Limit(timeout_ns)
         while not self.is_done:
             status = self._poll(timeout_ns, wait)
-            if status == lib.JS_ERR_TIMEOUT:
+            if status == lib.JS_ERR_TIMEOUT or (status == AGAIN and limit.is_over()):
                 break
             if status not in (lib.JS_OK, AGAIN):
                 self._owner.fail(status)

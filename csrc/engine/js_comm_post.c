@@ -510,6 +510,12 @@ int32_t js_comm_watch(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe
     return post_wait_for(&turn, out);
 }
 
+int32_t js_comm_is_over(const js_comm *comm, uint64_t wr_id)
+{
+    const js_comm_slot *slot = &comm->slots[wr_id & comm->slot_mask];
+    return js_load_acq_u64(&slot->word) != js_comm_slot_word(wr_id, JS_COMM_SLOT_OUTSTANDING);
+}
+
 int32_t js_comm_progress(js_comm *comm)
 {
     JS_TRY(js_comm_enter(comm));

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 
 import jetstream
-from jetstream import plans
+from jetstream import launcher, plans
 from jetstream._core import endpoint
-from jetstream._core.native import FULL, ffi, lib
+from jetstream._core.native import AGAIN, FULL, ffi, lib
 from jetstream.communicator import Communicator
-from jetstream.errors import ArgumentError, BusyError, ClosedError
+from jetstream.errors import ArgumentError, BusyError, ClosedError, TimedOutError
 from jetstream.testing.plugin import Pools
+from jetstream.work import Work
 
 WAIT_S = 30.0
 
@@ -208,7 +209,165 @@ def test_closed_while_a_call_is_noted_down(is_call: bool) -> None:
             step()
 
 
+def test_closed_while_a_plan_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    comm = jetstream.init()
+    comm.all_reduce(np.ones(3))
+    compile_plan = plans.compile_plan
+
+    def close_and_compile(*arguments: Any, **options: Any) -> bytes:
+        comm.close()
+        return compile_plan(*arguments, **options)
+
+    monkeypatch.setattr(plans, "compile_plan", close_and_compile)
+    monkeypatch.setattr(plans, "lib", NoLib())
+    with pytest.raises(ClosedError):
+        comm.all_reduce(np.ones(4))
+    comm._launcher.plans.make_room()
+
+
+class NoLib:
+    """A data plane without the communicator, which is gone with its memory."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(lib, name)
+
+    def js_comm_load_plan(self, *call: Any) -> int:
+        raise AssertionError(call)
+
+    js_comm_unload_plan = js_comm_load_plan
+
+
+def test_closed_while_calls_are_prepared() -> None:
+    class Crossed(weakref.WeakSet[Any]):
+        """While one thread goes through it, another one wants to add something."""
+
+        def __iter__(self) -> Iterator[Any]:
+            late = ffi.new("js_persistent *")
+            thread = threading.Thread(target=calls.watch, args=(late,), daemon=True)
+            for n, call in enumerate(super().__iter__()):
+                if n == 0:
+                    thread.start()
+                    thread.join(0.05)
+                yield call
+            self.thread = thread, late
+
+    with jetstream.init() as comm:
+        calls = comm._launcher._array_calls
+        kept = [ffi.new("js_persistent *") for _ in range(3)]
+        calls._persistent = crossed = Crossed(kept)
+        calls.set_handle(comm._endpoint.handle)
+        thread, late = crossed.thread
+        thread.join(WAIT_S)
+        assert not thread.is_alive() and late in crossed
+        assert all(call.comm == comm._endpoint.handle for call in kept)
+        calls._persistent = weakref.WeakSet(kept)
+
+
 # --- the table of what is in flight --------------------------------------------------------------
+
+
+def run_old_receive(comm: Communicator) -> None:
+    """A rank that has closed, though a receive names it, disturbs nobody who posts."""
+    others = comm.dup()
+    if comm.rank == 2:
+        others.close()
+    comm.barrier()
+    if comm.rank == 2:
+        return
+    peer = 1 - comm.rank
+    old = others.irecv(np.empty(1), 2)
+    end_s = time.monotonic() + 0.2
+    is_over = False
+    while not is_over:
+        is_over = comm.rank == 0 and time.monotonic() > end_s
+        sent = others.isend(np.full(1, is_over), peer)
+        others.recv(flag := np.empty(1, bool), peer)
+        sent.wait(WAIT_S)
+        is_over = bool(flag[0]) if comm.rank == 1 else is_over
+    assert not old.is_done
+
+
+def test_posting_asks_after_no_peer(rank_pools: Pools) -> None:
+    rank_pools(3).run(run_old_receive)
+
+
+def test_completion_is_kept_when_a_signal_comes() -> None:
+    with jetstream.init() as comm:
+        comm.isend(np.full(1, 5), 0)
+        work = comm.irecv(y := np.zeros(1, np.int64), 0)
+
+        def interrupted(*arguments: Any) -> int:
+            while lib.js_comm_wait(*arguments) != lib.JS_OK:
+                pass
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            work.settle(10**9, interrupted)
+        assert work.is_done and work.wait() is y and y[0] == 5 and work.nbytes == 8
+        assert work.wr_id not in comm._launcher._outstanding
+
+
+def test_lost_completion_fails_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    with jetstream.init() as comm:
+        lost = [comm.all_reduce(np.ones(1), async_op=True)]
+        lost += [comm.irecv(np.empty(1), 0) for _ in range(30)]
+        cqe = ffi.new("js_cqe *")
+        for _ in lost[1:]:
+            comm.send(np.ones(1), 0)
+        for work in lost:
+            status = lib.js_comm_wait(comm._launcher.handle(), work.wr_id, 0, cqe)
+            assert work.is_done or status == lib.JS_OK
+        monkeypatch.setattr(Work, "_is_completed_elsewhere", lambda _work: 1 / 0)
+        assert comm.all_reduce(np.ones(2), async_op=True).wait(WAIT_S).tolist() == [1, 1]
+        comm.isend(np.ones(1), 0)
+        comm.recv(np.empty(1), 0)
+        assert not {work.wr_id for work in lost} & set(comm._launcher._outstanding)
+        monkeypatch.setattr(Work, "_is_completed_elsewhere", lambda _work: False)
+        with pytest.raises(ArgumentError, match="not outstanding"):
+            lost[-1].wait()
+
+
+class Changing(dict[int, Work]):
+    """A table that another thread changes whenever this one has begun to look at it."""
+
+    changes = 3
+
+    def values(self) -> Any:
+        iterator = iter(list(super().values())) if self.changes == 0 else iter(super().values())
+        if self.changes > 0:
+            self.changes -= 1
+            self[-self.changes - 1] = self[min(self)]
+        return iterator
+
+
+def test_table_that_changes_while_it_is_looked_at() -> None:
+    with jetstream.init() as comm:
+        pending = comm.irecv(np.empty(1), 0, 7)
+        table = comm._launcher._outstanding = Changing({pending.wr_id: pending})
+        comm.isend(np.ones(1), 0)
+        assert table.changes == 0
+        comm.recv(np.empty(1), 0)
+
+
+def test_waits_end_though_their_begin_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data plane forgets when a wait began if nobody goes on with it for long."""
+    comm = jetstream.init()
+    pending = comm.irecv(np.empty(1), 0, 7)
+    begun = itertools.count()
+
+    def forget(*_call: Any) -> int:
+        assert next(begun) < 100
+        return AGAIN
+
+    assert not pending.advance(1, forget)
+
+    class Forgetful(BusyLib):
+        js_comm_wait = staticmethod(forget)
+
+    monkeypatch.setattr(launcher, "lib", Forgetful())
+    with pytest.raises(TimedOutError):
+        comm._launcher.run_on(AGAIN, 1)
+    comm.close()
 
 
 def test_queue_that_was_full_for_a_moment() -> None:

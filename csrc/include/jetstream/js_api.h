@@ -396,8 +396,7 @@ JS_API void js_engine_free(js_engine *engine);
 JS_API int32_t js_group_create(js_engine *engine, js_group *group);
 
 /* --- communicator -------------------------------------------------------------------------- */
-/* Communicators of one engine may be used by different threads at the same time. Within one, a
- * second thread gets JS_ERR_BUSY. */
+/* Any threads may use the communicators of an engine; within one they take turns. */
 /* Which host each rank of the job is on, [world], numbered as one likes; before any communicator is
  * opened. Ranks of other hosts have a segment of their own. */
 JS_API int32_t js_engine_set_hosts(js_engine *engine, const uint16_t *hosts);
@@ -407,9 +406,8 @@ JS_API int32_t js_comm_open(js_engine *engine, js_comm **out);
 JS_API int32_t js_comm_open_group(js_engine *engine, const js_group *group, js_comm **out);
 /* Connects it with its ranks on other hosts, through an endpoint that it takes over, in any case:
  * addresses, [world][js_link_rails(link)], are those of all its ranks' endpoints. All ranks call
- * it, before anything else. A rank that gives no sign for give_up_ns while it is awaited counts as
- * dead. JS_ERR_UNREACHABLE: not within timeout_ns; the text says which rank, over what, in which
- * direction. */
+ * it, before anything else. One that gives no sign for give_up_ns while it is awaited counts as
+ * dead. JS_ERR_UNREACHABLE: not within timeout_ns; the text says who, over what, which way. */
 JS_API int32_t js_comm_connect(js_comm *comm, js_link *link, const js_link_address *addresses,
                                uint64_t timeout_ns, uint64_t give_up_ns);
 /* Counters of the connection with a rank on another host, by js_peer_counter_name. */
@@ -471,6 +469,8 @@ JS_API int32_t js_comm_cancel_receive(js_comm *comm, uint64_t wr_id);
 JS_API int32_t js_comm_wait(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out);
 /* The same for a thread that has time: it sleeps, and makes rounds only if nobody else does. */
 JS_API int32_t js_comm_watch(js_comm *comm, uint64_t wr_id, uint64_t timeout_ns, js_cqe *out);
+/* 0: under way. Who looks takes no turn, moves nothing on and asks after no peer. */
+JS_API int32_t js_comm_is_over(const js_comm *comm, uint64_t wr_id);
 JS_API int32_t js_comm_progress(js_comm *comm);
 /* Describes what the communicator now waits for (status JS_OK) or why it failed. */
 JS_API void js_comm_fault(js_comm *comm, js_fault *out);
