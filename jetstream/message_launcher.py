@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -131,14 +132,21 @@ class MessageLauncher(Poster):
     def finish_message(self, work: Work, timeout: float | None) -> Any:
         """Wait for a message.
 
-        A timeout takes the receive back if nothing of it has arrived; otherwise the communicator
-        becomes unusable.
+        A timeout takes the receive back if nothing of it has arrived. If all of it has, just now,
+        it is in time; otherwise the communicator becomes unusable.
         """
         try:
             return work.wait(timeout)
-        except (TimedOutError, KeyboardInterrupt):
-            if not self._take_back(work) and not work.is_done:
+        except TimedOutError:
+            if not self._take_back(work):
+                if work.done():
+                    return work.wait(0)
                 lib.js_comm_abort(self.handle(), lib.JS_ERR_TIMEOUT)
+            raise
+        except KeyboardInterrupt:
+            with contextlib.suppress(JetstreamError):  # what it has failed with is of no interest
+                if not self._take_back(work) and not work.done():
+                    lib.js_comm_abort(self.handle(), lib.JS_ERR_TIMEOUT)
             raise
 
     def give_up(self, error: BaseException) -> None:

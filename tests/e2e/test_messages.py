@@ -22,7 +22,7 @@ from jetstream.errors import (
 )
 from jetstream.testing import RankPool
 from jetstream.testing.plugin import Pools
-from jetstream.work import Message
+from jetstream.work import Message, Work
 
 #: Around the frame's own line, the chunk, the stream, and far beyond it.
 SIZES = (0, 1, 39, 40, 41, 4095, 16384, 16385, 32768, 131072, 131073, 1 << 20, (5 << 20) + 7)
@@ -70,6 +70,35 @@ def run_everyone_to_everyone(comm: Communicator) -> None:
         work.wait()
     for peer, block in blocks.items():
         assert np.array_equal(block, pattern(size, 10 * peer + comm.rank)), peer
+
+
+def run_last_moment(comm: Communicator, is_probe: bool) -> None:
+    """Rank 0 has waited in vain, and before it takes the receive back, the message comes."""
+    if comm.rank == 1:
+        comm.barrier()
+        for tag in (5, 6):
+            comm.send(pattern(100, tag), 0, tag)
+        comm.barrier()
+        return
+    got = np.empty(100, np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def wait(_work: Work, _timeout: float | None = None) -> None:
+            patch.undo()
+            comm.barrier()
+            comm.probe(1, 6)  # what was sent after it has come
+            raise TimedOutError("late")
+
+        patch.setattr(Work, "wait", wait)
+        if is_probe:
+            assert comm.probe(1, 5, timeout=1e-3) == Message(1, 5, 100)
+        else:
+            comm.recv(got, 1, 5, timeout=1e-3)
+    if is_probe:
+        comm.recv(got, 1, 5)
+    assert np.array_equal(got, pattern(100, 5))
+    comm.recv(got, 1, 6)
+    comm.barrier()
 
 
 def run_header_and_body(comm: Communicator) -> None:
@@ -400,6 +429,11 @@ def run_timeout(comm: Communicator) -> None:
 )
 def test_between_two(rank_pools: Pools, run: Any) -> None:
     rank_pools(2).run(run)
+
+
+@pytest.mark.parametrize("is_probe", [False, True])
+def test_what_comes_at_the_last_moment(rank_pools: Pools, is_probe: bool) -> None:
+    rank_pools(2).run(run_last_moment, is_probe)
 
 
 def test_truncation(rank_pools: Pools) -> None:
