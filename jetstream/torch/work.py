@@ -134,7 +134,7 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
         """A future of ``dist._WorkResult``: SUCCESS, or COMM_ERROR."""
         kinds = torch._C._distributed_c10d.WorkResult
         return self.get_future().then(
-            lambda future: kinds.SUCCESS if self._error is None else kinds.COMM_ERROR
+            lambda _: kinds.SUCCESS if self._failure() is None else kinds.COMM_ERROR
         )
 
     def _settle(self, timeout: float | None, *, is_last: bool = False) -> None:
@@ -211,11 +211,15 @@ class JetstreamWork(dist.Work):  # type: ignore[misc]
 
     def fulfil(self) -> None:
         """Complete the future, and run what is to be run then."""
-        error = self._error or self._future_error
+        error = self._failure()
         if error is None:
             self._future.set_result(self._tensors)
         else:
             self._future.set_exception(error)
+
+    def _failure(self) -> BaseException | None:
+        """What the future fails with."""
+        return self._error or self._future_error
 
 
 class _Done(dist.Work):  # type: ignore[misc]

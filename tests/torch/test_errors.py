@@ -15,8 +15,9 @@ from jetstream.torch.errors import as_torch
 
 
 def one_comes_alone(is_async: bool) -> None:
-    group = dist.new_group(timeout=timedelta(seconds=0.5))
+    group = dist.new_group()
     if dist.get_rank() == 0:
+        group.set_timeout(timedelta(seconds=0.5))  # not of making it, which may take longer
         with pytest.raises(dist.DistBackendError, match=r" Timed out .*rank 1") as caught:
             work = dist.barrier(group, async_op=is_async)
             work.wait()
@@ -37,11 +38,19 @@ def coalesced_gather(group: Any) -> None:
             dist.all_gather_into_tensor(torch.zeros(2), torch.ones(1), group=group)
 
 
+def future_result(group: Any) -> None:
+    work = dist.irecv(torch.ones(3), 1, group=group)
+    kinds = torch._C._distributed_c10d.WorkResult
+    assert work.get_future_result().wait() is kinds.COMM_ERROR
+    work.get_future().wait()
+
+
 LATE = {
     "send": lambda group: dist.send(torch.ones(1 << 21), 1, group=group),
     "receive": lambda group: dist.recv(torch.ones(3), 1, group=group),
     "work": lambda group: dist.all_reduce(torch.ones(3), group=group, async_op=True).wait(),
     "future": lambda group: dist.irecv(torch.ones(3), 1, group=group).get_future().wait(),
+    "result": future_result,
     "coalesced": lambda group: dist.all_reduce_coalesced([torch.ones(3)] * 2, group=group),
     "gathers": coalesced_gather,
 }
@@ -50,8 +59,9 @@ LATE = {
 def late_call_ends_the_group(kind: str) -> None:
     """Rank 1 hears of it, though its own call is another one, and does not wait."""
     warnings.simplefilter("ignore")
-    group = dist.new_group(timeout=timedelta(seconds=0.5))
+    group = dist.new_group()
     if dist.get_rank() == 0:
+        group.set_timeout(timedelta(seconds=0.5))
         with pytest.raises(RuntimeError, match="Timed out"):
             LATE[kind](group)
     dist.barrier()
