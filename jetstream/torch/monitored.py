@@ -39,14 +39,14 @@ def monitored_barrier(
             ) from error
         return
     missing, cause = _await_all(comm, number, timeout, wait_all_ranks)
+    if not missing:
+        missing, cause = _let_go(comm, number, timeout)
     if missing:
         which = "Ranks" if len(missing) > 1 else "Rank"
         raise RuntimeError(
             f"[Rank 0]: {which} {', '.join(map(str, missing))} failed to pass monitoredBarrier in "
             f"{1e3 * timeout:.0f} ms"
         ) from cause
-    for rank in range(1, comm.size):
-        comm.send(np.array([number]), rank, _GO)
 
 
 def _receive(comm: Communicator, rank: int, tag: int, number: int, until_s: float) -> None:
@@ -77,3 +77,16 @@ def _await_all(
             if not wait_all_ranks:
                 break
     return missing, cause
+
+
+def _let_go(comm: Communicator, number: int, timeout: float) -> tuple[list[int], Exception | None]:
+    """Tell all ranks that all have come; returns who cannot be told any more, and why."""
+    lost: list[int] = []
+    cause: Exception | None = None
+    for rank in range(1, comm.size):
+        try:
+            comm.send(np.array([number]), rank, _GO, timeout=timeout)
+        except (TimedOutError, ConnectionError) as error:  # the next ones still wait
+            lost.append(rank)
+            cause = error
+    return lost, cause

@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from jetstream.communicator import Communicator
-from jetstream.errors import ArgumentError
+from jetstream.errors import ArgumentError, JetstreamError
 from jetstream.torch.calls import operation
+from jetstream.torch.errors import as_torch
 from jetstream.torch.monitored import monitored_barrier
 from jetstream.torch.options import (
     NO_TIMEOUT,
@@ -24,6 +25,7 @@ from jetstream.torch.options import (
     is_asynchronous,
     is_simple,
     redop_of,
+    root_of,
     scale_of,
     seconds_of,
 )
@@ -137,7 +139,7 @@ class Collectives:
         staging = Staging()
         own = staging.source(source).reshape(-1)
         flat = staging.parts(outputs).reshape(-1)
-        counts = self._counts(outputs, flat)
+        counts = _counts(outputs)
         work = comm.all_gather(own, out=flat, counts=counts, async_op=is_async, timeout=timeout)
         return self._end(outputs, (work,), staging, is_async, timeout)
 
@@ -180,7 +182,7 @@ class Collectives:
         flat, target = gathered(inputs).reshape(-1), staging.target(output)
         work = comm.reduce_scatter(
             flat, redop_of(opts), out=target,
-            counts=self._counts(inputs, flat), scale=scale_of(opts),
+            counts=_counts(inputs), scale=scale_of(opts),
             async_op=is_async, timeout=timeout,
         )  # fmt: skip
         return self._end((output,), (work,), staging, is_async, timeout)
@@ -250,8 +252,8 @@ class Collectives:
         work = comm.all_to_all(
             source,
             out=target,
-            input_splits=self._sizes(inputs, source),
-            output_splits=self._sizes(outputs, target),
+            input_splits=_sizes(inputs),
+            output_splits=_sizes(outputs),
             async_op=is_async,
             timeout=timeout,
         )
@@ -273,7 +275,10 @@ class Collectives:
         """Barrier that names who has not come; raises RuntimeError."""
         seconds = self._comm.timeout if timeout is None else timeout.total_seconds()
         self._barriers += 1
-        monitored_barrier(self._comm, self._barriers, seconds, wait_all_ranks)
+        try:
+            monitored_barrier(self._comm, self._barriers, seconds, wait_all_ranks)
+        except JetstreamError as error:
+            raise as_torch(error) from error.__cause__
 
     # --- one rank is the root ------------------------------------------------------------------
 
@@ -284,7 +289,7 @@ class Collectives:
             self._comm.broadcast(tensors[0], opts.rootRank)
             return DONE
         comm, is_async, timeout = self._begin(opts)
-        tensor, root = only(tensors, "broadcast"), opts.rootRank
+        tensor, root = only(tensors, "broadcast"), root_of(opts)
         staging = Staging()
         if comm.rank == root:
             buffer = staging.source(tensor, "tensor")
@@ -294,10 +299,10 @@ class Collectives:
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
     @operation("reduce", reads_list)
-    def reduce(self, tensors: Any, opts: Any) -> Any:
+    def reduce(self, tensors: Any, opts: Any = None) -> Any:
         """Combine one tensor of all ranks, in place on the root."""
         comm, is_async, timeout = self._begin(opts)
-        tensor, root = only(tensors, "reduce"), opts.rootRank
+        tensor, root = only(tensors, "reduce"), root_of(opts)
         staging = Staging()
         if comm.rank == root:
             buffer = staging.target(tensor, "tensor", is_read=True)
@@ -309,10 +314,10 @@ class Collectives:
         return self._end((tensor,), (work,), staging, is_async, timeout)
 
     @operation("gather", reads_second)
-    def gather(self, output_lists: Any, inputs: Any, opts: Any) -> Any:
+    def gather(self, output_lists: Any, inputs: Any, opts: Any = None) -> Any:
         """Gather one tensor of each rank into a list of tensors on the root."""
         comm, is_async, timeout = self._begin(opts)
-        source, root = only(inputs, "gather"), opts.rootRank
+        source, root = only(inputs, "gather"), root_of(opts)
         staging = Staging()
         own = staging.source(source).reshape(-1)
         outputs, target = (), None
@@ -325,10 +330,10 @@ class Collectives:
         return self._end(outputs, (work,), staging, is_async, timeout)
 
     @operation("scatter", reads_parts)
-    def scatter(self, outputs: Any, input_lists: Any, opts: Any) -> Any:
+    def scatter(self, outputs: Any, input_lists: Any, opts: Any = None) -> Any:
         """Send the r-th tensor of the root's list to rank r."""
         comm, is_async, timeout = self._begin(opts)
-        output, root = only(outputs, "scatter"), opts.rootRank
+        output, root = only(outputs, "scatter"), root_of(opts)
         staging = Staging()
         target, source = staging.target(output).reshape(-1), None
         if comm.rank == root:
@@ -377,17 +382,18 @@ class Collectives:
                 f"the list of {name} tensors has several dtypes: {sorted(map(str, dtypes))}"
             )
 
-    def _sizes(self, tensors: Sequence[Tensor], flat: Tensor) -> list[int]:
-        """How many elements of ``flat`` each tensor has; it may be one of bytes."""
-        per_element = max(1, flat.numel()) // max(1, sum(one.numel() for one in tensors))
-        return [one.numel() * per_element for one in tensors]
-
-    def _counts(self, tensors: Sequence[Tensor], flat: Tensor) -> list[int] | None:
-        """As ``_sizes``; None where all are equal."""
-        sizes = self._sizes(tensors, flat)
-        return sizes if any(size != sizes[0] for size in sizes) else None
-
     def _together(self, works: Sequence[Any], opts: Any) -> Any:
         """One Work for several."""
         work = JetstreamWork.joining(works, seconds_of(opts))
         return self._end_several(work, is_asynchronous(opts))
+
+
+def _sizes(tensors: Sequence[Tensor]) -> list[int]:
+    """How many elements each tensor has."""
+    return [one.numel() for one in tensors]
+
+
+def _counts(tensors: Sequence[Tensor]) -> list[int] | None:
+    """As ``_sizes``; None where all are equal."""
+    sizes = _sizes(tensors)
+    return sizes if any(size != sizes[0] for size in sizes) else None

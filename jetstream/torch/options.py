@@ -14,6 +14,7 @@ __all__ = [
     "is_asynchronous",
     "is_simple",
     "redop_of",
+    "root_of",
     "scale_of",
     "seconds_of",
 ]
@@ -60,6 +61,11 @@ def redop_of(opts: Any) -> str:
     if name is None:
         raise ValueError(f"the jetstream backend has no reduction {getattr(kind, 'name', kind)}")
     return name
+
+
+def root_of(opts: Any) -> int:
+    """The rank in the group that has, or gets, what a call is about; 0 as with torch's options."""
+    return 0 if opts is None else int(opts.rootRank)
 
 
 def scale_of(opts: Any) -> Any:

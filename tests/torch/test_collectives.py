@@ -129,6 +129,23 @@ def rooted() -> None:
     dist.group.WORLD.monitored_barrier(timedelta(seconds=20))
 
 
+def without_options() -> None:
+    """The group's own methods have the defaults of torch's options: from and to rank 0."""
+    rank, size = place()
+    group = dist.group.WORLD
+    x = torch.full((2,), rank + 1)
+    group.broadcast([x]).wait()
+    assert x.eq(1).all()
+    group.reduce([x]).wait()
+    assert x.eq(size if rank == 0 else 1).all()
+    rows = [torch.zeros(2) for _ in range(size)]
+    group.gather([rows] if rank == 0 else [], [torch.full((2,), float(rank))]).wait()
+    assert rank != 0 or all(row.eq(r).all() for r, row in enumerate(rows))
+    out = torch.empty(2)
+    group.scatter([out], [rows] if rank == 0 else []).wait()
+    assert out.eq(rank).all()
+
+
 def messages() -> None:
     rank, size = place()
     right, left = (rank + 1) % size, (rank - 1) % size
@@ -232,7 +249,7 @@ def barriers_that_failed() -> None:
 
 
 CASES = (
-    *(all_reduces, gathers, scatters, exchanges, rooted),
+    *(all_reduces, gathers, scatters, exchanges, rooted, without_options),
     *(messages, asynchronous, functionals, groups, local_groups),
 )
 
