@@ -26,8 +26,8 @@ def sparse_all_reduce(
         raise ArgumentError(f"the reduction of sparse tensors is {op}: only sum")
     own = tensor.detach().coalesce()
     count = own.indices().shape[1]
-    facts = torch.tensor([count, own.sparse_dim(), hash(tuple(own.shape))])
-    everyones = torch.empty(comm.size, 3, dtype=torch.int64)
+    facts = torch.tensor([count, own.sparse_dim(), hash(tuple(own.shape))], device="cpu")
+    everyones = torch.empty(comm.size, 3, dtype=torch.int64, device="cpu")
     comm.all_gather(facts, out=everyones.reshape(-1), timeout=timeout)
     if not everyones[:, 1:].eq(facts[1:]).all():
         raise MismatchError(
@@ -37,7 +37,7 @@ def sparse_all_reduce(
     counts: list[int] = everyones[:, 0].tolist()
     indices = _gather_rows(comm, own.indices().t(), counts, timeout)
     values = _gather_rows(comm, own.values(), counts, timeout)
-    total = torch.sparse_coo_tensor(indices.t(), values, own.shape).coalesce()
+    total = torch.sparse_coo_tensor(indices.t(), values, own.shape, device="cpu").coalesce()
     with torch.no_grad():
         tensor.copy_(total)  # not its detach(), which would be given the elements alone
 
@@ -46,7 +46,7 @@ def _gather_rows(
     comm: Communicator, rows: torch.Tensor, counts: list[int], timeout: float | None
 ) -> torch.Tensor:
     """The rows of all ranks, one rank after another; rank r has ``counts[r]`` of them."""
-    gathered = torch.empty((sum(counts), *rows.shape[1:]), dtype=rows.dtype)
+    gathered = torch.empty((sum(counts), *rows.shape[1:]), dtype=rows.dtype, device="cpu")
     width = gathered[:1].numel() if gathered.shape[0] else 0
     if gathered.numel():
         comm.all_gather(

@@ -44,7 +44,7 @@ def check_equal(tensors: Sequence[torch.Tensor], like: torch.Tensor, what: str) 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """All ``tensors`` as one flat tensor, if they lie one after another in memory; else None."""
     first = tensors[0]
-    if any(one.dtype is not first.dtype or not one.is_contiguous() for one in tensors):
+    if any(one.dtype is not first.dtype or not _is_plain(one) for one in tensors):
         return None
     end = first.data_ptr()
     for one in tensors:
@@ -75,7 +75,7 @@ class Staging:
         """What is written, and before, with ``is_read``, also read."""
         check_tensor(tensor, name)
         tensor = tensor.detach()
-        if tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg()):
+        if _is_plain(tensor):
             return tensor
         check_room(tensor, name)
         if is_read:
@@ -92,7 +92,8 @@ class Staging:
             check_room(tensor, name)
         flat = joined(tensors)
         if flat is None:
-            flat = torch.empty(sum(one.numel() for one in tensors), dtype=tensors[0].dtype)
+            count, dtype = sum(one.numel() for one in tensors), tensors[0].dtype
+            flat = torch.empty(count, dtype=dtype, device="cpu")
             starts = flat.split([one.numel() for one in tensors])
             for one, part in zip(tensors, starts, strict=True):
                 self._copies.append((one.detach(), part.view(one.shape)))
@@ -119,6 +120,11 @@ def gathered(tensors: Sequence[torch.Tensor], name: str = "input") -> torch.Tens
     if flat is None:
         flat = torch.cat([_plain(one).reshape(-1) for one in tensors])
     return flat
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether its memory is what it says: in order, and neither conjugated nor negated."""
+    return tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

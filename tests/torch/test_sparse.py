@@ -30,6 +30,13 @@ def sums(is_async: bool) -> None:
     assert nothing.is_sparse and nothing.coalesce().indices().numel() == 0
 
 
+def elsewhere_by_default() -> None:
+    x = torch.eye(3).to_sparse()
+    with torch.device("meta"):  # where new tensors are, if nothing else is said
+        dist.group.WORLD.allreduce([x])
+    assert torch.equal(x.to_dense(), torch.eye(3) * dist.get_world_size())
+
+
 def refusals() -> None:
     x = torch.eye(3).to_sparse()
     with pytest.raises(ValueError, match="only sum"):
@@ -57,6 +64,10 @@ def gradients_of_a_sparse_embedding() -> None:
 @pytest.mark.parametrize("is_async", [False, True])
 def test_sums(on_ranks: Any, is_async: bool) -> None:
     on_ranks(3, sums, is_async)
+
+
+def test_another_default_device(on_ranks: Any) -> None:
+    on_ranks(2, elsewhere_by_default)
 
 
 def test_refusals(on_ranks: Any) -> None:
