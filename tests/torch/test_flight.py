@@ -28,6 +28,7 @@ fr_trace = pytest.importorskip("torch.distributed.flight_recorder.fr_trace")
 
 ON = {"TORCH_FR_BUFFER_SIZE": "2000"}
 Pools = Callable[[int], TorchRanks]
+LONG = datetime.timedelta(seconds=60)
 FLOATS = ((3, 4), torch.float32)
 
 
@@ -280,7 +281,7 @@ def run_job(comm: Communicator, folder: Path, case: str) -> None:
     flight._recorder = None  # the process has run other tests
     dist.init_process_group(
         "jetstream", store=store, rank=comm.rank, world_size=comm.size,
-        timeout=datetime.timedelta(seconds=3),
+        timeout=LONG,
     )  # fmt: skip
     use_everything(comm.rank, comm.size)
     x = torch.ones(5)
@@ -291,9 +292,10 @@ def run_job(comm: Communicator, folder: Path, case: str) -> None:
             assert str(dump_flight_record()) == f"{prefix}{comm.rank}"
     elif case == "missing":
         if comm.rank == 1:
-            store.wait(["gave up 0", "gave up 2"], datetime.timedelta(seconds=30))
+            store.wait(["gave up 0", "gave up 2"], LONG)
             dump_flight_record()  # the others have theirs by themselves
         else:
+            dist.group.WORLD.set_timeout(datetime.timedelta(seconds=1))
             with pytest.raises(dist.DistBackendError, match="rank 1"):
                 dist.all_reduce(x)
             store.set(f"gave up {comm.rank}", "1")

@@ -51,8 +51,9 @@ def futures_in_any_order() -> None:
 
 
 def future_that_is_late() -> None:
-    group = dist.new_group(timeout=timedelta(seconds=0.5))
+    group = dist.new_group()
     if dist.get_rank() == 0:
+        group.set_timeout(timedelta(seconds=0.5))
         future = dist.irecv(torch.zeros(1), 1, group=group).get_future()
         with pytest.raises(RuntimeError, match="Timed out"):
             future.wait()
