@@ -211,9 +211,10 @@ class Communicator(CollectiveCalls, MessageCalls):
         """
         self._launcher.require_live("open_group")
         self._launcher.handle()
-        endpoint = open_group(self._endpoint, self.rank, members, exchange)
-        if endpoint is None:
+        if self.rank not in members:
             raise ArgumentError(f"open_group: rank {self.rank} is not in members {list(members)}")
+        endpoint = open_group(self._endpoint, self.rank, members, exchange)
+        assert endpoint is not None
         return self._child(endpoint)
 
     def _child(self, endpoint: Endpoint) -> Communicator:

@@ -73,5 +73,5 @@ def create_backend(opts: Any, pg_options: Any) -> BackendJetstream:
 
     Raises what :func:`jetstream.init` raises, and ValueError for ``pg_options``.
     """
-    check_no_options(pg_options)
+    check_no_options(opts, pg_options)
     return BackendJetstream(opts)

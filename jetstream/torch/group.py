@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 import weakref
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jetstream.communicator import Communicator
-from jetstream.errors import JetstreamError
+from jetstream.errors import JetstreamError, TimedOutError
 from jetstream.torch.bootstrap import Meeting, open_group_of, open_world_of
 from jetstream.torch.errors import as_torch
 from jetstream.torch.flight import GroupLog, dump_flight_record, recorder
@@ -83,13 +84,25 @@ class Group(Collectives):
     _set_default_timeout = set_timeout
 
     def shutdown(self) -> None:
-        """Leave the group: what torch calls for destroy_process_group."""
-        _worlds.pop(self._number, None)
+        """Leave the group: what torch calls for destroy_process_group.
+
+        Warns of sends that do not go out in time, and leaves all the same: torch is in the middle
+        of destroying groups. Raises BusyError while another thread is inside a call: nothing of
+        this group but its futures has ended then, and it can be called again.
+        """
         release(self._comm)
-        self._comm.close()
+        try:
+            self._comm.close()
+        except TimedOutError as error:
+            text = f"sends of a group that is destroyed are lost: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        except JetstreamError as error:
+            raise as_torch(error) from error.__cause__
+        _worlds.pop(self._number, None)
 
     def abort(self) -> None:
         """Make all present and later operations of every rank of the group fail."""
+        _worlds.pop(self._number, None)  # torch may forget the group without a shutdown
         self._comm.abort()
 
 
@@ -99,9 +112,14 @@ def _world_of(ranks: Sequence[int]) -> Group | None:
     return next((group for group in worlds if set(ranks) <= set(group.global_ranks)), None)
 
 
-def check_no_options(pg_options: Any) -> None:
-    """Raise ValueError for ``pg_options``, which there are none of."""
-    if pg_options is not None:
+def check_no_options(opts: Any, pg_options: Any) -> None:
+    """Raise ValueError for ``pg_options``, which there are none of.
+
+    ``opts``: torch's ``_DistributedBackendOptions``. The other ranks of the group hear of it.
+    """
+    if pg_options is None:
+        return
+    with Meeting(opts.store, opts.group_rank, opts.group_size, opts.timeout):
         raise ValueError(
             f"pg_options is a {type(pg_options).__name__}: the jetstream backend has none; see the "
             "environment variables JETSTREAM_*"

@@ -116,6 +116,6 @@ def create_process_group(opts: Any, pg_options: Any) -> ProcessGroupJetstream:
     All ranks of the group take part. Raises what :func:`jetstream.init` raises, and ValueError for
     ``pg_options``, which there are none of.
     """
-    check_no_options(pg_options)
+    check_no_options(opts, pg_options)
     ranks = opts.global_ranks_in_group
     return ProcessGroupJetstream(opts.store, opts.group_rank, opts.group_size, opts.timeout, ranks)

@@ -127,6 +127,16 @@ def test_ranks_may_stay_out(comm: Communicator) -> None:
     run_membership(comm)
 
 
+@pytest.mark.ranks(2)
+def test_a_group_of_others_is_refused_before_anybody_waits(comm: Communicator) -> None:
+    def exchange(*_values: int) -> list[list[int]]:
+        raise AssertionError("the others have been asked")
+
+    with pytest.raises(ArgumentError, match="not in members"):
+        comm.open_group([1 - comm.rank], exchange)
+    check_sums(comm, 6)
+
+
 def run_random(comm: Communicator, seed: int) -> None:
     """Random trees of communicators, used in a random order that their members agree on."""
     draw = random.Random(seed)  # the same on all ranks

@@ -67,8 +67,10 @@ def test_a_backend_leaves_no_operation_to_torch(name: str) -> None:
 
 @pytest.mark.parametrize("create", [create_backend, jetstream.torch._create])
 def test_there_are_no_pg_options(create: Callable[..., Any]) -> None:
+    store, timeout = dist.HashStore(), timedelta(seconds=20)
+    opts = SimpleNamespace(store=store, group_rank=0, group_size=2, timeout=timeout)
     with pytest.raises(ValueError, match=r"^pg_options is a object: the jetstream backend has"):
-        create(SimpleNamespace(), object())
+        create(opts, object())
 
 
 def one_step_of_ddp() -> None:
