@@ -41,8 +41,7 @@
 #define WAIT_LUCK_MAX 8u
 #define WAIT_PROBE_MIN 16u
 #define WAIT_PROBE_MAX 256u
-#define WAIT_FOREIGN_NS 250000u         /* a yield that lasts longer served another program, */
-#define WAIT_FOREIGN_SHARED_NS 2000000u /* or, with more ranks than cores, may have */
+#define WAIT_FOREIGN_NS 250000u /* a yield that lasts longer has served another program */
 #define WAIT_FOREIGN_SPIN_NS 50000u
 #define WAIT_FOREIGN_MIN 16u /* waits that sleep at once, until a yield is tried again */
 #define WAIT_FOREIGN_MAX 1024u
@@ -277,9 +276,10 @@ int32_t js_wait_check(js_comm *comm, uint64_t now_ticks)
 static bool wait_learn_foreign(js_comm *comm, uint64_t since, uint64_t now)
 {
     js_waiter *w = &comm->waiter;
-    bool is_shared = comm->engine->wait.oversubscribed != 0;
-    uint64_t long_ns = is_shared ? WAIT_FOREIGN_SHARED_NS : WAIT_FOREIGN_NS;
-    if (JS_LIKELY(since == 0 || now - since <= wait_ticks(comm, long_ns))) {
+    if (comm->engine->wait.oversubscribed != 0) { /* more likely another rank */
+        return false;
+    }
+    if (JS_LIKELY(since == 0 || now - since <= wait_ticks(comm, WAIT_FOREIGN_NS))) {
         return false;
     }
     uint32_t longer = 2 * w->foreign_period;
