@@ -26,6 +26,8 @@ PROGRESS_S = 10.0
 #: What is in use then is compared with the end: a share of the time, in seconds at most.
 WARM_SHARE, WARM_MAX_S = 0.2, 240.0
 GROWTH_MAX_BYTES = 24 << 20
+#: Of the threads that complete futures there are one or two, as it happens.
+THREADS_MORE_MAX = 1
 
 
 @dataclass
@@ -41,8 +43,8 @@ class Holdings:
         grown = []
         if self.memory_bytes > then.memory_bytes + GROWTH_MAX_BYTES:
             grown.append(f"memory {then.memory_bytes >> 20} to {self.memory_bytes >> 20} MiB")
-        for name in ("descriptors", "threads", "heap_bytes"):
-            if getattr(self, name) > getattr(then, name):
+        for name, more in (("descriptors", 0), ("threads", THREADS_MORE_MAX), ("heap_bytes", 0)):
+            if getattr(self, name) > getattr(then, name) + more:
                 grown.append(f"{name} {getattr(then, name)} to {getattr(self, name)}")
         return grown
 
