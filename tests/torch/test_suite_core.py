@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,4 +51,5 @@ def test_a_failure_is_reported_with_what_the_ranks_said(tmp_path: Path) -> None:
     assert ended.returncode == 1, ended.stderr
     assert "test_get_rank  failed: " in ended.stdout
     outcome = json.loads((tmp_path / "gloo-2" / "results.json").read_text())["outcomes"][0]
-    assert "timed out" in outcome["reason"]
+    # The parent ends the ranks, unless one of them has given up a barrier before.
+    assert re.search("Timing out|timed out|barrier timeout", outcome["reason"])
