@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import os
 import secrets
 import signal
@@ -24,6 +25,13 @@ _MARK = "JETSTREAM_TEST_SESSION"
 settings.register_profile("steady", deadline=None, database=None, derandomize=True)
 settings.register_profile("searching", deadline=None, database=None)
 settings.load_profile("steady")
+
+
+def pytest_report_header() -> str | None:
+    """Said here, since a folder that is left out has no word in the header."""
+    if importlib.util.find_spec("torch") is None:
+        return "tests/torch: left out, because torch is not installed (make torch)"
+    return None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

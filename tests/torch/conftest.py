@@ -15,12 +15,6 @@ if importlib.util.find_spec("torch") is None:
     collect_ignore_glob = ["test_*.py", "*/test_*.py"]
 
 
-def pytest_report_header() -> str | None:
-    if collect_ignore_glob:
-        return "tests/torch: left out, because torch is not installed (make torch)"
-    return None
-
-
 @pytest.fixture(scope="session")
 def torch_pools() -> Iterator[Callable[[int], TorchRanks]]:
     pools: dict[int, TorchRanks] = {}
