@@ -21,7 +21,10 @@ def run_late_peer(comm: Communicator, cpus: list[int]) -> tuple[int, int]:
     os.sched_setaffinity(0, {cpus[comm.rank]})
     hog = None
     if comm.rank == 0:  # its child, so that the scheduler has them in one group
-        program = "print(1, flush=True)\nwhile True: pass"
+        program = (  # which ends by itself, should this rank be killed
+            "import time\nprint(1, flush=True)\nend_s = time.monotonic() + 60\n"
+            "while time.monotonic() < end_s: pass"
+        )
         hog = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
         assert hog.stdout is not None and hog.stdout.readline() == b"1\n"
     try:
