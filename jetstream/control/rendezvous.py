@@ -392,7 +392,14 @@ class _Session:
         """Carries out what the machine wants; an effect may lead to further ones."""
         while effects := self._machine.take_effects():
             for effect in effects:
-                self._perform_one(effect)
+                try:
+                    self._perform_one(effect)
+                except RendezvousError:
+                    # Another rank failed this one, perhaps because it has left already: then the
+                    # reason is what rank 0 says, which may still be on its way.
+                    self._listen()
+                    if self._machine.error is None:
+                        raise
 
     def _perform_one(self, effect: Effect) -> None:
         if isinstance(effect, Send):

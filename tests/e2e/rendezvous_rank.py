@@ -7,10 +7,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jetstream.config import load_config
+from jetstream.control import rendezvous
+from jetstream.control.process import has_ended
 from jetstream.control.rendezvous import join
 from jetstream.errors import ConfigurationError, SegmentError
 
@@ -73,6 +76,32 @@ def open_link(settings: Any) -> bytes:
         time.sleep(120)
     return f"{settings.kind} {settings.address} {os.getpid()}".encode()
 
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 30
+    while not is_so() and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+
+
+def fetch_late(name: str, **how: Any) -> int:
+    """Asks for the segment only when whoever has it is gone."""
+    wait_until(lambda: name not in Path("/proc/net/unix").read_text())
+    return fetch_fd(name, **how)
+
+
+def watch_late(pid: int, start_ticks: int) -> int:
+    """Begins to watch a process only when it is gone."""
+    pidfd = os.pidfd_open(pid)
+    wait_until(lambda: has_ended(pidfd))
+    os.close(pidfd)
+    return open_pidfd(pid, start_ticks)
+
+
+fetch_fd, open_pidfd = rendezvous.fetch_fd, rendezvous.open_pidfd
+if PLAN.get("fetch") == "late":
+    rendezvous.fetch_fd = fetch_late
+if PLAN.get("watch") == "late":
+    rendezvous.open_pidfd = watch_late
 
 before = set(fds())
 say({"starts": os.getpid()})

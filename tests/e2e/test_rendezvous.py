@@ -418,6 +418,26 @@ def test_failing_attach_fails_all(job: Job) -> None:
     assert f"rank 2 (pid {processes[2].pid}) failed: bad magic" in text
 
 
+def test_leader_that_has_left_is_not_the_reason(job: Job) -> None:
+    """A rank that comes for the segment when rank 0 has gone tells why that has gone."""
+    slow = job.start(1, 3, fetch="late")
+    processes = [job.start(0, 3), slow, job.start(2, 3, attach="fail")]
+    assert errors_of(processes[2:]) == {("SegmentError", "bad magic")}
+    ((error, text),) = errors_of(processes[:2])
+    assert error == "SegmentError"
+    assert f"rank 2 (pid {processes[2].pid}) failed: bad magic" in text
+
+
+def test_neighbour_that_has_left_is_not_the_reason(job: Job) -> None:
+    """So does one that begins to watch rank 0 when that has gone."""
+    slow = job.start(1, 2, watch="late")
+    zero = job.start(0, 2, create="fail")
+    ((error, text),) = errors_of([slow])
+    assert error == "SegmentError"
+    assert f"rank 0 (pid {zero.pid}) failed: no room" in text
+    assert errors_of([zero]) == {("SegmentError", "no room")}
+
+
 def test_failing_create_fails_all(job: Job) -> None:
     processes = [job.start(0, 3, create="fail"), job.start(1, 3), job.start(2, 3)]
     assert errors_of(processes[:1]) == {("SegmentError", "no room")}
