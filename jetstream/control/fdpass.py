@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import struct
+import time
 from collections.abc import Mapping
 
 from jetstream.control.messages import LIMIT_BYTES, Claim, Grant, Message, Refuse, open_sealed, seal
@@ -101,20 +102,17 @@ def fetch_fd(
     Raises RendezvousError if the server is another user's or another process's, refuses, or does
     not answer in time.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(timeout_s)
+    claim = seal(Claim(rank=rank, pid=os.getpid()), secret=secret)
+    until_s = time.monotonic() + timeout_s
+    while True:
         try:
-            connection.connect("\0" + name)
-            pid, uid = _peer_credentials(connection)
-            if uid != os.geteuid() or pid != owner_pid:
-                raise RendezvousError(
-                    f"the segment is offered by pid {pid} of user {uid}, not by rank {owner} "
-                    f"(pid {owner_pid}) of user {os.geteuid()}"
-                )
-            connection.send(seal(Claim(rank=rank, pid=os.getpid()), secret=secret))
-            raw, fds = _receive(connection)
+            raw, fds = _ask(name, claim, owner, owner_pid, timeout_s)
+            break
         except OSError as error:
-            raise RendezvousError(f"rank {owner} did not hand over the segment: {error}") from error
+            # The owner does not wait long for a claim: one that was late is made again.
+            if not isinstance(error, BrokenPipeError) or time.monotonic() > until_s:
+                text = f"rank {owner} did not hand over the segment: {error}"
+                raise RendezvousError(text) from error
     if not raw:
         raise RendezvousError(
             f"rank {owner} (pid {owner_pid}) ended the connection instead of handing over the "
@@ -126,6 +124,23 @@ def fetch_fd(
         for fd in fds:
             os.close(fd)
         raise
+
+
+def _ask(
+    name: str, claim: bytes, owner: int, owner_pid: int, timeout_s: float
+) -> tuple[bytes, list[int]]:
+    """Makes a claim once; returns the answer, b"" if there was none. Raises OSError as well."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect("\0" + name)
+        pid, uid = _peer_credentials(connection)
+        if uid != os.geteuid() or pid != owner_pid:
+            raise RendezvousError(
+                f"the segment is offered by pid {pid} of user {uid}, not by rank {owner} "
+                f"(pid {owner_pid}) of user {os.geteuid()}"
+            )
+        connection.send(claim)
+        return _receive(connection)
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:

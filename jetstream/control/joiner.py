@@ -9,6 +9,7 @@ from jetstream.control.coordinator import SILENCE_S
 from jetstream.control.machine import (
     Attach,
     Attached,
+    Bereaved,
     Expired,
     JoinerState,
     LocalFailure,
@@ -35,12 +36,21 @@ from jetstream.control.messages import (
     Welcome,
 )
 from jetstream.control.placement import place
-from jetstream.errors import ProtocolError, RendezvousError
+from jetstream.errors import JetstreamError, ProtocolError, RendezvousError
 
-__all__ = ["ALIVE_INTERVAL_S", "HELLO_INTERVAL_S", "LEAVE_GRACE_S", "ORPHAN_GRACE_S", "Joiner"]
+__all__ = [
+    "ALIVE_INTERVAL_S",
+    "ANSWER_GRACE_S",
+    "HELLO_INTERVAL_S",
+    "LEAVE_GRACE_S",
+    "ORPHAN_GRACE_S",
+    "Joiner",
+]
 
 #: How long a joiner that gives up waits for rank 0 to say who else is missing.
 LEAVE_GRACE_S = 1.0
+#: How long it waits for the answer of a rank 0 that it has heard before, which may be slow.
+ANSWER_GRACE_S = 5.0
 #: How long a joiner waits for the last message of a rank 0 that has ended.
 ORPHAN_GRACE_S = 0.5
 #: A Hello may be lost with the previous rendezvous at the same address; so it is repeated.
@@ -73,6 +83,8 @@ class Joiner(Machine):
         self._is_remote = False
         #: Since when what was said to it then has no answer.
         self._unanswered_s: float | None = None
+        #: What this rank ends with unless rank 0 knows more.
+        self._suspicion: JetstreamError | None = None
 
     @property
     def next_s(self) -> float:
@@ -154,9 +166,18 @@ class Joiner(Machine):
 
     def _fail(self, event: Rejected | Unreadable | LocalFailure, peer: bytes) -> None:
         self.error = event.error
-        refusal = refusal_of(event.error)
+        self._tell(event.error)
+
+    def _tell(self, error: JetstreamError) -> None:
+        refusal = refusal_of(error)
         rank = self._me.member.rank
         self.do(Send(b"", Failed(rank=rank, error=refusal.error, text=refusal.text)))
+
+    def _ask_why(self, event: Bereaved, peer: bytes) -> None:
+        # Who has gone may have told rank 0 the reason, and rank 0 answers in any case.
+        self._suspicion = event.error
+        self._tell(event.error)
+        self.deadline_s = self.now_s + ANSWER_GRACE_S
 
     def _miss(self, silent: Silent, peer: bytes) -> None:
         text = f"rank 0 has been silent for {self._silence_s:g} s: it has died or is out of reach"
@@ -167,13 +188,16 @@ class Joiner(Machine):
         self.deadline_s = self.now_s + ORPHAN_GRACE_S
 
     def _mourn(self, event: Expired, peer: bytes) -> None:
-        self.error = RendezvousError("rank 0 died during the rendezvous")
+        self.error = self._suspicion or RendezvousError("rank 0 died during the rendezvous")
 
     def _give_up(self, event: Expired, peer: bytes) -> None:
         self._fail(Rejected(RendezvousError(f"gave up after {self._timeout_s:g} s")), peer)
-        self.deadline_s = self.now_s + LEAVE_GRACE_S
+        self.deadline_s = self.now_s + (ANSWER_GRACE_S if self.assembly else LEAVE_GRACE_S)
 
     def _leave(self, event: Expired, peer: bytes) -> None:
+        if self._suspicion is not None:
+            self.error = self._suspicion
+            return
         if self._me.member.rank == 0:
             text = f"{self._address} is in use by another process, which does not answer"
             self.error = RendezvousError(text)
@@ -202,6 +226,7 @@ class Joiner(Machine):
                 Rejected: (_fail, _S.FAILED),
                 Unreadable: (_fail, _S.FAILED),
                 LocalFailure: (_fail, _S.FAILED),
+                Bereaved: (_ask_why, _S.LEAVING),
                 Lost: (_orphan, _S.ORPHANED),
                 Expired: (_give_up, _S.LEAVING),
             },
@@ -212,7 +237,7 @@ class Joiner(Machine):
         **each(
             (_S.ORPHANED,),
             dict.fromkeys(
-                (Alive, Assemble, Welcome, Rejected, Unreadable, LocalFailure),
+                (Alive, Assemble, Welcome, Rejected, Unreadable, LocalFailure, Bereaved),
                 (Machine.ignore, None),
             ),
         ),
@@ -223,7 +248,10 @@ class Joiner(Machine):
         **each(
             (_S.LEAVING,),
             dict.fromkeys(
-                (Alive, Assemble, Welcome, Go, Rejected, Unreadable, Prepared, Attached),
+                (
+                    *(Alive, Assemble, Welcome, Go, Rejected, Unreadable, Prepared, Attached),
+                    Bereaved,
+                ),
                 (Machine.ignore, None),
             ),
         ),

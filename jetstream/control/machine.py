@@ -20,6 +20,7 @@ __all__ = [
     "AllTold",
     "Attach",
     "Attached",
+    "Bereaved",
     "CoordinatorState",
     "Effect",
     "Expired",
@@ -84,7 +85,14 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class LocalFailure:
-    """Something went wrong in this process: the segment, the link, a neighbour, an interrupt."""
+    """Something went wrong in this process: the segment, the link, an interrupt."""
+
+    error: JetstreamError
+
+
+@dataclass(frozen=True, slots=True)
+class Bereaved:
+    """A neighbour that this joiner needs has gone or does not answer: why, rank 0 may know."""
 
     error: JetstreamError
 
@@ -142,7 +150,7 @@ class Watch:
 @dataclass(frozen=True, slots=True)
 class Prepare:
     """Watch the ranks of this host, create its segment if this is the lowest of them, open a link
-    if there are other hosts; and answer with Prepared, or with LocalFailure.
+    if there are other hosts; and answer with Prepared, with LocalFailure, or with Bereaved.
     """
 
     assembly: Assemble
@@ -150,7 +158,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Fetch the segment and answer with Attached, or with LocalFailure."""
+    """Fetch the segment and answer with Attached, with LocalFailure, or with Bereaved."""
 
     welcome: Welcome
 

@@ -24,6 +24,7 @@ from jetstream.control.links import LinkEnd, link_end
 from jetstream.control.machine import (
     Attach,
     Attached,
+    Bereaved,
     Effect,
     LocalFailure,
     Lost,
@@ -67,9 +68,10 @@ _log = logging.getLogger("jetstream.control")
 #: there it takes no time, one that is gone must not hold this rank up.
 _FLUSH_MS = 1000
 
-#: How long a message that has arrived may still be on its way through zmq's own thread.
-_LAST_WORDS_S = 0.2
-
+#: How long the last message of one that has gone may still be on its way through zmq's own thread.
+_LAST_WORDS_S = 1.0
+#: How long a process that was away hears what has come meanwhile.
+_CATCH_UP_S = 0.5
 #: After so much time in which it should have looked at its messages, a process was away: stopped,
 #: or kept from running.
 _ABSENT_S = 0.5
@@ -327,12 +329,16 @@ class _Session:
 
     def close(self) -> None:
         """Closes what is not part of the result. Messages to those who listen still get out."""
-        if self._server is not None:
-            self._server.close()
-        _close_all(tuple(self._pidfds.values()))
-        if self._segment is not None:
-            self._segment.close()
-        self._wire.close(linger_ms=_FLUSH_MS if self._members or self._wire.is_bound else 0)
+        has_listener = self._wire.is_bound or (self._members and 0 not in self._lost)
+        try:
+            self._wire.close(linger_ms=_FLUSH_MS if has_listener else 0)
+        finally:
+            # Only now: who finds that the server has gone has been sent the reason already.
+            if self._server is not None:
+                self._server.close()
+            _close_all(tuple(self._pidfds.values()))
+            if self._segment is not None:
+                self._segment.close()
 
     def _catch_up(self) -> None:
         """Hears the others before time counts against them, if it is this process that was away."""
@@ -340,7 +346,7 @@ class _Session:
         if now_s > self._due_s + _ABSENT_S:
             if isinstance(self._machine, Coordinator):
                 self._machine.absent_s += now_s - self._due_s
-            self._listen()
+            self._listen(_CATCH_UP_S)
         if now_s > self._warn_s:
             self._warn_s = math.inf
             why = self._wire.explain_silence(timeout_s=_TRY_S)
@@ -362,30 +368,31 @@ class _Session:
             self._server.serve_one()
         dead = [rank for pidfd, rank in watched.items() if pidfd in readable]
         if dead:
-            self._listen()
+            self._listen(_LAST_WORDS_S)
         for rank in dead:
             self._lost.add(rank)
             machine.step(self._loss_of(rank), now_s=time.monotonic())
 
-    def _loss_of(self, rank: int) -> Lost | LocalFailure:
+    def _loss_of(self, rank: int) -> Lost | Bereaved:
         """What the death of that rank is to this one: rank 0 cannot see it on another host."""
         if isinstance(self._machine, Coordinator) or rank == 0:
             return Lost(rank)
         who = describe_member(self._members[rank])
-        return LocalFailure(RendezvousError(f"{who} died during the rendezvous"))
+        return Bereaved(RendezvousError(f"{who} died during the rendezvous"))
 
     def _receive(self) -> None:
         """Feeds the messages that are here to the machine."""
         for peer, event in self._wire.receive_all():
             self._machine.step(event, now_s=time.monotonic(), peer=peer)
 
-    def _listen(self) -> None:
+    def _listen(self, for_s: float) -> None:
         """Takes what others have said and is still on its way through zmq's own thread: before they
         died, or before this process could run again.
         """
-        until_s = time.monotonic() + _LAST_WORDS_S
-        while (left_s := until_s - time.monotonic()) > 0:
-            self._wire.wait([], timeout_s=left_s)
+        until_s, machine = time.monotonic() + for_s, self._machine
+        before = machine.error
+        while machine.error is before and not machine.is_final and time.monotonic() < until_s:
+            self._wire.wait([], timeout_s=until_s - time.monotonic())
             self._receive()
 
     def _perform(self) -> None:
@@ -394,11 +401,13 @@ class _Session:
             for effect in effects:
                 try:
                     self._perform_one(effect)
-                except RendezvousError:
+                except RendezvousError as error:
                     # Another rank failed this one, perhaps because it has left already: then the
                     # reason is what rank 0 says, which may still be on its way.
-                    self._listen()
-                    if self._machine.error is None:
+                    self._listen(_LAST_WORDS_S)
+                    if isinstance(self._machine, Joiner):
+                        self._machine.step(Bereaved(error), now_s=time.monotonic())
+                    elif self._machine.error is None:
                         raise
 
     def _perform_one(self, effect: Effect) -> None:
@@ -411,11 +420,15 @@ class _Session:
         elif isinstance(effect, Attach):
             self._attach(effect)
 
-    def _watch(self, member: Member) -> None:
+    def _watch(self, member: Member) -> bool:
+        """Opens the pidfd of `member`; returns False if it has gone, which the machine is told."""
         try:
             self._pidfds[member.rank] = open_pidfd(member.pid, member.start_ticks)
         except RendezvousError:
-            self._machine.step(Lost(member.rank), now_s=time.monotonic())
+            self._listen(_LAST_WORDS_S)
+            self._machine.step(self._loss_of(member.rank), now_s=time.monotonic())
+            return False
+        return True
 
     def _prepare(self, assembly: Assemble) -> None:
         self._members = assembly.members
@@ -423,8 +436,9 @@ class _Session:
         config, rank = self._config, self._config.rank
         neighbours = [self._members[neighbour] for neighbour in placement.neighbours_of(rank)]
         for member in neighbours:
-            if member.rank != rank and member.rank not in self._pidfds:
-                self._pidfds[member.rank] = open_pidfd(member.pid, member.start_ticks)
+            is_known = member.rank == rank or member.rank in self._pidfds
+            if not is_known and not self._watch(member):
+                return
         fd_socket = ""
         if placement.leader_of(rank) == rank:
             self._segment = self._segments.create(

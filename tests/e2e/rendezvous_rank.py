@@ -1,23 +1,27 @@
-"""A rank of test_rendezvous.py: joins as PLAN says and prints, line by line, what came of it."""
+"""A rank of test_rendezvous*.py: joins as PLAN says and prints, line by line, what came of it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import zmq
+
 from jetstream.config import load_config
-from jetstream.control import rendezvous
+from jetstream.control import joiner, rendezvous
 from jetstream.control.process import has_ended
 from jetstream.control.rendezvous import join
 from jetstream.errors import ConfigurationError, SegmentError
 
 PLAN = json.loads(os.environ["PLAN"])
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
 
 class Memfd:
@@ -40,6 +44,8 @@ class Memfd:
         if PLAN.get("attach") == "hang":
             say({"hangs": True})
             time.sleep(120)
+        if PLAN.get("attach") == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         return cls(os.dup(fd))
 
     def close(self) -> None:
@@ -74,6 +80,8 @@ def open_link(settings: Any) -> bytes:
     if PLAN.get("link") == "hang":
         say({"hangs": True})
         time.sleep(120)
+    if PLAN.get("link") == "wait":
+        signal.sigwait([signal.SIGUSR1])
     return f"{settings.kind} {settings.address} {os.getpid()}".encode()
 
 
@@ -92,9 +100,42 @@ def fetch_late(name: str, **how: Any) -> int:
 def watch_late(pid: int, start_ticks: int) -> int:
     """Begins to watch a process only when it is gone."""
     pidfd = os.pidfd_open(pid)
+    say({"watches": pid})
     wait_until(lambda: has_ended(pidfd))
     os.close(pidfd)
     return open_pidfd(pid, start_ticks)
+
+
+class Session(rendezvous._Session):
+    """Its time is up when all that PLAN["expires"] counts has happened so often, not before."""
+
+    has_expired = False
+
+    def _poll(self) -> None:
+        if not self.has_expired and self.has_happened():
+            self.has_expired = True
+            self._machine.deadline_s = self._due_s = time.monotonic()
+            if PLAN.get("stops"):
+                os.kill(os.getpid(), signal.SIGSTOP)
+                return
+        super()._poll()
+
+    def has_happened(self) -> bool:
+        machine: Any = self._machine
+        counts = {
+            "arrived": lambda: len(machine.members),
+            "ready": lambda: len(machine._ready),
+            "refused": self._wire.count_refused,
+            "connected": lambda: self._wire._look()[zmq.EVENT_CONNECTED],
+        }
+        return all(counts[what]() >= least for what, least in PLAN["expires"].items())
+
+
+class ImpatientWire(rendezvous.Wire):
+    """Looks up often."""
+
+    def wait(self, fds: list[int], *, timeout_s: float) -> set[int]:
+        return super().wait(fds, timeout_s=min(timeout_s, 0.05))
 
 
 fetch_fd, open_pidfd = rendezvous.fetch_fd, rendezvous.open_pidfd
@@ -102,6 +143,9 @@ if PLAN.get("fetch") == "late":
     rendezvous.fetch_fd = fetch_late
 if PLAN.get("watch") == "late":
     rendezvous.open_pidfd = watch_late
+if "expires" in PLAN:
+    rendezvous._Session, rendezvous.Wire = Session, ImpatientWire
+joiner.ANSWER_GRACE_S = PLAN.get("answer_s", joiner.ANSWER_GRACE_S)
 
 before = set(fds())
 say({"starts": os.getpid()})

@@ -3,120 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
 
-PROGRAM = Path(__file__).with_name("rendezvous_rank.py")
-#: Bounds what a broken test may take; nothing is expected to take long.
-PATIENCE_S = 60.0
-
-
-class Job:
-    """Ranks of one job as child processes, each with its plan."""
-
-    def __init__(self) -> None:
-        self.name = f"ipc://@test-{secrets.token_hex(8)}"
-        self.secret = secrets.token_hex(32)
-        self.processes: list[subprocess.Popen[str]] = []
-
-    def start(
-        self, rank: int, size: int, *, timeout_s: float = 30.0, env: Any = None, **plan: Any
-    ) -> subprocess.Popen[str]:
-        environ = dict(os.environ)
-        environ |= {
-            "JETSTREAM_RANK": str(rank),
-            "JETSTREAM_WORLD_SIZE": str(size),
-            "JETSTREAM_RENDEZVOUS": self.name,
-            "JETSTREAM_JOB_SECRET": self.secret,
-            "JETSTREAM_INIT_TIMEOUT": str(timeout_s),
-            "PLAN": json.dumps(plan),
-        }
-        process = subprocess.Popen(
-            [sys.executable, str(PROGRAM)],
-            env=environ | (env or {}),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.processes.append(process)
-        return process
-
-    def start_all(self, size: int, **plan: Any) -> list[subprocess.Popen[str]]:
-        return [self.start(rank, size, **plan) for rank in range(size)]
-
-    def close(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait(PATIENCE_S)
-            assert process.stdout is not None
-            process.stdout.close()
+from tests.e2e.rendezvous_job import (
+    PATIENCE_S,
+    Job,
+    errors_of,
+    free_port,
+    line_of,
+    pids_of,
+    result_of,
+    running_job,
+    wait_for_hellos,
+    wait_until_stopped,
+)
 
 
 @pytest.fixture
 def job() -> Iterator[Job]:
-    job = Job()
-    with contextlib.closing(job):
-        yield job
-    assert job.name[6:] not in Path("/proc/net/unix").read_text()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def line_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, f"rank ended with {process.wait(PATIENCE_S)}"
-    value: dict[str, Any] = json.loads(line)
-    return value
-
-
-def wait_for_hellos(zero: subprocess.Popen[str], count: int) -> None:
-    """Waits until rank 0 watches the processes of `count` others: it has got their hellos."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    watched = 0
-    while watched < count:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-        watched = 0
-        for entry in Path(f"/proc/{zero.pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                watched += "pidfd" in str(entry.readlink())
-
-
-def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The last line the process wrote."""
-    text, _ = process.communicate(timeout=PATIENCE_S)
-    value: dict[str, Any] = json.loads(text.splitlines()[-1])
-    return value
-
-
-def errors_of(processes: list[subprocess.Popen[str]]) -> set[tuple[str, str]]:
-    results = [result_of(process) for process in processes]
-    for result in results:
-        assert "error" in result, result
-        assert result["leaked"] == []
-        assert result["threads"] == 1
-    return {(result["error"], result["text"]) for result in results}
-
-
-def pids_of(processes: list[subprocess.Popen[str]]) -> list[int]:
-    return [process.pid for process in processes]
+    yield from running_job()
 
 
 def check_joined(processes: list[subprocess.Popen[str]]) -> None:
@@ -179,74 +92,26 @@ def test_ranks_join_over_virtual_hosts(job: Job, hosts: str, is_tcp: bool) -> No
     check_joined_over(hosts, processes)
 
 
-def test_link_that_cannot_be_opened_fails_all(job: Job) -> None:
-    zero = job.start(0, 3, env={"JETSTREAM_HOST": "a"})
-    one = job.start(1, 3, env={"JETSTREAM_HOST": "a"})
-    two = job.start(2, 3, env={"JETSTREAM_HOST": "b"}, link="fail")
-    assert errors_of([two]) == {("ConfigurationError", "no interface ")}
-    ((error, text),) = errors_of([zero, one])
-    assert error == "ConfigurationError"
-    assert f"rank 2 (pid {two.pid} on b) failed: no interface" in text
-
-
-def test_killed_on_another_host(job: Job) -> None:
-    """Rank 0 cannot see it: the neighbour does."""
-    hosts = {rank: {"JETSTREAM_HOST": "abb"[rank]} for rank in range(3)}
-    processes = [job.start(rank, 3, env=hosts[rank]) for rank in (0, 1)]
-    processes.append(job.start(2, 3, env=hosts[2], attach="hang"))
-    while "hangs" not in line_of(processes[2]):
-        pass
-    processes[2].kill()
-    texts = {text for _, text in errors_of(processes[:2])}
-    assert all(f"rank 2 (pid {processes[2].pid}) died" in text for text in texts)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_silent_on_another_host(job: Job, rank: int) -> None:
-    """Nobody else can see the process: it is missed long before the time is up."""
-    env = {"JETSTREAM_LINK_TIMEOUT": "1.5"}
-    processes = [
-        job.start(
-            one,
-            2,
-            timeout_s=PATIENCE_S,
-            env=env | {"JETSTREAM_HOST": "ab"[one]},
-            link="hang" if one == rank else "",
-        )
-        for one in range(2)
-    ]
-    while "hangs" not in line_of(processes[rank]):
-        pass
-    started_s = time.monotonic()
-    ((error, text),) = errors_of([processes[1 - rank]])
-    assert time.monotonic() - started_s < PATIENCE_S / 2
-    assert error == "RendezvousError"
-    assert f"rank {rank}" in text
-    assert "silent for 1.5 s" in text
-
-
 def test_a_stopped_rank_0_blames_nobody(job: Job) -> None:
     """It hears what the others have said meanwhile before their silence counts."""
     hosts = [{"JETSTREAM_HOST": host, "JETSTREAM_LINK_TIMEOUT": "30"} for host in "abb"]
-    more = {"JETSTREAM_LINK_TIMEOUT": "2", "JETSTREAM_BUFFSIZE": "256K"}
+    more = {"JETSTREAM_LINK_TIMEOUT": "4", "JETSTREAM_BUFFSIZE": "256K"}
     zero = job.start(0, 3, env=hosts[0] | more)
     one = job.start(1, 3, env=hosts[1])
     for process in (zero, one):
         assert "starts" in line_of(process)
     time.sleep(1)  # rank 1 has arrived, and calls every second
     zero.send_signal(signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(4.5)
     zero.send_signal(signal.SIGCONT)
     check_joined_over("abb", [zero, one, job.start(2, 3, env=hosts[2])])
 
 
 def test_a_rank_0_stopped_for_too_long_says_so(job: Job) -> None:
     one = job.start(1, 3)
-    assert "starts" in line_of(one)  # it calls when the time of rank 0 begins
-    zero = job.start(0, 3, timeout_s=1.5)
-    wait_for_hellos(zero, 1)
-    zero.send_signal(signal.SIGSTOP)
-    time.sleep(2.2)
+    zero = job.start(0, 3, expires={"arrived": 2}, stops=True)
+    wait_until_stopped(zero)
+    time.sleep(0.7)
     zero.send_signal(signal.SIGCONT)
     ((_, text),) = errors_of([zero, one])
     assert "not arrived: 2; rank 0 itself was away for" in text
@@ -284,9 +149,7 @@ def test_buffer_size_reaches_the_segment(job: Job) -> None:
 
 def test_missing_rank_is_named(job: Job) -> None:
     others = [job.start(rank, 4) for rank in (1, 3)]
-    for process in others:
-        assert "starts" in line_of(process)  # they call when the time of rank 0 begins
-    processes = [job.start(0, 4, timeout_s=1.5), *others]
+    processes = [job.start(0, 4, expires={"arrived": 3}), *others]
     ((error, text),) = errors_of(processes)
     assert error == "RendezvousError"
     for rank, process in zip((0, 1, 3), processes, strict=True):
@@ -314,14 +177,16 @@ def test_port_of_another_program_is_named(job: Job) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         job.name = f"tcp://127.0.0.1:{port}"
-        ((_, text),) = errors_of([job.start(1, 2, timeout_s=0.5)])
+        ((_, text),) = errors_of([job.start(1, 2, expires={"connected": 1})])
     assert f"127.0.0.1 port {port} comes up, but no rank 0 speaks there" in text
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_with_one_rank(job: Job, rank: int) -> None:
-    processes = [job.start(rank, 3), job.start(rank, 3)]
-    processes += [job.start(1 - rank, 3)]
+    zero, one = job.start(0, 3), job.start(1, 3)
+    wait_for_hellos(zero, 1)
+    first = one if rank else zero
+    processes = [first, job.start(rank, 3), zero if rank else one]
     ((error, text),) = errors_of(processes)
     assert error == "RendezvousError"
     assert f"two processes are rank {rank}" in text
@@ -330,7 +195,9 @@ def test_two_processes_with_one_rank(job: Job, rank: int) -> None:
 
 
 def test_different_builds(job: Job) -> None:
-    processes = [job.start(0, 3), job.start(1, 3, build="b2"), job.start(2, 3)]
+    zero, two = job.start(0, 3), job.start(2, 3)
+    wait_for_hellos(zero, 1)
+    processes = [zero, job.start(1, 3, build="b2"), two]
     ((error, text),) = errors_of(processes)
     assert error == "VersionMismatchError"
     assert f"rank 0 (pid {processes[0].pid}) runs build b1" in text
@@ -345,6 +212,7 @@ def test_different_sizes(job: Job) -> None:
 
 def test_different_secret(job: Job) -> None:
     zero, one = job.start(0, 3), job.start(1, 3)
+    wait_for_hellos(zero, 1)
     wrong = job.start(2, 3, env={"JETSTREAM_JOB_SECRET": "00" * 32})
     ((error, text),) = errors_of([zero, one])
     assert error == "RendezvousError"
@@ -356,8 +224,9 @@ def test_different_secret(job: Job) -> None:
 def test_different_secret_over_tcp(job: Job) -> None:
     """Nobody gets a message through to anybody: the texts at the timeout have to say why."""
     job.name = f"tcp://127.0.0.1:{free_port()}"
-    zero, one = job.start(0, 3, timeout_s=3), job.start(1, 3, timeout_s=3)
-    wrong = job.start(2, 3, timeout_s=3, env={"JETSTREAM_JOB_SECRET": "00" * 32})
+    zero, one = job.start(0, 3, expires={"arrived": 2, "refused": 1}), job.start(1, 3)
+    other = {"JETSTREAM_JOB_SECRET": "00" * 32}
+    wrong = job.start(2, 3, env=other, expires={"refused": 1})
     texts = {text for _, text in errors_of([zero, one])}
     assert all("not arrived: 2" in text for text in texts)
     assert any("JETSTREAM_JOB_SECRET may differ" in text for text in texts)
@@ -372,91 +241,11 @@ def test_over_a_name_of_this_host(job: Job) -> None:
     check_joined(job.start_all(2))
 
 
-@pytest.mark.parametrize("victim", [1, 2])
-def test_killed_before_all_have_arrived(job: Job, victim: int) -> None:
-    processes = [job.start(0, 4), job.start(1, 4), job.start(2, 4)]
-    for process in processes:
-        assert "starts" in line_of(process)
-    wait_for_hellos(processes[0], 2)
-    processes[victim].kill()
-    survivors = [process for process in processes if process is not processes[victim]]
-    ((error, text),) = errors_of(survivors)
-    assert error == "RendezvousError"
-    assert f"rank {victim} (pid {processes[victim].pid}) died" in text
-
-
-@pytest.mark.parametrize("victim", [0, 2])
-def test_killed_while_attaching(job: Job, victim: int) -> None:
-    processes = [job.start(0, 3), job.start(1, 3), job.start(2, 3, attach="hang")]
-    while "hangs" not in line_of(processes[2]):
-        pass
-    processes[victim].kill()
-    texts = {
-        text for _, text in errors_of([p for p in processes[:2] if p is not processes[victim]])
-    }
-    assert len(texts) == 1
-    assert f"rank {victim}" in texts.pop()
-
-
 def test_stopped_rank_is_named(job: Job) -> None:
-    one, two = job.start(1, 3), job.start(2, 3, attach="hang")
-    for process in (one, two):
-        assert "starts" in line_of(process)
-    zero = job.start(0, 3, timeout_s=2)
-    while "hangs" not in line_of(two):
-        pass
-    two.send_signal(signal.SIGSTOP)
+    one, two = job.start(1, 3), job.start(2, 3, attach="stop")
+    zero = job.start(0, 3, expires={"ready": 2})
     ((_, text),) = errors_of([zero, one])
     assert f"not ready: rank 2 (pid {two.pid})" in text
-
-
-def test_failing_attach_fails_all(job: Job) -> None:
-    processes = [job.start(0, 3), job.start(1, 3), job.start(2, 3, attach="fail")]
-    assert errors_of(processes[2:]) == {("SegmentError", "bad magic")}
-    ((error, text),) = errors_of(processes[:2])
-    assert error == "SegmentError"
-    assert f"rank 2 (pid {processes[2].pid}) failed: bad magic" in text
-
-
-def test_leader_that_has_left_is_not_the_reason(job: Job) -> None:
-    """A rank that comes for the segment when rank 0 has gone tells why that has gone."""
-    slow = job.start(1, 3, fetch="late")
-    processes = [job.start(0, 3), slow, job.start(2, 3, attach="fail")]
-    assert errors_of(processes[2:]) == {("SegmentError", "bad magic")}
-    ((error, text),) = errors_of(processes[:2])
-    assert error == "SegmentError"
-    assert f"rank 2 (pid {processes[2].pid}) failed: bad magic" in text
-
-
-def test_neighbour_that_has_left_is_not_the_reason(job: Job) -> None:
-    """So does one that begins to watch rank 0 when that has gone."""
-    slow = job.start(1, 2, watch="late")
-    zero = job.start(0, 2, create="fail")
-    ((error, text),) = errors_of([slow])
-    assert error == "SegmentError"
-    assert f"rank 0 (pid {zero.pid}) failed: no room" in text
-    assert errors_of([zero]) == {("SegmentError", "no room")}
-
-
-def test_failing_create_fails_all(job: Job) -> None:
-    processes = [job.start(0, 3, create="fail"), job.start(1, 3), job.start(2, 3)]
-    assert errors_of(processes[:1]) == {("SegmentError", "no room")}
-    ((error, text),) = errors_of(processes[1:])
-    assert error == "SegmentError"
-    assert f"rank 0 (pid {processes[0].pid}) failed: no room" in text
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_interrupt_is_told(job: Job, victim: int) -> None:
-    processes = [job.start(0, 3), job.start(1, 3)]
-    for process in processes:
-        assert "starts" in line_of(process)
-    wait_for_hellos(processes[0], 1)
-    processes[victim].send_signal(signal.SIGINT)
-    ((error, text),) = errors_of([processes[1 - victim]])
-    assert error == "RendezvousError"
-    assert f"rank {victim} (pid {processes[victim].pid})" in text
-    assert {error for error, _ in errors_of([processes[victim]])} == {"KeyboardInterrupt"}
 
 
 def connected(name: str, port: int) -> socket.socket:

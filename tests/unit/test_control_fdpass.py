@@ -165,6 +165,34 @@ def test_silent_client_does_not_block(memfd: int, monkeypatch: pytest.MonkeyPatc
     server.close()
 
 
+def test_late_claim_is_made_again(memfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that was kept from running between connecting and claiming gets its segment."""
+    monkeypatch.setattr(fdpass, "_CLAIM_TIMEOUT_S", 0.05)
+    real, given_up = fdpass._peer_credentials, threading.Event()
+    server = server_for(memfd)
+
+    def late(connection: socket.socket) -> tuple[int, int]:
+        if threading.current_thread() is threading.main_thread():
+            assert given_up.wait(10)
+        return real(connection)
+
+    def serve() -> None:
+        wait_for(server)
+        server.serve_one()  # of whom nothing comes
+        fdpass._CLAIM_TIMEOUT_S = 10  # monkeypatch puts it back
+        given_up.set()
+        wait_for(server)
+        server.serve_one()
+
+    monkeypatch.setattr(fdpass, "_peer_credentials", late)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    os.close(fetch(server))
+    thread.join(10)
+    assert not thread.is_alive()
+    server.close()
+
+
 def test_answer_without_descriptor_is_refused(memfd: int) -> None:
     with pytest.raises(RendezvousError, match="Go with 1 descriptors"):
         fdpass._one_fd(Go(), [3], 0)
@@ -187,8 +215,13 @@ def test_rank_0_dies_before_it_answers() -> None:
         dying.bind("\0jetstream-test-" + os.urandom(8).hex())
         dying.listen()
         name = dying.getsockname().decode()[1:]
-        thread = threading.Thread(target=lambda: dying.accept()[0].close())
+
+        def die() -> None:
+            with dying.accept()[0] as connection:
+                connection.recv(1000)
+
+        thread = threading.Thread(target=die)
         thread.start()
-        with pytest.raises(RendezvousError, match=rf"rank 0 \(pid {os.getpid()}\)|rank 0 did not"):
+        with pytest.raises(RendezvousError, match=rf"rank 0 \(pid {os.getpid()}\) ended"):
             fetch_fd(name, rank=1, owner=0, owner_pid=os.getpid(), secret=SECRET, timeout_s=10)
         thread.join(10)

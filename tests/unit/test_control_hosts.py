@@ -9,14 +9,16 @@ import pytest
 
 from jetstream.config import Config
 from jetstream.control.coordinator import SILENCE_S, Coordinator
-from jetstream.control.joiner import ALIVE_INTERVAL_S, Joiner
+from jetstream.control.joiner import ALIVE_INTERVAL_S, ANSWER_GRACE_S, ORPHAN_GRACE_S, Joiner
 from jetstream.control.links import LinkEnd, choose_kind, link_end, own_choice
 from jetstream.control.machine import (
     Attach,
     Attached,
+    Bereaved,
     CoordinatorState,
     JoinerState,
     LocalFailure,
+    Lost,
     Machine,
     Prepare,
     Prepared,
@@ -26,16 +28,18 @@ from jetstream.control.machine import (
 from jetstream.control.messages import (
     Alive,
     Assemble,
+    Failed,
     Go,
     Hello,
     Member,
     Message,
     Offer,
     Ready,
+    Refuse,
     Welcome,
 )
 from jetstream.control.placement import are_neighbours, place
-from jetstream.errors import ConfigurationError, ProtocolError, RendezvousError
+from jetstream.errors import ConfigurationError, ProtocolError, RendezvousError, SegmentError
 
 TIMEOUT_S = 60.0
 #: Three ranks: 0 and 2 on host a, 1 on host b.
@@ -431,6 +435,29 @@ def test_address_that_cannot_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jetstream.control.links._ANYWHERE", "127.0.0.1")
     with pytest.raises(ConfigurationError, match="set JETSTREAM_LINK_ADDRESS"):
         link_end(config, "udp", SPREAD)
+
+
+def test_who_has_lost_a_neighbour_asks_rank_0_why() -> None:
+    """And ends with what it knows itself only if there is no answer."""
+
+    def bereaved() -> Joiner:
+        one = joiner(1, assemble_of())
+        one.step(Bereaved(RendezvousError("rank 2 is gone")), now_s=2.0)
+        ((_, failed),) = sent(one)
+        assert isinstance(failed, Failed) and failed.text == "rank 2 is gone"
+        assert one.state is JoinerState.LEAVING and one.error is None
+        return one
+
+    one = bereaved()
+    one.step(Refuse(error="SegmentError", text="rank 2 failed: no room"), now_s=4.0)
+    assert isinstance(one.error, SegmentError) and "no room" in str(one.error)
+    one = bereaved()
+    one.tick(now_s=2.0 + ANSWER_GRACE_S)
+    assert str(one.error) == "rank 2 is gone"
+    one = bereaved()
+    one.step(Lost(0), now_s=3.0)
+    one.tick(now_s=3.0 + ORPHAN_GRACE_S)
+    assert str(one.error) == "rank 2 is gone"
 
 
 def test_joiner_that_has_failed_takes_nothing_more() -> None:

@@ -10,7 +10,13 @@ import pytest
 from jetstream import errors
 from jetstream.control import machine as parts
 from jetstream.control.coordinator import REFUSE_GRACE_S, Coordinator
-from jetstream.control.joiner import HELLO_INTERVAL_S, LEAVE_GRACE_S, ORPHAN_GRACE_S, Joiner
+from jetstream.control.joiner import (
+    ANSWER_GRACE_S,
+    HELLO_INTERVAL_S,
+    LEAVE_GRACE_S,
+    ORPHAN_GRACE_S,
+    Joiner,
+)
 from jetstream.control.machine import (
     AllArrived,
     AllOffered,
@@ -18,6 +24,7 @@ from jetstream.control.machine import (
     AllTold,
     Attach,
     Attached,
+    Bereaved,
     CoordinatorState,
     Expired,
     JoinerState,
@@ -130,6 +137,7 @@ EVENTS: dict[str, object] = {
     "lost": Lost(1),
     "silent": Silent(1),
     "local": LocalFailure(RendezvousError("disk")),
+    "bereaved": Bereaved(RendezvousError("gone")),
     "expired": Expired(),
     "all_arrived": AllArrived(),
     "all_offered": AllOffered(),
@@ -282,7 +290,8 @@ def test_joiner_ends_in_bounded_time(state: JoinerState) -> None:
         now_s = machine.next_s
         machine.tick(now_s=now_s)
         steps += 1
-    assert machine.deadline_s <= TIMEOUT_S + LEAVE_GRACE_S + ORPHAN_GRACE_S
+    grace_s = max(LEAVE_GRACE_S, ANSWER_GRACE_S) + ORPHAN_GRACE_S
+    assert machine.deadline_s <= TIMEOUT_S + grace_s
     assert steps <= TIMEOUT_S / HELLO_INTERVAL_S + 5
 
 

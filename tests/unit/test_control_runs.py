@@ -12,6 +12,7 @@ from jetstream.control.coordinator import Coordinator
 from jetstream.control.joiner import HELLO_INTERVAL_S, Joiner
 from jetstream.control.machine import (
     Attached,
+    Bereaved,
     CoordinatorState,
     LocalFailure,
     Lost,
@@ -118,7 +119,7 @@ class Job:
                 if self.hosts[lost] == self.hosts[rank] and lost == 0:
                     self.step(rank, Lost(0))
                 elif self.hosts[lost] == self.hosts[rank] != self.hosts[0]:
-                    self.step(rank, LocalFailure(RendezvousError(f"rank {lost} died")))
+                    self.step(rank, Bereaved(RendezvousError(f"rank {lost} died")))
 
     def settle(self) -> None:
         """Delivers everything, lets deaths be noticed and time pass, until all is over."""
