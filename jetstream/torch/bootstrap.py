@@ -24,7 +24,7 @@ import torch.distributed as dist
 from jetstream.communicator import Communicator
 from jetstream.config import Config, load_config
 from jetstream.control.links import own_address
-from jetstream.errors import RendezvousError, TimedOutError
+from jetstream.errors import JetstreamError, RendezvousError, TimedOutError
 from jetstream.job import apply_config, open_world
 from jetstream.places import Place
 
@@ -146,11 +146,19 @@ class Meeting:
                     ) from error
                 if now_s < begin_s + slice_s / 2:
                     raise RendezvousError(f"the store of the group has failed: {error}") from error
-            for rank in missing:
-                self.look(rank)
+            self._look_after(missing, keys)
             begin_s = time.monotonic()
 
-    def _missing(self, keys: list[str], error: RuntimeError) -> list[int]:
+    def _look_after(self, missing: list[int], keys: list[str]) -> None:
+        try:
+            for rank in missing:
+                self.look(rank)
+        except JetstreamError as error:
+            # Whoever has left may have come before, or have told why it will not.
+            if self._missing(keys, error):
+                raise
+
+    def _missing(self, keys: list[str], error: Exception) -> list[int]:
         """Who has not come; nobody, if the last one has come, or has said why not, just now."""
         try:
             return [rank for rank, key in enumerate(keys) if not self._store.check([key])]

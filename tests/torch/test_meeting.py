@@ -10,7 +10,7 @@ import gc
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from jetstream.errors import (
 from jetstream.testing.torch_ranks import TorchRanks
 from jetstream.torch import bootstrap
 from jetstream.torch import group as groups
+from jetstream.torch.bootstrap import Meeting
 
 N = 3
 LONG_S = 600.0
@@ -220,6 +221,30 @@ def test_worlds_that_differ(torch_pools: Pools, tmp_path: Path) -> None:
 
 def test_a_group_after_those(torch_pools: Pools, tmp_path: Path) -> None:
     torch_pools(N).pool.run(run_well, tmp_path)
+
+
+@pytest.mark.parametrize("has_come", [False, True])
+def test_a_rank_that_is_gone_when_it_is_looked_after(has_come: bool) -> None:
+    """What it has said before counts: its reason, or that it had come."""
+    store, timeout = dist.HashStore(), timedelta(seconds=LONG_S)
+    here, there = Meeting(store, 0, 2, timeout), Meeting(store, 1, 2, timeout)
+
+    def look(rank: int) -> None:
+        assert rank == 1
+        if has_come:
+            there.exchange("two")
+        else:
+            with suppress(ValueError), there:
+                raise ValueError("no room")
+        raise PeerClosedError("rank 1 has closed")
+
+    here.look = look
+    with looking_often():
+        if has_come:
+            assert here.exchange("one") == ["one", "two"]
+        else:
+            text = fails(RendezvousError, lambda: here.exchange("one"))
+            assert text == "rank 1 could not join the group: ValueError: no room"
 
 
 def test_the_oldest_world_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
