@@ -10,6 +10,9 @@ import pytest
 
 from jetstream.testing.torch_ranks import TorchRanks
 
+#: Of each test: its ranks may have to start and to import torch first, on cores that others want.
+PATIENCE_S = 240.0
+
 collect_ignore_glob: list[str] = []
 if importlib.util.find_spec("torch") is None:
     collect_ignore_glob = ["test_*.py", "*/test_*.py"]
@@ -21,7 +24,7 @@ def torch_pools() -> Iterator[Callable[[int], TorchRanks]]:
 
     def pool(size: int) -> TorchRanks:
         if size not in pools:
-            pools[size] = TorchRanks(size, timeout_s=60.0)
+            pools[size] = TorchRanks(size, timeout_s=PATIENCE_S)
         return pools[size]
 
     yield pool

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import pickle
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -36,7 +37,8 @@ dist = pytest.importorskip("torch.distributed")
 
 N = 3
 Pools = Callable[[int], TorchRanks]
-LIMIT_S = 30.0
+#: Of a group, and of what waits for another rank: does not end within a test.
+LIMIT_S = 120.0
 
 
 @contextmanager
@@ -256,12 +258,14 @@ def run_again(comm: Communicator, folder: Path) -> None:
 
 # --- between ranks -------------------------------------------------------------------------------
 
+#: What a rank waits for that ends the group when it is late.
+ENDING = ("group", "call")
 #: What ranks have to do with each other: for torch, for its users' "except", and for ours.
 BETWEEN = (dist.DistBackendError, RuntimeError, JetstreamError)
 
 
 def run_mismatch(comm: Communicator, folder: Path, case: str) -> str:
-    with group_of_all(comm, folder, timeout_s=20):
+    with group_of_all(comm, folder):
         still_works()
         odd = comm.rank == 1
         calls: dict[str, Callable[[], object]] = {
@@ -288,7 +292,7 @@ def run_mismatch(comm: Communicator, folder: Path, case: str) -> str:
 
 
 def run_late(comm: Communicator, folder: Path, wait: str) -> tuple[str, float]:
-    """Rank 1 does not come in time."""
+    """Rank 1 does not come in time. Where that ends the group it is rank 0 that gives up."""
     with group_of_all(comm, folder):
         still_works()
         store = dist.distributed_c10d._get_default_store()
@@ -297,15 +301,16 @@ def run_late(comm: Communicator, folder: Path, wait: str) -> tuple[str, float]:
             return "", 0.0
         x, start_s = torch.ones(4), time.monotonic()
         short = datetime.timedelta(seconds=1)
+        ending = short if comm.rank == 0 else datetime.timedelta(seconds=LIMIT_S)
         with pytest.raises(RuntimeError) as caught:
             if wait == "group":
-                dist.group.WORLD.set_timeout(short)
+                dist.group.WORLD.set_timeout(ending)
                 dist.all_reduce(x)
             elif wait == "work":
                 dist.all_reduce(x, async_op=True).wait(short)
             elif wait == "call":
                 options = dist.AllreduceOptions()
-                options.timeout = short
+                options.timeout = ending
                 dist.group.WORLD.allreduce([x], options).wait()
             elif wait == "receive":
                 dist.irecv(x, 1).wait(short)
@@ -313,39 +318,36 @@ def run_late(comm: Communicator, folder: Path, wait: str) -> tuple[str, float]:
                 dist.group.WORLD.monitored_barrier(short, wait_all_ranks=True)
         passed_s = time.monotonic() - start_s
         store.set(f"seen {comm.rank}", "1")
-        text = str(caught.value)
         if wait != "monitored":  # there torch says RuntimeError, and nothing else
-            both = (TimedOutError, CommunicatorAbortedError)  # the first one tells the others
-            assert isinstance(caught.value, both), type(caught.value)
-        return text, passed_s
+            kind = CommunicatorAbortedError if ending > short and wait in ENDING else TimedOutError
+            assert isinstance(caught.value, kind), type(caught.value)
+        return str(caught.value), passed_s
 
 
-def run_death(comm: Communicator, folder: Path) -> tuple[str, float]:
+def run_death(comm: Communicator, folder: Path) -> str:
     with group_of_all(comm, folder):
         still_works()
         if comm.rank == 1:
             os._exit(3)
-        start_s = time.monotonic()
         with pytest.raises(PeerDiedError) as caught:
             while True:
                 dist.all_reduce(torch.ones(4))
         assert all(isinstance(caught.value, kind) for kind in BETWEEN)
         assert isinstance(caught.value, ConnectionError)
-        return str(caught.value), time.monotonic() - start_s
+        return str(caught.value)
 
 
-def run_raise(comm: Communicator, folder: Path) -> tuple[str, float]:
+def run_raise(comm: Communicator, folder: Path) -> str:
     """A rank leaves with an exception; the others wait for it."""
     with group_of_all(comm, folder):
         still_works()
         if comm.rank == 1:
-            return "", 0.0
-        start_s = time.monotonic()
+            return ""
         with pytest.raises(CommunicatorAbortedError) as caught:
             while True:
                 dist.all_reduce(torch.ones(4))
         assert all(isinstance(caught.value, kind) for kind in BETWEEN)
-        return str(caught.value), time.monotonic() - start_s
+        return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -371,9 +373,11 @@ def test_late_rank_is_named(torch_pools: Pools, tmp_path: Path, wait: str) -> No
     results = torch_pools(N).pool.run(run_late, tmp_path, wait)
     for rank in (0, 2):
         text, passed_s = results[rank]
-        if rank == 0 or wait != "monitored":
-            assert "rank 1" in text.lower(), text
-        assert 0.9 < passed_s < 15, (rank, passed_s)
+        if rank == 0 or wait != "monitored":  # of the two the other one may be late as well
+            assert re.search(r"\branks? (0, )?1\b", text.lower()), text
+        is_told = rank == 2 and wait in (*ENDING, "monitored")
+        assert is_told or passed_s > 0.9, (rank, passed_s)
+        assert passed_s < LIMIT_S / 2, (rank, passed_s)
 
 
 def test_dead_rank_is_named(torch_pools: Pools, tmp_path: Path) -> None:
@@ -381,12 +385,10 @@ def test_dead_rank_is_named(torch_pools: Pools, tmp_path: Path) -> None:
     assert outcomes[1].has_died
     for rank in (0, 2):
         assert outcomes[rank].failure is None, outcomes[rank].details
-        text, passed_s = outcomes[rank].value
-        assert "rank 1" in text and passed_s < 15
+        assert "rank 1" in outcomes[rank].value, outcomes[rank].value
 
 
 def test_rank_that_left_is_named(torch_pools: Pools, tmp_path: Path) -> None:
     results = torch_pools(N).pool.run(run_raise, tmp_path)
     for rank in (0, 2):
-        text, passed_s = results[rank]
-        assert "rank 1" in text and passed_s < 15
+        assert "rank 1" in results[rank], results[rank]

@@ -28,7 +28,7 @@ fr_trace = pytest.importorskip("torch.distributed.flight_recorder.fr_trace")
 
 ON = {"TORCH_FR_BUFFER_SIZE": "2000"}
 Pools = Callable[[int], TorchRanks]
-LONG = datetime.timedelta(seconds=60)
+LONG = datetime.timedelta(seconds=180)
 FLOATS = ((3, 4), torch.float32)
 
 
@@ -296,7 +296,7 @@ def run_job(comm: Communicator, folder: Path, case: str) -> None:
             dump_flight_record()  # the others have theirs by themselves
         else:
             dist.group.WORLD.set_timeout(datetime.timedelta(seconds=1))
-            with pytest.raises(dist.DistBackendError, match="rank 1"):
+            with pytest.raises(dist.DistBackendError, match=r"Timed out|gave up"):
                 dist.all_reduce(x)
             store.set(f"gave up {comm.rank}", "1")
     else:

@@ -23,7 +23,7 @@ def in_place_of_gloo(store: str, program: Callable[..., Any]) -> Any:
     dist.destroy_process_group()
     uninstall = jetstream.torch.install_as_gloo()
     try:
-        timeout = timedelta(seconds=30)
+        timeout = timedelta(seconds=180)
         dist.init_process_group(
             "gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=timeout
         )

@@ -32,7 +32,7 @@ def test_core(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
     said = f"{ended.stdout[-6000:]}\n{ended.stderr[-6000:]}"

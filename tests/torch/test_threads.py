@@ -26,7 +26,7 @@ def one_thread_receives_while_another_works() -> None:
         dist.all_reduce(x, async_op=True).wait()
         assert x.eq(4).all()
     dist.send(torch.full((4,), rank + 1.0), other)
-    thread.join(30)
+    thread.join(120)
     assert received.eq(other + 1).all()
 
 
@@ -101,7 +101,7 @@ def wait_beside_a_future() -> None:
         begin_s = time.monotonic()
         with pytest.raises(RuntimeError, match="Timed out"):
             work.wait(timedelta(seconds=0.2))
-        assert 0.15 < time.monotonic() - begin_s < 10
+        assert 0.15 < time.monotonic() - begin_s < 60
         dist.barrier()
         future.wait()
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-#: Regular expressions of whole names.
+#: Regular expressions of whole names. Left out are tests that give the ranks a second or two
+#: to come together, which may take longer where the cores are busy.
 CORE = (
     r"test_all_reduce_(sum|product|min|max)(_group|_full_group)?",
     r"test_all_reduce_sum_(async|complex)",
@@ -15,8 +16,8 @@ CORE = (
     r"test_send_recv(_with_tag|_any_source)?(_autograd_profiler)?",
     r"test_isend",
     r"test_irecv",
-    r"test_barrier(_full_group|_timeout_full_group)?",
-    r"test_monitored_barrier_gloo(_subgroup)?",
+    r"test_barrier(_full_group)?",
+    r"test_monitored_barrier_gloo_subgroup",
     r"test_destroy_.*",
     r"test_get_(backend|rank).*",
 )
