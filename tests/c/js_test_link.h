@@ -8,7 +8,7 @@
 
 #include <poll.h>
 
-#define JS_TEST_LINK_WAIT_NS 5000000000u
+#define JS_TEST_LINK_WAIT_NS 30000000000u
 
 /* Two endpoints, each of which is peer 0 of the other, or what it is told. */
 typedef struct js_test_pair {

@@ -170,7 +170,7 @@ static void test_cut_and_black_hole(void)
 /* The descriptor becomes readable when a frame is due that is held back. */
 static void test_held_frames_wake(void)
 {
-    js_link_config faulty = { .kind = JS_LINK_UDP, .fault = "delay_us=3000" };
+    js_link_config faulty = { .kind = JS_LINK_UDP, .fault = "delay_us=100000" };
     js_link_config sound = { .kind = JS_LINK_UDP };
     js_link_packet packet;
     js_test_pair pair;
@@ -182,7 +182,7 @@ static void test_held_frames_wake(void)
     uint32_t came = 0;
     while (came == 0 && js_clock_ns() < until) {
         struct pollfd readable = { .fd = js_link_wait_fd(pair.link[0]), .events = POLLIN };
-        JS_TEST_EQ_I64(poll(&readable, 1, 5000), 1);
+        JS_TEST_EQ_I64(poll(&readable, 1, 30000), 1);
         JS_TEST_EQ_U64(js_link_receive(pair.link[0], &packet, 1), 0);
         came = js_link_receive(pair.link[1], &packet, 1);
     }

@@ -92,6 +92,17 @@ static void test_jumbo_frames(void)
     send_bursts(9000);
 }
 
+/* The kernel may hand over frames a little after they were sent. */
+static void await_drops(js_link *link, uint64_t count)
+{
+    js_link_stats stats;
+    uint64_t until = js_clock_ns() + JS_TEST_LINK_WAIT_NS;
+    do {
+        js_link_get_stats(link, &stats);
+    } while (stats.receive_drops < count && js_clock_ns() < until);
+    JS_TEST_EQ_U64(stats.receive_drops, count);
+}
+
 /* What does not fit the ring is lost and counted; what comes after it arrives. */
 static void test_ring_full(void)
 {
@@ -99,7 +110,6 @@ static void test_ring_full(void)
     js_link_config small1 = packet1;
     js_test_pair pair;
     js_link_packet packets[256];
-    js_link_stats stats;
     small1.buffer_frames = 64;
     js_test_pair_open(&pair, &packet0, &small1);
     for (uint32_t round = 0; round < 3; round++) {
@@ -110,13 +120,18 @@ static void test_ring_full(void)
             }
         }
         js_link_flush(pair.link[0]);
-        uint32_t got = js_test_await(pair.link[1], packets, JS_ARRAY_LEN(packets));
+        uint32_t got = 0;
+        while (got < 64) {
+            uint32_t came =
+                js_test_await(pair.link[1], packets + got, (uint32_t)JS_ARRAY_LEN(packets) - got);
+            JS_TEST_REQUIRE(came > 0);
+            got += came;
+        }
+        await_drops(pair.link[1], (round + 1) * 36);
         JS_TEST_EQ_U64(got, 64);
         JS_TEST_EQ_U64(js_link_receive(pair.link[1], packets, 1), 0);
         js_link_release(pair.link[1]);
     }
-    js_link_get_stats(pair.link[1], &stats);
-    JS_TEST_EQ_U64(stats.receive_drops, 3 * 36);
     js_test_pair_close(&pair);
 }
 
