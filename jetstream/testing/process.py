@@ -107,7 +107,7 @@ class RankProcess:
     def give_up(self, ran_s: float, order: int) -> Outcome:
         """The outcome of a rank that has been asked for its stacks and is still running."""
         deadline_s = time.monotonic() + _DUMP_PATIENCE_S
-        while not (stacks := self._read_dump()) and time.monotonic() < deadline_s:
+        while not _is_whole(stacks := self._read_dump()) and time.monotonic() < deadline_s:
             time.sleep(0.01)
         details = stacks or f"no stacks: {_describe_state(self.pid)}"
         return Outcome(
@@ -138,6 +138,14 @@ class RankProcess:
         self._process.wait()
         os.close(self._pidfd)
         os.close(self._dump_fd)
+
+
+def _is_whole(stacks: str) -> bool:
+    """Has all been written? It comes line by line, the main thread last, outermost frame last.
+
+    Of a deep stack there are three dots in place of the outer frames.
+    """
+    return stacks.endswith((" in <module>\n", "  ...\n"))
 
 
 def _describe_end(code: int) -> str:
