@@ -335,12 +335,14 @@ if "Capturing" not in listener.stderr.readline() + listener.stderr.readline():
     print("dumpcap:", listener.communicate()[1].strip())
     sys.exit(77)
 with linked(lib.JS_LINK_PACKET, ("left", "right")) as (first, _, _):
-    for frame in FRAMES:
-        if len(frame) >= 20:
-            check(lib.js_link_call_send(first, 0, frame, len(frame)))
-time.sleep(1)
+    sent = [frame for frame in FRAMES if len(frame) >= 20]
+    for frame in sent:
+        check(lib.js_link_call_send(first, 0, frame, len(frame)))
+until_s = time.monotonic() + 30
+while sent[-1] not in open(sys.argv[1], "rb").read() and time.monotonic() < until_s:
+    time.sleep(0.1)
 listener.terminate()
-listener.communicate(timeout=10)
+listener.communicate(timeout=30)
 """
 
 
@@ -350,7 +352,7 @@ def test_on_a_cable(tmp_path: Path) -> None:
     path = tmp_path / "cable.pcap"
     words = ["unshare", "-Urn", sys.executable, "-c", ON_A_CABLE, str(path)]
     done = subprocess.run(
-        words, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False
+        words, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120, check=False
     )
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"network namespaces or capturing: {done.stdout}{done.stderr}".strip())

@@ -17,9 +17,10 @@ from jetstream.testing import NoNetworkError
 from jetstream.testing.namespaces import address_of
 from jetstream.testing.network import Hosts, Network
 
-#: Enters a host and sends 200 datagrams to another, or counts those that come.
+#: Enters a host and sends 200 datagrams to another, or counts those that come: until a second after
+#: its input has ended there is none.
 PROGRAM = """
-import json, socket, sys
+import json, select, socket, sys
 from jetstream.testing.namespaces import enter
 job = json.loads(sys.argv[1])
 enter(tuple(job["fds"]))
@@ -31,16 +32,18 @@ if job["sends_to"]:
 else:
     sock.bind((job["address"], 4000))
     print("bound", flush=True)
-    count = 0
-    sock.settimeout(20)
-    sock.recv(99)
-    sock.settimeout(1)
-    try:
-        while True:
-            count += 1
+    count, is_over = 0, False
+    while True:
+        awaited, limit_s = ([sock], 1.0) if is_over else ([sock, sys.stdin], 60.0)
+        ready, _, _ = select.select(awaited, [], [], limit_s)
+        if sock in ready:
             sock.recv(99)
-    except TimeoutError:
-        print(count, flush=True)
+            count += 1
+        elif ready:
+            is_over = True
+        else:
+            break
+    print(count, flush=True)
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     raw.bind(("eth0", 0))
 """
@@ -52,6 +55,7 @@ def start(network: Network, host: int, *, sends_to: str = "") -> subprocess.Pope
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(job)],
         pass_fds=fds,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -80,8 +84,8 @@ def deliver(network: Network) -> int:
     assert receiver.stdout.readline() == "['eth0', 'lo']\n"
     assert receiver.stdout.readline() == "bound\n"
     sender = start(network, 0, sends_to=address_of(2))
-    assert sender.communicate(timeout=30)[0] == "['eth0', 'lo']\n"
-    output, _ = receiver.communicate(timeout=30)
+    assert sender.communicate(timeout=60)[0] == "['eth0', 'lo']\n"
+    output, _ = receiver.communicate(timeout=60)  # closes its input
     assert receiver.returncode == 0
     return int(output)
 
