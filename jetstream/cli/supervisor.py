@@ -150,6 +150,8 @@ class Supervisor:
             self._agenda.append((time.monotonic() + self._timeout_s, self._time_out))
 
     def _start_rank(self, index: int) -> None:
+        assert self._guard is not None
+        assert self._guard.stdin is not None
         rank = self._first_rank + index
         pipe = subprocess.PIPE if self._is_labelled else None
         # A terminal cannot be read from another session than its own.
@@ -161,11 +163,10 @@ class Supervisor:
             stdout=pipe,
             stderr=pipe,
             start_new_session=True,
-            preexec_fn=_prepare(self._cpus[index : index + 1]),
+            preexec_fn=_prepare(self._cpus[index : index + 1], self._guard.stdin.fileno()),
         )
         entry = _Rank(rank, process, os.pidfd_open(process.pid))
         self._ranks[rank] = entry
-        self._tell_guard(f"+{process.pid}")
         self._selector.register(entry.pidfd, selectors.EVENT_READ)
         for stream, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
             if stream is not None:
@@ -274,8 +275,11 @@ class Supervisor:
     def _drain(self) -> None:
         """Waits for the end of the streams, unless someone who got away holds them open."""
         end_s = time.monotonic() + _DRAIN_S
-        while self._streams and time.monotonic() < end_s:
-            for key, _ in self._selector.select(end_s - time.monotonic()):
+        is_over = False
+        while self._streams and not is_over:
+            # Late as it may be: what is there already is read.
+            is_over = (left_s := end_s - time.monotonic()) <= 0
+            for key, _ in self._selector.select(max(0.0, left_s)):
                 if key.fd in self._streams:
                     self._read(key.fd)
         for labeller in self._streams.values():
@@ -331,8 +335,11 @@ def _signal_group(group: int, number: int) -> bool:
     return True
 
 
-def _prepare(cpus: list[int]) -> Callable[[], None]:
-    """Returns what a new rank does between fork and exec: bind itself, and not outlive us."""
+def _prepare(cpus: list[int], guard_fd: int) -> Callable[[], None]:
+    """Returns what a new rank does between fork and exec: bind itself, and not outlive us.
+
+    It tells the guard of its group itself: what it starts may be there before we run again.
+    """
     prctl: Any = ctypes.CDLL(None, use_errno=True).prctl
     launcher = os.getpid()
 
@@ -340,6 +347,11 @@ def _prepare(cpus: list[int]) -> Callable[[], None]:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != launcher:
             os._exit(1)
+        # Without a guard, which may have been killed, it goes on all the same.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(guard_fd, b"+%d\n" % os.getpid())
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if cpus:
             os.sched_setaffinity(0, cpus)
 

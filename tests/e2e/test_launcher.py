@@ -1,113 +1,27 @@
-"""``jetstream run`` with real processes: output, statuses, signals, and nothing left behind."""
+"""``jetstream run`` with real processes: what runs where, output, statuses, signals."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import pty
-import random
 import re
-import secrets
 import signal
 import subprocess
-import sys
 import termios
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-PATIENCE_S = 60.0
-MARK = "LAUNCHER_TEST_MARK"
-PRELUDE = """
-import json, os, signal, subprocess, sys, time
-rank = int(os.environ["JETSTREAM_RANK"])
-def say(text):
-    sys.stdout.write(text + "\\n")
-    sys.stdout.flush()
-"""
-
-
-class Bench:
-    """Runs scripts under the launcher; every process of a test carries the test's mark."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.mark = secrets.token_hex(8)
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def script(self, body: str) -> str:
-        path = self.folder / f"script{len(list(self.folder.iterdir()))}.py"
-        path.write_text(PRELUDE + body)
-        return str(path)
-
-    def start(self, *arguments: str, **popen: Any) -> subprocess.Popen[bytes]:
-        popen = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | popen
-        popen = {"stderr": subprocess.PIPE} | popen
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jetstream", "run", *arguments],
-            env=os.environ | {MARK: self.mark} | popen.pop("env", {}),
-            **popen,
-        )
-        self.started.append(process)
-        return process
-
-    def run(self, *arguments: str, **popen: Any) -> tuple[int, str, str]:
-        process = self.start(*arguments, **popen)
-        out, err = process.communicate(timeout=PATIENCE_S)
-        return process.returncode, out.decode(), err.decode()
-
-    def processes(self) -> list[int]:
-        """Pids of living processes of this test, except for ours."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                # A zombie has no environment any more; nobody but its parent can help it.
-                is_ours = f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
-                if entry.name.isdecimal() and is_ours:
-                    found.append(int(entry.name))
-        return found
-
-    def close(self) -> None:
-        try:
-            wait_until(lambda: not self.processes())
-        finally:
-            for pid in self.processes():
-                os.kill(pid, signal.SIGKILL)
-            for process in self.started:
-                process.wait(PATIENCE_S)
-                for stream in (process.stdout, process.stderr):
-                    if stream is not None:
-                        stream.close()
+from tests.e2e.launcher_bench import PATIENCE_S, Bench, lines_of, running_bench, wait_for_lines
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
-    with contextlib.closing(bench):
-        yield bench
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S / 4
-    while not condition():
-        assert time.monotonic() < deadline_s, "condition not reached in time"
-        time.sleep(0.02)
-
-
-def wait_for_lines(process: subprocess.Popen[bytes], count: int) -> list[str]:
-    assert process.stdout is not None
-    return [process.stdout.readline().decode() for _ in range(count)]
-
-
-def lines_of(text: str, rank: int) -> list[str]:
-    label = f"[{rank}] "
-    return [line[len(label) :] for line in text.splitlines() if line.startswith(label)]
+    yield from running_bench(tmp_path)
 
 
 # --- what runs, and where -----------------------------------------------------------------
@@ -355,7 +269,7 @@ time.sleep(300)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_passed_on_once(bench: Bench, number: signal.Signals) -> None:
-    process = bench.start("-n", "3", bench.script(CATCH))
+    process = bench.start("-n", "3", "--grace", "60", bench.script(CATCH))
     wait_for_lines(process, 3)
     process.send_signal(number)
     out, _ = process.communicate(timeout=PATIENCE_S)
@@ -367,7 +281,7 @@ def test_ignored_signals_stay_ignored(bench: Bench) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    process = bench.start("-n", "2", bench.script(CATCH), preexec_fn=ignore)
+    process = bench.start("-n", "2", "--grace", "60", bench.script(CATCH), preexec_fn=ignore)
     wait_for_lines(process, 2)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
@@ -402,6 +316,8 @@ def test_control_c_on_a_terminal(bench: Bench, ranks: str) -> None:
         process = bench.start(
             "-n",
             ranks,
+            "--grace",
+            "60",
             bench.script(CATCH),
             **streams,
             start_new_session=True,
@@ -418,60 +334,6 @@ def test_control_c_on_a_terminal(bench: Bench, ranks: str) -> None:
     finally:
         os.close(theirs)
         os.close(ours)
-
-
-# --- nothing left -------------------------------------------------------------------------
-
-HELPERS = """
-quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-subprocess.Popen(["sleep", "300"], **quiet)
-subprocess.Popen(["sh", "-c", "trap '' TERM HUP INT; sleep 301 & sleep 302"])
-say("up")
-"""
-
-
-@pytest.mark.parametrize("end", ["", "sys.exit(2)", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_what_ranks_start_ends_with_them(bench: Bench, end: str) -> None:
-    script = bench.script(HELPERS + f"if rank == 0:\n    {end or 'pass'}\n")
-    process = bench.start("-n", "2", script)
-    process.communicate(timeout=PATIENCE_S)
-    assert bench.processes() == []
-
-
-def test_helpers_may_finish_their_work(bench: Bench) -> None:
-    target = bench.folder / "written"
-    script = bench.script(f"subprocess.Popen(['sh', '-c', 'sleep 0.1; echo x >> {target}'])")
-    assert bench.run("-n", "2", script)[0] == 0
-    assert target.read_text() == "x\nx\n"
-
-
-def test_process_that_got_away_does_not_hold_us_up(bench: Bench) -> None:
-    script = bench.script("subprocess.Popen(['sleep', '20'], start_new_session=True)")
-    process = bench.start("-n", "2", script)
-    assert process.wait(15) == 0
-    for pid in bench.processes():
-        os.kill(pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize("wrapper", [[], ["sh", "-c", '"$@"; true', "sh", sys.executable]])
-def test_killed_launcher_takes_everything_along(bench: Bench, wrapper: list[str]) -> None:
-    script = bench.script(HELPERS + "time.sleep(300)\n")
-    process = bench.start("-n", "3", *wrapper, script)
-    wait_for_lines(process, 3)
-    assert len(bench.processes()) > 9
-    process.kill()
-    wait_until(lambda: not bench.processes())
-
-
-def test_launcher_killed_at_any_moment(bench: Bench) -> None:
-    script = bench.script(HELPERS + "time.sleep(300)\n")
-    dice = random.Random(5)
-    for _ in range(10):
-        process = bench.start("-n", "3", script)
-        time.sleep(dice.random() * 0.5)
-        process.kill()
-        process.communicate(timeout=PATIENCE_S)
-        wait_until(lambda: not bench.processes())
 
 
 def test_ranks_find_each_other(bench: Bench) -> None:
