@@ -62,7 +62,7 @@ from jetstream.errors import JetstreamError, ProtocolError, RendezvousError
 __all__ = ["REFUSE_GRACE_S", "SILENCE_S", "Coordinator"]
 
 #: How long rank 0 stays after a failure, to tell those who arrive late.
-REFUSE_GRACE_S = 2.0
+REFUSE_GRACE_S = 5.0
 #: Silence after which a rank of another host is lost (JETSTREAM_LINK_TIMEOUT).
 SILENCE_S = 10.0
 

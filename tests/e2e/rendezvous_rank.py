@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 
 from jetstream.config import load_config
-from jetstream.control import joiner, rendezvous
+from jetstream.control import coordinator, joiner, rendezvous
 from jetstream.control.process import has_ended
 from jetstream.control.rendezvous import join
 from jetstream.errors import ConfigurationError, SegmentError
@@ -145,6 +145,7 @@ if PLAN.get("watch") == "late":
     rendezvous.open_pidfd = watch_late
 if "expires" in PLAN:
     rendezvous._Session, rendezvous.Wire = Session, ImpatientWire
+coordinator.REFUSE_GRACE_S = 2.0  # those that come at all are there when something fails
 joiner.ANSWER_GRACE_S = PLAN.get("answer_s", joiner.ANSWER_GRACE_S)
 
 before = set(fds())

@@ -265,7 +265,7 @@ def run_late(comm: Communicator, seen: Path) -> tuple[str, str]:
     begin = time.monotonic()
     with pytest.raises(TimedOutError) as caught:
         step()
-    assert time.monotonic() - begin < 2.5
+    assert time.monotonic() - begin < 20
     with pytest.raises(TimedOutError) as again:
         comm.all_reduce(x)
     seen.touch()
@@ -301,9 +301,9 @@ def run_interrupted(comm: Communicator, how: str, seen: Path) -> str:
         with pytest.raises(CommunicatorAbortedError):
             comm.all_reduce(x)
         return ""
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         step() if how == "persistent" else comm.all_reduce(x)
     seen.touch()
     timer.join()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import jetstream
 from jetstream.communicator import Communicator
 from jetstream.errors import (
     BusyError,
@@ -27,6 +30,14 @@ from jetstream.testing.plugin import Pools
 from jetstream.work import Work
 
 WAIT_S = 20.0
+
+
+PRODUCT = str(Path(jetstream.__file__).parent)
+
+
+def is_inside(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_filename.startswith(PRODUCT)
 
 
 class Threads:
@@ -45,6 +56,13 @@ class Threads:
 
         self._threads.append(threading.Thread(target=body, daemon=True))
         self._threads[-1].start()
+
+    def wait_until_inside(self) -> None:
+        """Until all have begun a call of the product; that they wait in it takes a moment more."""
+        end_s = time.monotonic() + WAIT_S
+        while not all(map(is_inside, self._threads)):
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
 
     def join(self) -> None:
         for thread in self._threads:
@@ -224,11 +242,11 @@ def run_interrupt(comm: Communicator) -> None:
     threads, y = Threads(), np.zeros(1)
     threads.start(comm.recv, y, 1, 1)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     began_s = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         comm.recv(np.zeros(1), 1, 2)
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < WAIT_S
     comm.send(np.zeros(1), 1, 3)
     threads.join()
     assert y[0] == 1
@@ -254,6 +272,7 @@ def run_abort(comm: Communicator) -> None:
         threads.start(wait, other.recv, np.zeros(1), 1, 1)
         threads.start(wait, other.irecv(np.zeros(1), 1, 2).watch)
         threads.start(wait, other.all_reduce, np.zeros(1))
+        threads.wait_until_inside()
         time.sleep(0.3)
         with pytest.raises(BusyError, match="another thread"):
             other.close()

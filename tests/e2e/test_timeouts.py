@@ -19,7 +19,7 @@ from jetstream.errors import ClosedError, CommunicatorAbortedError, TimedOutErro
 from jetstream.testing.plugin import Pools
 
 #: Generous: what a busy machine adds to any wait.
-SLACK_S = 5.0
+SLACK_S = 15.0
 
 
 def exchange_pids(comm: Communicator) -> list[int]:
@@ -52,12 +52,17 @@ def run_stopped_rank(comm: Communicator, victim: int) -> str:
         with pytest.raises(CommunicatorAbortedError, match="timed out"):
             comm.recv(np.empty(1), 0)  # it is stopped here
         return ""
+    others = {*range(1, comm.size)} - {victim}
     if comm.rank == 0:
         time.sleep(0.2)
         os.kill(pids[victim], signal.SIGSTOP)
+        for other in others:
+            comm.send(np.empty(1), other)
+    else:
+        comm.recv(np.empty(1), 0)  # their time begins together
     try:
         with pytest.raises((TimedOutError, CommunicatorAbortedError)) as caught:
-            comm.all_reduce(np.ones(1 << 20, np.float32), timeout=0.5)
+            comm.all_reduce(np.ones(1 << 20, np.float32), timeout=1.5)
         text = str(caught.value)
         with pytest.raises((TimedOutError, CommunicatorAbortedError), match="cannot be used any"):
             comm.barrier()
@@ -79,7 +84,7 @@ def test_stopped_rank(rank_pools: Pools, world: int) -> None:
         assert re.search(r"operation \d+ of \d+ of its plan, \d+ of \d+ bytes done", text)
         done, total = map(int, re.findall(r"(\d+) of (\d+) bytes done", text)[0])
         assert 0 < done < total
-    assert any("timed out after 0.5 s, waiting for rank" in text for text in texts)
+    assert any("timed out after 1.5 s, waiting for rank" in text for text in texts)
 
 
 def run_continued_rank(comm: Communicator) -> None:
@@ -211,8 +216,8 @@ def run_interrupted(comm: Communicator, kind: str, seen: Path) -> float:
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
     with pytest.raises(KeyboardInterrupt):
+        thread.start()
         if kind == "call":
             comm.all_reduce(np.ones(3))
         elif kind == "work":
@@ -229,35 +234,37 @@ def run_interrupted(comm: Communicator, kind: str, seen: Path) -> float:
 def test_interrupt(rank_pools: Pools, kind: str, tmp_path: Path) -> None:
     delay_s = rank_pools(2).run(run_interrupted, kind, tmp_path / "seen")[0]
     print(f"Ctrl-C in {kind}: {delay_s:.3f} s")
-    assert delay_s < 2.0  # 0.1 s, and what a busy machine adds
+    assert delay_s < 10  # 0.1 s, and what a busy machine adds
 
 
-def run_interrupt_is_heard(comm: Communicator) -> None:
+def run_interrupt_is_heard(comm: Communicator, seen: Path) -> None:
     """Rank 2 comes late; rank 0 is interrupted before; ranks 1 and 2 hear about it."""
     if comm.rank == 2:
-        time.sleep(0.6)
+        stay_away(seen)
     if comm.rank == 0:
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     kind = KeyboardInterrupt if comm.rank == 0 else CommunicatorAbortedError
     with pytest.raises(kind):
         comm.all_reduce(np.ones(3))
+    if comm.rank == 0:
+        seen.touch()
     with pytest.raises(CommunicatorAbortedError, match="cannot be used any more"):
         comm.barrier()
 
 
-def test_interrupt_is_heard_by_the_others(rank_pools: Pools) -> None:
-    rank_pools(3).run(run_interrupt_is_heard)
+def test_interrupt_is_heard_by_the_others(rank_pools: Pools, tmp_path: Path) -> None:
+    rank_pools(3).run(run_interrupt_is_heard, tmp_path / "seen")
 
 
 # --- what waiting costs --------------------------------------------------------------------------
 
 
 def run_long_wait(comm: Communicator, kind: str, seconds: float) -> float:
-    """Returns the share of a core that waiting took."""
+    """Returns the share of a core that waiting for so long took."""
     comm.barrier()
     if comm.rank == comm.size - 1:
         time.sleep(seconds)
-    cpu_s, wall_s = time.process_time(), time.monotonic()
+    cpu_s = time.process_time()
     if kind == "recv" and comm.size == 2:
         peer = 1 - comm.rank
         if comm.rank == 1:
@@ -266,8 +273,7 @@ def run_long_wait(comm: Communicator, kind: str, seconds: float) -> float:
             comm.recv(np.empty(1), peer)
     else:
         comm.all_reduce(np.ones(100))
-    waited_s = time.monotonic() - wall_s
-    return (time.process_time() - cpu_s) / waited_s if comm.rank == 0 else 0.0
+    return (time.process_time() - cpu_s) / seconds if comm.rank == 0 else 0.0
 
 
 @pytest.mark.parametrize(("world", "kind"), [(2, "call"), (2, "recv"), (4, "call")])
