@@ -8,10 +8,13 @@
 
 #include "js_status.h"
 
+#include <sched.h>
 #include <string.h>
 
-#define FAULT_READY_ROUNDS 100000u
-#define FAULT_ASK_NS 1000000000u /* a process that computes answers at its next tick */
+#define FAULT_READY_SPINS 1000u
+#define FAULT_READY_NS 10000000000u /* for a reporter that lives, but has no core */
+#define FAULT_LIVENESS_NS 20000000u /* between questions to the kernel */
+#define FAULT_ASK_NS 1000000000u    /* a process that computes answers at its next tick */
 
 /* What two ranks called as their collective of one number. */
 typedef struct fault_pair {
@@ -19,6 +22,11 @@ typedef struct fault_pair {
     js_call mine;
     js_call theirs;
 } fault_pair;
+
+static bool fault_is_dead(uint32_t state)
+{
+    return state == JS_PEER_DEAD || state == JS_PEER_LOST;
+}
 
 static const js_seg_rank *fault_rank(const js_comm *comm, uint32_t peer)
 {
@@ -251,17 +259,41 @@ int32_t js_fault_raise(js_comm *comm, const js_fault *fault)
     return comm->failed;
 }
 
+/* Waits for the reporter to have written what went wrong. It may lose its core in the middle, and
+ * it may die there: then this is false. */
+static bool fault_await_story(const js_comm *comm, uint32_t reporter)
+{
+    const js_control *control = comm->control;
+    js_engine *engine = comm->engine;
+    uint64_t start = js_clock_ticks();
+    uint64_t asked = start;
+    for (uint32_t spins = 0; js_load_acq_u32(&control->fault_ready) == 0; spins++) {
+        if (spins < FAULT_READY_SPINS) {
+            js_cpu_relax();
+            continue;
+        }
+        sched_yield();
+        uint64_t now = js_clock_ticks();
+        if (js_clock_span_ns(&engine->clock, now - asked) > FAULT_LIVENESS_NS) {
+            asked = now;
+            js_engine_check_liveness(engine);
+        }
+        bool is_dead = reporter >= comm->world ||
+                       fault_is_dead(js_load_acq_u32(&fault_rank(comm, reporter)->state));
+        if (is_dead || js_clock_span_ns(&engine->clock, now - start) > FAULT_READY_NS) {
+            return js_load_acq_u32(&control->fault_ready) != 0; /* it may have been the last deed */
+        }
+    }
+    return true;
+}
+
 int32_t js_fault_adopt(js_comm *comm)
 {
     js_control *control = comm->control;
-    uint32_t rounds = 0;
-    while (js_load_acq_u32(&control->fault_ready) == 0 && ++rounds < FAULT_READY_ROUNDS) {
-        js_cpu_relax(); /* the reporter is writing; it may also have died in the middle */
-    }
-    if (js_load_acq_u32(&control->fault_ready) != 0) {
+    uint32_t reporter = js_load_rlx_u32(&control->abort) - 1;
+    if (fault_await_story(comm, reporter)) {
         comm->fault = control->fault;
     } else {
-        uint32_t reporter = js_load_rlx_u32(&control->abort) - 1;
         comm->fault = (js_fault){ .status = JS_ERR_ABORTED, .culprit = -1 };
         comm->fault.reporter = (int32_t)reporter;
         comm->fault.reporter_job = reporter < comm->world ? comm->members[reporter] : -1;
@@ -390,11 +422,6 @@ int32_t js_fault_foreign_frame(js_comm *comm, uint32_t peer)
         return fault_raise_mismatch(comm, peer, &pair);
     }
     return fault_raise_status(comm, JS_ERR_PROTOCOL, peer);
-}
-
-static bool fault_is_dead(uint32_t state)
-{
-    return state == JS_PEER_DEAD || state == JS_PEER_LOST;
 }
 
 /* What is wrong with an awaited peer: a status, or JS_OK. */

@@ -295,6 +295,50 @@ static void test_dead_peer(void)
     alone_close(&a);
 }
 
+static void *fault_tell_late(void *argument)
+{
+    js_control *control = argument;
+    usleep(100000);
+    control->fault = (js_fault){ .status = JS_ERR_MISMATCH, .reporter = 1 };
+    js_store_rel_u32(&control->fault_ready, 1);
+    return NULL;
+}
+
+/* The reporter has lost its core between its two words: the other waits for the second one. */
+static void test_story_comes_late(void)
+{
+    fault_alone a;
+    int32_t values[COUNT] = { 0 };
+    pthread_t reporter;
+    alone_open(&a, NULL);
+    uint32_t plan = fault_load(&a.self, COUNT);
+    js_control *control = js_area_control(&a.self.seg->world_area);
+    js_store_rel_u32(&control->abort, 2);
+    JS_TEST_REQUIRE(pthread_create(&reporter, NULL, fault_tell_late, control) == 0);
+    JS_TEST_EQ_I64(js_test_call(a.self.comm, plan, values, values), JS_ERR_MISMATCH);
+    fault_expect_failed(&a.self, plan, JS_ERR_MISMATCH);
+    JS_TEST_REQUIRE(pthread_join(reporter, NULL) == 0);
+    alone_close(&a);
+}
+
+/* It has died there: who it was is known, and nothing else. */
+static void test_story_never_comes(void)
+{
+    fault_alone a;
+    int32_t values[COUNT] = { 0 };
+    js_fault fault;
+    alone_open(&a, NULL);
+    uint32_t plan = fault_load(&a.self, COUNT);
+    js_control *control = js_area_control(&a.self.seg->world_area);
+    js_store_rel_u32(&js_seg_get_rank(a.self.seg, 1)->state, JS_PEER_DEAD);
+    js_store_rel_u32(&control->abort, 2);
+    JS_TEST_EQ_I64(js_test_call(a.self.comm, plan, values, values), JS_ERR_ABORTED);
+    js_comm_fault(a.self.comm, &fault);
+    JS_TEST_EQ_I64(fault.reporter, 1);
+    JS_TEST_EQ_I64(fault.culprit, -1);
+    alone_close(&a);
+}
+
 /* As many as there is room for: all complete, and after the failure none of them runs. */
 static void test_everything_outstanding_is_flushed(void)
 {
@@ -349,4 +393,5 @@ static void test_forked(void)
 JS_TEST_MAIN(JS_TEST(test_mismatch), JS_TEST(test_mismatch_without_a_frame), JS_TEST(test_timeout),
              JS_TEST(test_abort), JS_TEST(test_abort_together), JS_TEST(test_closed_peer),
              JS_TEST(test_closed_peer_of_a_message), JS_TEST(test_dead_peer),
+             JS_TEST(test_story_comes_late), JS_TEST(test_story_never_comes),
              JS_TEST(test_everything_outstanding_is_flushed), JS_TEST(test_forked))
