@@ -6,6 +6,7 @@ prove with a collective afterwards; an error between ranks makes it unusable, an
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -170,8 +171,10 @@ def run_two_threads(comm: Communicator) -> None:
         return
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(comm.all_reduce(np.ones(3))))
+    before = comm.counters()["sleeps"]
     thread.start()
-    time.sleep(0.2)
+    while comm.counters()["sleeps"] == before:  # until it is inside, and waits
+        time.sleep(0.001)
     with pytest.raises(BusyError, match="another thread"):
         comm.close()
     comm.send(np.ones(1), 1, tag=99)
@@ -432,7 +435,7 @@ def test_nobody_comes(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> None:
         with monkeypatch.context() as patch:
             patch.setenv("JETSTREAM_RANK", str(rank))
             patch.setenv("JETSTREAM_WORLD_SIZE", "2")
-            patch.setenv("JETSTREAM_RENDEZVOUS", "ipc://@jetstream-test-nobody-comes")
+            patch.setenv("JETSTREAM_RENDEZVOUS", f"ipc://@jetstream-test-{os.getpid()}")
             patch.setenv("JETSTREAM_INIT_TIMEOUT", "0.3")
             with pytest.raises(RendezvousError, match="not arrived: 1" if rank == 0 else "rank 0"):
                 jetstream.init()

@@ -18,7 +18,7 @@ from jetstream.bench.kinds import COLLECTIVES
 
 pytest.importorskip("jetstream._native", reason="the data plane is not built")
 
-_TIME_LIMIT_S = 90
+_TIME_LIMIT_S = 240
 _SMALL = ("-b", "8", "-e", "4K", "-f", "16", "--iters", "50", "--bind", "none")
 
 

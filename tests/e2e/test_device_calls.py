@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,15 +196,18 @@ def run_memory_alone(comm: Communicator) -> None:
         comm.barrier()
 
 
-def run_polling(comm: Communicator) -> int:
+def run_polling(comm: Communicator, posted: Path) -> int:
     """A device that never waits: it polls until it is told how the launch went."""
     qp = transport.QueuePair(comm)
     launch = qp.prepare("all_reduce", np.ones(8))
     comm.barrier()
     if comm.rank == 1:
+        while not posted.exists():  # what is posted after a death is only flushed
+            time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGKILL)
     at = launch.source_addr
     assert lib.js_device_launch(qp.address, 0, launch.key, at, at) == lib.JS_OK
+    posted.touch()
     cqe = ffi.new("js_cqe *")
     deadline_s = time.monotonic() + PATIENCE_S
     while not lib.js_device_poll(qp.address, int(ffi.cast("uintptr_t", cqe))):
@@ -236,9 +240,11 @@ def test_memory_alone(rank_pools: Pools) -> None:
 
 
 @pytest.mark.parametrize("env", [{}, THREAD], ids=["inline", "thread"])
-def test_death_of_a_peer_is_noticed_by_polling(env: dict[str, str], no_leaks: Any) -> None:
+def test_death_of_a_peer_is_noticed_by_polling(
+    env: dict[str, str], no_leaks: Any, tmp_path: Path
+) -> None:
     with RankPool(2, timeout_s=2 * PATIENCE_S, env=env, fresh=True) as pool:
-        pool.start(run_polling)
+        pool.start(run_polling, tmp_path / "posted")
         first, second = pool.wait()
     assert second.has_died
     assert first.is_ok and first.value == lib.JS_ERR_PEER_DEAD, first

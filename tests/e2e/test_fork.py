@@ -130,7 +130,7 @@ def run_death_of_a_parent(comm: Communicator) -> str:
     comm.barrier()
     if comm.rank == 1:
         if os.fork() == 0:
-            time.sleep(20)
+            time.sleep(120)  # unless it is killed with the rank's session
             os._exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(PeerDiedError) as caught:
@@ -139,6 +139,6 @@ def run_death_of_a_parent(comm: Communicator) -> str:
 
 
 def test_death_of_a_rank_with_a_child(no_leaks: Any) -> None:
-    with RankPool(2, timeout_s=20) as pool:
+    with RankPool(2, timeout_s=60) as pool:
         outcomes = pool.collect(run_death_of_a_parent)
     assert outcomes[0].is_ok and "rank 1" in outcomes[0].value

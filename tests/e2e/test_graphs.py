@@ -447,9 +447,11 @@ def run_lives(comm: Communicator) -> None:
             graph.close()
         del graph
         gc.collect()
+        comm.send(np.empty(0), right)  # only now may the other one begin
         comm.send(x, right)
         work.wait()
     else:
+        comm.recv(np.empty(0), left)
         graph.launch()
         del graph
         gc.collect()

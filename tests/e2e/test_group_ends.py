@@ -72,8 +72,10 @@ def run_timeout(comm: Communicator) -> str:
     others = comm.split(None if comm.rank == 0 else 1, key=-comm.rank)
     text = ""
     if others is not None and comm.rank != 1:
+        comm.send(np.ones(1), 5 - comm.rank)  # ranks 2 and 3 begin together
+        comm.recv(np.ones(1), 5 - comm.rank)
         with pytest.raises((TimedOutError, CommunicatorAbortedError)) as caught:
-            others.all_reduce(np.ones(3), timeout=1.0)
+            others.all_reduce(np.ones(3), timeout=3.0)
         text = str(caught.value)
     comm.barrier()
     if comm.rank == 1 and others is not None:

@@ -260,8 +260,10 @@ def run_busy(comm: Communicator) -> None:
     other = comm.dup()
     if comm.rank == 0:
         waiting = threading.Thread(target=other.recv, args=(np.zeros(1), 1))
+        before = other.counters()["sleeps"]
         waiting.start()
-        time.sleep(0.1)
+        while other.counters()["sleeps"] == before:  # until it is inside, and waits
+            time.sleep(0.001)
         assert other.iprobe(0) is None
         with pytest.raises(BusyError):
             other.close()

@@ -18,7 +18,7 @@ from jetstream.testing import NoNetworkError, RankPool, run_ranks
 from jetstream.testing.namespaces import address_of
 from jetstream.testing.network import Network
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def check_sums(comm: Communicator) -> None:
@@ -71,7 +71,7 @@ def wait_for_the_dead(comm: Communicator) -> str:
 
 
 def test_a_rank_dies_on_another_host(no_leaks: Any) -> None:
-    env = {"JETSTREAM_LINK_TIMEOUT": "1"}
+    env = {"JETSTREAM_LINK_TIMEOUT": "3"}
     with RankPool(3, hosts=(0, 0, 1), link="udp", timeout_s=PATIENCE_S, env=env) as pool:
         outcomes = pool.collect(wait_for_the_dead)
         assert outcomes[2].has_died

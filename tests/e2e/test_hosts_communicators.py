@@ -108,7 +108,7 @@ def run_apart(comm: Communicator, what: str) -> str:
         elif is_last and what == "late":
             comm.recv(np.zeros(1), 0, timeout=60)
         if not (is_last and what in ("leave", "late")):
-            comm.all_reduce(np.ones(10 + is_last), timeout=1 if what == "late" else 60)
+            comm.all_reduce(np.ones(10 + is_last), timeout=4 if what == "late" else 60)
     except JetstreamError as error:
         return f"{type(error).__name__}: {error}"
     return ""
