@@ -10,6 +10,7 @@ import itertools
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,13 @@ def running(*bodies: Callable[[], Any]) -> Iterator[None]:
         is_over.set()
         for thread in threads:
             thread.join(WAIT_S)
-    assert not any(thread.is_alive() for thread in threads)
+    frames = sys._current_frames()
+    stuck = [
+        "".join(traceback.format_stack(frames[thread.ident]))
+        for thread in threads
+        if thread.is_alive() and thread.ident in frames
+    ]
+    assert not stuck, "\n".join([*stuck, *map(repr, errors)])
     for error in errors:
         raise error
 
