@@ -360,6 +360,9 @@ int32_t js_duty_round(js_comm *comm)
 
 void js_duty_flush(js_comm *comm, int32_t status)
 {
+    if (comm->queue != NULL) {
+        js_queue_expect_flush(comm, status);
+    }
     if (comm->exec.plan != NULL) {
         duty_finish(comm, status);
     }

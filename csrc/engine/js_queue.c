@@ -68,6 +68,12 @@ void js_queue_set_state(js_queue *queue, uint32_t state)
     }
 }
 
+/* Before the first completion that it explains. */
+static void queue_tell_why(js_queue *queue, int32_t status)
+{
+    js_store_rlx_u32((uint32_t *)&queue->qp.control->status.status, (uint32_t)status);
+}
+
 /* The status that the device is told. With the first bad one the queue pair has failed; that is to
  * be seen in its state when all that was accepted has completed. */
 static int32_t queue_status(js_queue *queue, int32_t status)
@@ -76,6 +82,9 @@ static int32_t queue_status(js_queue *queue, int32_t status)
         return JS_ERR_FLUSHED;
     }
     queue->failed = status;
+    if (status != JS_OK) {
+        queue_tell_why(queue, status);
+    }
     return status;
 }
 
@@ -494,6 +503,13 @@ static void queue_flush_rq(js_comm *comm)
         queue->rq_consumed++;
         queue_write(comm, &cqe);
         js_store_rel_u32(&queue->qp.control->rq_consumed.index, queue->rq_consumed);
+    }
+}
+
+void js_queue_expect_flush(js_comm *comm, int32_t status)
+{
+    if (comm->queue->failed == JS_OK) {
+        queue_tell_why(comm->queue, status);
     }
 }
 

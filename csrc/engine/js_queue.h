@@ -87,6 +87,8 @@ bool js_queue_take_all(js_comm *comm);
 void js_queue_finish_sent(js_comm *comm, uint32_t index, const js_comm_done *done);
 /* and one of the receive queue. */
 void js_queue_finish_received(js_comm *comm, uint32_t index, const js_comm_done *done);
+/* Operations are about to be flushed because the communicator has failed with `status`. */
+void js_queue_expect_flush(js_comm *comm, int32_t status);
 /* Flushes what is in the rings, as far as there is room for completions; returns how much that was.
  * Everything accepted has been finished. */
 uint32_t js_queue_flush(js_comm *comm, int32_t status);

@@ -4,6 +4,8 @@
 #include "js_status.h"
 #include "js_test_qp.h"
 
+#include <pthread.h>
+
 static int32_t post_nop(const js_qp *qp, uint64_t wr_id)
 {
     js_sqe entry = js_sqe_of(JS_SQ_NOP, wr_id);
@@ -55,6 +57,42 @@ static void test_truncated(void)
     JS_TEST_EQ_I64(fault.reporter, 1);
     JS_TEST_EQ_I64(at[1][8], 0); /* no byte too many */
     js_test_pair_close(&pair);
+}
+
+typedef struct flush_watcher {
+    const js_qp *qp;
+    js_cqe cqe;
+    uint32_t why; /* when it had the completion */
+} flush_watcher;
+
+static void *flush_watch(void *argument)
+{
+    flush_watcher *watcher = argument;
+    while (!js_take_completion(watcher->qp, &watcher->cqe)) {
+    }
+    watcher->why = js_load_rlx_u32((uint32_t *)&watcher->qp->control->status.status);
+    return NULL;
+}
+
+/* Who has a completion that was flushed finds the reason, though another thread is not done yet. */
+static void test_reason_comes_first(void)
+{
+    for (uint32_t round = 0; round < 40; round++) {
+        js_test_pair pair;
+        pthread_t thread;
+        js_test_pair_open(&pair, 8);
+        for (uint32_t i = 0; i < 8; i++) {
+            JS_TEST_EQ_I64(js_post_receive(pair.qps[0], i, pair.memory[0], 8, 1, 7), JS_OK);
+        }
+        js_test_pair_run(&pair, 3);
+        flush_watcher watcher = { .qp = pair.qps[0] };
+        JS_TEST_REQUIRE(pthread_create(&thread, NULL, flush_watch, &watcher) == 0);
+        js_comm_abort(pair.comms[0], JS_ERR_ABORTED);
+        JS_TEST_REQUIRE(pthread_join(thread, NULL) == 0);
+        JS_TEST_EQ_I64(watcher.cqe.status, JS_ERR_FLUSHED);
+        JS_TEST_EQ_I64((int32_t)watcher.why, JS_ERR_ABORTED);
+        js_test_pair_close(&pair);
+    }
 }
 
 /* A device that only polls sees it too when a peer has left. */
@@ -288,6 +326,6 @@ static void test_flush_waits_for_room(void)
     js_test_pair_close(&pair);
 }
 
-JS_TEST_MAIN(JS_TEST(test_truncated), JS_TEST(test_peer_closes), JS_TEST(test_unknown_values),
-             JS_TEST(test_wrong_memory), JS_TEST(test_wrong_receives), JS_TEST(test_access),
-             JS_TEST(test_flush_waits_for_room))
+JS_TEST_MAIN(JS_TEST(test_truncated), JS_TEST(test_reason_comes_first), JS_TEST(test_peer_closes),
+             JS_TEST(test_unknown_values), JS_TEST(test_wrong_memory), JS_TEST(test_wrong_receives),
+             JS_TEST(test_access), JS_TEST(test_flush_waits_for_room))

@@ -114,7 +114,7 @@ typedef struct js_ring_line {
 
 typedef struct js_qp_status {
     uint32_t state;       /* enum js_qp_state; W: data plane */
-    int32_t status;       /* why it is in JS_QP_ERROR; W: data plane, before state */
+    int32_t status;       /* why it is in JS_QP_ERROR; W: data plane, before it flushes */
     uint32_t need_wakeup; /* not 0: who would see a post sleeps; W: it, and who wakes it */
     uint32_t notify;      /* not 0: the next completion is told to the event descriptor */
     uint32_t reserved[12];
