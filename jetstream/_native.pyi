@@ -352,6 +352,11 @@ class _Lib:
         a1: int,  # uint32_t
         /,
     ) -> int: ...  # int32_t
+    def js_comm_free(
+        self,
+        a0: FFI.CData,  # struct js_comm *
+        /,
+    ) -> None: ...  # void
     def js_comm_free_graph(
         self,
         a0: FFI.CData,  # struct js_comm *
@@ -682,6 +687,11 @@ class _Lib:
         /,
     ) -> int: ...  # uint32_t
     def js_engine_free(
+        self,
+        a0: FFI.CData,  # struct js_engine *
+        /,
+    ) -> None: ...  # void
+    def js_engine_leave(
         self,
         a0: FFI.CData,  # struct js_engine *
         /,

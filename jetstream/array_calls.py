@@ -176,7 +176,7 @@ class ArrayCalls:
             self._persistent.add(call)
 
     def set_handle(self, handle: Any) -> None:
-        """Change the ``js_comm *`` of everything; NULL: it is closed, and its memory goes."""
+        """Change the ``js_comm *`` of everything; NULL: it is closed."""
         self.mail.comm = handle
         for table in list(self.tables.values()):
             table.comm = handle

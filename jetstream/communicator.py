@@ -174,7 +174,8 @@ class Communicator(CollectiveCalls, MessageCalls):
     @property
     def heap(self) -> HeapUsage:
         """How much of this rank's symmetric memory is used, and how much is left."""
-        return heap_usage(self._launcher.handle())
+        with self._launcher.held() as handle:
+            return heap_usage(handle)
 
     # --- groups --------------------------------------------------------------------------------
 
@@ -242,21 +243,22 @@ class Communicator(CollectiveCalls, MessageCalls):
         While another thread is inside, such as the ticker, it may be the record before that.
         """
         record = ffi.new("js_record *")
-        if lib.js_comm_last_record(self._launcher.handle(), record) != lib.JS_OK:
-            return None
-        return from_native(record)
+        with self._launcher.held() as handle:
+            status = lib.js_comm_last_record(handle, record)
+        return from_native(record) if status == lib.JS_OK else None
 
     def records(self) -> np.ndarray[Any, np.dtype[np.void]]:
         """The last collectives of this rank, oldest first: ``jetstream.records.RECORD_DTYPE``."""
-        handle = self._launcher.handle()
-        return view_ring(lib.js_comm_records(handle), lib.js_comm_record_slots(handle))
+        with self._launcher.held() as handle:
+            return view_ring(lib.js_comm_records(handle), lib.js_comm_record_slots(handle))
 
     def counters(self, rank: int | None = None) -> dict[str, int]:
         """Counters of a rank (default: this one) by name; ``docs/data-plane.md`` lists them."""
         names = _names(lib.js_counter_name)
         values = ffi.new("uint64_t[]", len(names))
         chosen = self.rank if rank is None else check_rank(rank, self.size, "rank")
-        check(lib.js_comm_counters(self._launcher.handle(), chosen, values, len(names)))
+        with self._launcher.held() as handle:
+            check(lib.js_comm_counters(handle, chosen, values, len(names)))
         return dict(zip(names, values, strict=True))
 
     def peer_counters(self, rank: int) -> dict[str, int]:
@@ -268,7 +270,8 @@ class Communicator(CollectiveCalls, MessageCalls):
         names = _names(lib.js_peer_counter_name)
         values = ffi.new("uint64_t[]", len(names))
         chosen = check_rank(rank, self.size, "rank")
-        check(lib.js_comm_peer_counters(self._launcher.handle(), chosen, values, len(names)))
+        with self._launcher.held() as handle:
+            check(lib.js_comm_peer_counters(handle, chosen, values, len(names)))
         return dict(zip(names, values, strict=True))
 
     def link_counters(self) -> dict[str, int]:
@@ -279,10 +282,11 @@ class Communicator(CollectiveCalls, MessageCalls):
         if len(set(self.host_index)) == 1:
             return {}
         stats = ffi.new("js_link_stats *")
-        check(lib.js_comm_link_stats(self._launcher.handle(), stats))
-        fields = ffi.typeof("js_link_stats").fields
         refused = ffi.new("uint64_t[]", lib.JS_WIRE_REASONS)
-        check(lib.js_comm_refused(self._launcher.handle(), refused, len(refused)))
+        with self._launcher.held() as handle:
+            check(lib.js_comm_link_stats(handle, stats))
+            check(lib.js_comm_refused(handle, refused, len(refused)))
+        fields = ffi.typeof("js_link_stats").fields
         reasons = {
             f"refused_{text_of(lib.js_wire_reason_name(reason))}": int(refused[reason])
             for reason in range(lib.JS_WIRE_OK + 1, lib.JS_WIRE_KEY)
@@ -296,14 +300,14 @@ class Communicator(CollectiveCalls, MessageCalls):
         """
         if len(set(self.host_index)) == 1:
             return {}
-        handle = self._launcher.handle()
         stats = ffi.new("js_link_stats *")
+        fields = ffi.typeof("js_link_stats").fields
         name = ffi.new("char **")
         found = {}
-        for rail in range(lib.js_comm_rails(handle)):
-            check(lib.js_comm_rail_stats(handle, rail, stats, name))
-            fields = ffi.typeof("js_link_stats").fields
-            found[text_of(name[0])] = {field: int(getattr(stats, field)) for field, _ in fields}
+        with self._launcher.held() as handle:
+            for rail in range(lib.js_comm_rails(handle)):
+                check(lib.js_comm_rail_stats(handle, rail, stats, name))
+                found[text_of(name[0])] = {field: int(getattr(stats, field)) for field, _ in fields}
         return found
 
     def time_launches(

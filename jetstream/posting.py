@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jetstream._core.endpoint import Endpoint
@@ -61,6 +62,12 @@ class Poster:
             raise_failure(handle, lib.JS_ERR_FORKED)
         return handle
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Any]:
+        """``handle()``, which no other thread closes meanwhile: for what only looks."""
+        with self._endpoint.held():
+            yield self.handle()
+
     def require_live(self, what: str) -> None:
         """Raise ArgumentError while calls are captured: ``what`` cannot be."""
         if self.is_captured:
@@ -70,7 +77,8 @@ class Poster:
         """Raise what a negative status of an operation means."""
         if status in _CALLER_ERRORS:
             check(status)
-        raise_failure(self.handle(), status)
+        with self.held() as handle:
+            raise_failure(handle, status)
 
     def forget(self, wr_id: int) -> None:
         """An operation is complete: its buffers need not be kept alive any more."""

@@ -11,7 +11,7 @@ struct js_block {
     uint64_t offset;
 };
 
-int32_t js_block_new(js_comm *comm, uint64_t bytes, uint32_t zeroed, js_block **out)
+static int32_t block_new(js_comm *comm, uint64_t bytes, js_block **out)
 {
     js_block *block = calloc(1, sizeof(*block));
     if (block == NULL) {
@@ -29,11 +29,19 @@ int32_t js_block_new(js_comm *comm, uint64_t bytes, uint32_t zeroed, js_block **
         js_block_free(block);
         return result;
     }
-    if (zeroed != 0) {
-        memset(js_block_address(block), 0, bytes);
-    }
     *out = block;
     return JS_OK;
+}
+
+int32_t js_block_new(js_comm *comm, uint64_t bytes, uint32_t zeroed, js_block **out)
+{
+    JS_TRY(js_turn_hold(comm)); /* the heap goes when the last communicator is closed */
+    int32_t result = block_new(comm, bytes, out);
+    js_turn_let_go(comm);
+    if (result == JS_OK && zeroed != 0) {
+        memset(js_block_address(*out), 0, bytes);
+    }
+    return result;
 }
 
 void *js_block_address(const js_block *block)

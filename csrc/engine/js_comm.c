@@ -11,7 +11,8 @@
 
 static uint64_t comm_count; /* communicators that this process has opened (add) */
 
-static void comm_destroy(js_comm *comm)
+/* Gives back all but what a call that comes too late looks at. */
+static void comm_shut(js_comm *comm)
 {
     for (uint32_t i = 0; comm->plans != NULL && i < JS_COMM_PLANS_MAX; i++) {
         js_exec_unload(comm->plans[i]);
@@ -24,15 +25,30 @@ static void comm_destroy(js_comm *comm)
         js_mirror_free(comm->mirror);
     }
     js_link_shm_close(&comm->link);
-    free(comm->members);
     free(comm->plans);
     free(comm->graphs);
     free(comm->launches);
+    js_store_rel_u32(&comm->busy, JS_COMM_CLOSED);
+}
+
+static void comm_destroy(js_comm *comm)
+{
+    if (comm->queue != NULL) {
+        js_qp_destroy(comm->queue);
+    }
+    free(comm->members);
     free(comm->slots);
-    if (comm->queue == NULL) {
-        free(comm);
-    } else { /* a device may still ask: js_qp_free */
-        js_store_rel_u32(&comm->busy, JS_COMM_CLOSED);
+    free(comm);
+}
+
+void js_comm_free(js_comm *comm)
+{
+    if (comm == NULL) {
+        return;
+    }
+    bool is_closed = js_load_acq_u32(&comm->busy) == JS_COMM_CLOSED;
+    if (is_closed || js_comm_close(comm) != JS_ERR_BUSY) { /* else a thread is stuck inside */
+        comm_destroy(comm);
     }
 }
 
@@ -88,6 +104,7 @@ static int32_t comm_open(js_engine *engine, const js_area *area, uint32_t rank,
     comm->wr_next = 1;
     int32_t result = comm_allocate(comm, members);
     if (result != JS_OK) {
+        comm_shut(comm);
         comm_destroy(comm);
         return result;
     }
@@ -165,8 +182,7 @@ int32_t js_comm_close(js_comm *comm)
     }
     js_engine *engine = comm->engine;
     int32_t result = js_comm_enter(comm);
-    if (result == JS_ERR_BUSY ||
-        result == JS_ERR_CLOSED) { /* closed: its queue pair is not freed */
+    if (result == JS_ERR_BUSY || result == JS_ERR_CLOSED) {
         return result == JS_ERR_BUSY ? result : JS_OK;
     }
     if (result == JS_OK) {
@@ -177,6 +193,7 @@ int32_t js_comm_close(js_comm *comm)
             if (result != JS_OK) {
                 return js_comm_leave(comm, result);
             }
+            js_store_rel_u32(&comm->busy, JS_COMM_CLOSING);
         }
         comm_unlink(comm);
         comm_withdraw(comm);
@@ -190,12 +207,12 @@ int32_t js_comm_close(js_comm *comm)
         if (comm->waiter.is_armed) {
             js_wait_reset(comm);
         }
-        comm_destroy(comm);
+        comm_shut(comm);
         js_store_rel_u32(&board->gone, 1); /* from here on the area may be another's */
         js_group_reap(engine);
         return JS_OK;
     }
-    comm_destroy(comm);
+    comm_shut(comm);
     return JS_OK;
 }
 

@@ -112,7 +112,8 @@ typedef enum js_comm_busy {
     JS_COMM_ENTERED, /* a call */
     JS_COMM_HELPED,  /* a thread that waits in another communicator; leaves soon */
     JS_COMM_FORKED,  /* for good: this is a child of the process that opened it */
-    JS_COMM_CLOSED,  /* for good; a device may still hold its queue pair */
+    JS_COMM_CLOSING, /* soon closed, or entered again */
+    JS_COMM_CLOSED,  /* for good; a call that comes late, or a device, finds the memory in place */
 } js_comm_busy;
 
 /* When a thread that would rather not disturb others looks again whether they are active. */
@@ -244,8 +245,12 @@ void js_turn_wake(js_comm *comm, js_comm_slot *slot);
 /* What js_comm_leave does where others want in, or sleep and will not be woken by peers. */
 void js_turn_pass(js_comm *comm);
 /* Waits until nobody is in the middle of a call, if that cannot last; enters and leaves on the way.
- * The caller is inside, and afterwards still is only with JS_OK. */
+ * The caller is inside, and afterwards still is only with JS_OK: then nobody comes any more. */
 int32_t js_turn_await_none(js_comm *comm);
+/* For a thread outside: with JS_OK nobody closes the communicator before js_turn_let_go.
+ * JS_ERR_CLOSED: somebody has. */
+int32_t js_turn_hold(js_comm *comm);
+void js_turn_let_go(js_comm *comm);
 
 /* --- js_help.c --- */
 /* What js_comm_enter does where somebody is inside: waits for a turn. JS_ERR_BUSY if nobody comes

@@ -550,9 +550,10 @@ void js_comm_abort(js_comm *comm, int32_t status)
     js_fault fault = { .status = status, .reporter = (int32_t)comm->rank, .culprit = -1 };
     fault.reporter_job = comm->members[comm->rank];
     int32_t result = js_comm_enter_soon(comm);
-    if (result == JS_ERR_BUSY) { /* the thread inside finds it in its wait */
-        (void)js_fault_publish(comm, &fault);
+    if (result == JS_ERR_BUSY && js_turn_hold(comm) == JS_OK) {
+        (void)js_fault_publish(comm, &fault); /* the thread inside finds it in its wait */
         js_wait_wake_self(comm);
+        js_turn_let_go(comm);
     }
     if (result != JS_OK) {
         return;

@@ -33,7 +33,8 @@ static int32_t engine_copy_pidfds(js_engine *engine, const int32_t *pidfds)
     return JS_OK;
 }
 
-static void engine_destroy(js_engine *engine)
+/* Gives back all but what a call that comes too late looks at. */
+static void engine_shut(js_engine *engine)
 {
     for (uint32_t i = 0; engine->pidfds != NULL && i < engine->world; i++) {
         if (engine->pidfds[i].fd >= 0) {
@@ -41,12 +42,12 @@ static void engine_destroy(js_engine *engine)
         }
     }
     js_group_forget(engine);
-    pthread_mutex_destroy(&engine->lock);
     free(engine->pidfds);
+    engine->pidfds = NULL;
     if (engine->heap != NULL) {
         js_heap_release(engine->heap);
     }
-    free(engine);
+    engine->has_left = true;
 }
 
 /* Whoever wakes a sleeping rank must have registered, whoever sleeps issues the barrier. */
@@ -83,7 +84,8 @@ int32_t js_engine_new(js_seg *seg, uint32_t rank, const int32_t *pidfds,
         result = JS_FAIL(JS_ERR_INVALID, "rank %u has attached to this segment before", rank);
     }
     if (result != JS_OK) {
-        engine_destroy(engine);
+        engine_shut(engine);
+        js_engine_free(engine);
         return result;
     }
     js_store_rel_u32(&self->pid, (uint32_t)getpid());
@@ -104,15 +106,24 @@ int32_t js_engine_set_hosts(js_engine *engine, const uint16_t *hosts)
     return JS_OK;
 }
 
-void js_engine_free(js_engine *engine)
+void js_engine_leave(js_engine *engine)
 {
-    if (engine == NULL) {
+    if (engine->has_left) {
         return;
     }
     js_thread_stop(engine);
     js_seg_rank *self = js_seg_get_rank(engine->seg, engine->rank);
     js_store_rel_u32(&self->state, JS_PEER_CLOSED);
-    engine_destroy(engine);
+    engine_shut(engine);
+}
+
+void js_engine_free(js_engine *engine)
+{
+    if (engine != NULL) {
+        js_engine_leave(engine);
+        pthread_mutex_destroy(&engine->lock);
+        free(engine);
+    }
 }
 
 void js_engine_check_liveness(js_engine *engine)

@@ -64,7 +64,7 @@ static int32_t help_enter(js_comm *comm, uint64_t patience_ns)
     uint64_t patience = js_clock_ns_to_ticks(&comm->engine->clock, patience_ns);
     uint32_t spins = 0;
     for (;;) {
-        uint32_t busy = js_load_rlx_u32(&comm->busy);
+        uint32_t busy = js_load_seq_u32(&comm->busy); /* after `wanted`: js_turn_hold */
         if (busy == JS_COMM_FORKED) {
             return JS_ERR_FORKED; /* the queues and streams are the parent's */
         }

@@ -291,7 +291,7 @@ static void qp_lay(js_queue *queue, const js_qp_config *config, uint32_t depth)
     js_queue_set_state(queue, JS_QP_READY);
 }
 
-static void qp_destroy(js_queue *queue)
+void js_qp_destroy(js_queue *queue)
 {
     if (queue->block != NULL) {
         js_block_free(queue->block);
@@ -329,7 +329,7 @@ static int32_t qp_allocate(js_comm *comm, const js_qp_config *config, uint32_t d
         result = js_block_new(comm, qp_lay_out(depth).total, 1, &queue->block);
     }
     if (result != JS_OK) {
-        qp_destroy(queue);
+        js_qp_destroy(queue);
         return result;
     }
     qp_lay(queue, config, depth);
@@ -558,12 +558,7 @@ int32_t js_qp_close(js_queue *queue)
 
 void js_qp_free(js_queue *queue)
 {
-    js_comm *comm = queue->comm;
-    if (js_qp_close(queue) == JS_ERR_BUSY) {
-        return; /* a thread that is stuck inside still uses it */
-    }
-    qp_destroy(queue);
-    free(comm);
+    js_comm_free(queue->comm);
 }
 
 uint32_t js_qp_arm(js_queue *queue)

@@ -99,5 +99,6 @@ void js_queue_set_state(js_queue *queue, uint32_t state);
 /* For the thread inside the communicator, which is about to close: peers may write to no region any
  * more, devices neither post nor wake. JS_ERR_BUSY: a peer is writing and does not get on. */
 JS_MUST_CHECK int32_t js_qp_shut(js_queue *queue);
+void js_qp_destroy(js_queue *queue);
 
 #endif

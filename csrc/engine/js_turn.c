@@ -13,6 +13,9 @@
  * - Now and then each asks after the peers that it waits for itself: those inside ask after theirs.
  *   Who only looks, again and again, does so too.
  *
+ * Who closes waits for all these. A call that comes later finds `busy` and the slots in place, and
+ * that the communicator is closed: this memory goes with js_comm_free.
+ *
  * Where threads have met once, who has spun long enough for its operation sleeps outside too, with
  * its doorbell up: others then come in without waking it. If they take the doorbell down, they wake
  * it when they leave.
@@ -105,10 +108,36 @@ static bool turn_has_others(const js_comm *comm)
     return (js_load_seq_u32(&comm->outside) | js_load_seq_u32(&comm->wanted)) != 0;
 }
 
+/* Whoever comes writes that it does, then looks at `busy`; whoever closes does the reverse. One of
+ * the two sees the other. */
+int32_t js_turn_hold(js_comm *comm)
+{
+    uint32_t busy;
+    (void)js_add_seq_u32(&comm->outside, 1);
+    while ((busy = js_load_seq_u32(&comm->busy)) == JS_COMM_CLOSING) {
+        sched_yield();
+    }
+    if (busy == JS_COMM_CLOSED) {
+        js_turn_let_go(comm);
+        return JS_FAIL(JS_ERR_CLOSED, "the communicator is closed");
+    }
+    return JS_OK;
+}
+
+void js_turn_let_go(js_comm *comm)
+{
+    (void)js_add_seq_u32(&comm->outside, UINT32_MAX);
+}
+
 int32_t js_turn_await_none(js_comm *comm)
 {
     uint64_t start = js_clock_ticks();
-    while (turn_has_others(comm)) {
+    for (;;) {
+        (void)js_swap_seq_u32(&comm->busy, JS_COMM_CLOSING);
+        if (!turn_has_others(comm)) {
+            return JS_OK;
+        }
+        js_store_rel_u32(&comm->busy, JS_COMM_ENTERED);
         if (comm->failed == JS_OK && js_load_rlx_u32(&comm->control->abort) != 0) {
             (void)js_fault_adopt(comm);
         }
@@ -120,14 +149,13 @@ int32_t js_turn_await_none(js_comm *comm)
         sched_yield();
         JS_TRY(js_comm_enter(comm));
     }
-    return JS_OK;
 }
 
 int32_t js_turn_yield(js_turn *turn, js_cqe *out)
 {
     js_comm *comm = turn->comm;
     int32_t result = JS_TURN_TAKEN;
-    (void)js_add_seq_u32(&comm->outside, 1);
+    (void)js_turn_hold(comm); /* the caller is inside: it can */
     (void)js_comm_leave(comm, JS_OK);
     if (js_comm_enter(comm) == JS_OK) {
         comm->waiter.looked_ticks = 0;
@@ -135,7 +163,7 @@ int32_t js_turn_yield(js_turn *turn, js_cqe *out)
         turn->is_outside = true;
         result = js_turn_collect(turn->slot, turn->wr_id, out);
     }
-    (void)js_add_seq_u32(&comm->outside, UINT32_MAX);
+    js_turn_let_go(comm);
     return result;
 }
 
@@ -198,10 +226,9 @@ bool js_turn_look_after(const js_turn *turn)
         js_store_rlx_u32(&slot->asked_ms, now_ms);
     }
     if (turn->is_outside) {
-        if (is_due) {
-            (void)js_add_seq_u32(&comm->outside, 1); /* nobody closes it meanwhile */
+        if (is_due && js_turn_hold(comm) == JS_OK) {
             turn_ask(turn);
-            (void)js_add_seq_u32(&comm->outside, UINT32_MAX);
+            js_turn_let_go(comm);
         }
         return is_due;
     }
@@ -321,7 +348,7 @@ int32_t js_turn_wait(js_turn *turn, js_cqe *out)
 {
     js_comm *comm = turn->comm;
     turn->since_ticks = turn->since_ticks ? turn->since_ticks : js_clock_ticks();
-    (void)js_add_seq_u32(&comm->outside, 1);
+    JS_TRY(js_turn_hold(comm));
     (void)js_add_seq_u32(&turn->slot->sleepers, 1);
     if (!turn->is_outside) {
         comm->dozers |= turn->door_ns != 0;
@@ -333,6 +360,6 @@ int32_t js_turn_wait(js_turn *turn, js_cqe *out)
         result = js_turn_collect(turn->slot, turn->wr_id, out);
     }
     (void)js_add_seq_u32(&turn->slot->sleepers, UINT32_MAX);
-    (void)js_add_seq_u32(&comm->outside, UINT32_MAX);
+    js_turn_let_go(comm);
     return result;
 }

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jetstream._core.link import ADDRESS_BYTES, Link, LinkSettings
 from jetstream._core.native import check, ffi, lib
 from jetstream._core.segment import Segment
-from jetstream.errors import BusyError, ConfigurationError
+from jetstream.errors import BusyError, ClosedError, ConfigurationError
 
 __all__ = ["Endpoint", "Engine"]
 
@@ -23,7 +24,8 @@ _open: weakref.WeakSet[Endpoint] = weakref.WeakSet()
 class Engine:
     """What this process is in a job. It leaves the job with the last of its communicators.
 
-    ``handle`` is the cffi pointer ``js_engine *``, NULL once it has left.
+    ``handle`` is the cffi pointer ``js_engine *``, NULL once it has left; the memory behind it
+    stays as long as this object.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Engine:
         out = ffi.new("js_engine **")
         check(lib.js_engine_new(segment.handle, rank, ffi.new("int32_t[]", pidfds), config, out))
         self.handle: Any = out[0]
+        self._memory = self.handle
         self.segment = segment
         #: Whether a thread of its own makes rounds.
         self.has_thread = False
@@ -74,21 +77,27 @@ class Engine:
             self._users -= 1
             if self._users > 0 or self.handle == ffi.NULL:
                 return
-            lib.js_engine_free(self.handle)
+            lib.js_engine_leave(self.handle)
             self.handle = ffi.NULL
         self.segment.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None) == ffi.NULL:
+            lib.js_engine_free(self._memory)
 
 
 class Endpoint:
     """One communicator, as this rank holds it.
 
     ``handle`` is the cffi pointer ``js_comm *``, NULL once closed. ``queue`` is the
-    ``js_queue *`` of the queue pair that it serves; that memory stays as long as this object.
+    ``js_queue *`` of the queue pair that it serves. The memory of both stays as long as this
+    object: who has read ``handle`` just before another thread closes gets JS_ERR_CLOSED.
     """
 
     def __init__(self, engine: Engine, handle: Any, size: int) -> None:
         self.engine = engine
         self.handle = handle
+        self._memory = handle
         self.queue: Any = ffi.NULL
         self._lock = threading.RLock()
         #: Ranks in the job, by rank in this communicator.
@@ -171,7 +180,8 @@ class Endpoint:
 
         For its first member alone. Raises SystemCallError where the heap has no room.
         """
-        check(lib.js_group_create(self.engine.handle, group))
+        with self.held():
+            check(lib.js_group_create(self.engine.handle, group))
 
     def join(self, group: Any) -> Endpoint:
         """Open the communicator of a ``js_group *`` that its first member has offered.
@@ -179,8 +189,9 @@ class Endpoint:
         Raises SegmentError, SystemCallError.
         """
         out = ffi.new("js_comm **")
-        check(lib.js_comm_open_group(self.engine.handle, group, out))
-        return Endpoint(self.engine, out[0], group.size)
+        with self.held():
+            check(lib.js_comm_open_group(self.engine.handle, group, out))
+            return Endpoint(self.engine, out[0], group.size)
 
     def serve(self, config: Any) -> Any:
         """Give the communicator to a device; returns its ``js_qp *``.
@@ -189,7 +200,8 @@ class Endpoint:
         ArgumentError, BusyError, OutOfMemoryError, SystemCallError, or what it has failed with.
         """
         out = ffi.new("js_queue **")
-        check(lib.js_qp_open(self.handle, config, out))
+        with self.held() as handle:
+            check(lib.js_qp_open(handle, config, out))
         self.queue = out[0]
         return lib.js_qp_view(self.queue)
 
@@ -214,6 +226,17 @@ class Endpoint:
         _open.discard(self)
         self.engine.release()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Any]:
+        """``handle``, for what may not be closed in the middle; waits for who closes.
+
+        Not for what can last. Raises ClosedError.
+        """
+        with self._lock:
+            if self.handle == ffi.NULL:
+                raise ClosedError("the communicator is closed", status="JS_ERR_CLOSED")
+            yield self.handle
+
     def settled_handle(self) -> Any:
         """``handle``, when a close that another thread has begun has succeeded or failed."""
         with self._lock:
@@ -236,15 +259,15 @@ class Endpoint:
     def __del__(self) -> None:
         if getattr(self, "handle", ffi.NULL) != ffi.NULL:
             self.close()  # nobody can be inside
-        queue = getattr(self, "queue", ffi.NULL)
         # A device that is still running when the interpreter ends finds its memory in place.
-        if queue != ffi.NULL and not self.is_forked and not sys.is_finalizing():
-            lib.js_qp_free(queue)
+        if not getattr(self, "is_forked", True) and not sys.is_finalizing():
+            lib.js_comm_free(self._memory)
 
     def forget(self) -> None:
         """In the child of a fork: never touch the parent's segment again."""
         self.is_forked = True
-        lib.js_comm_forked(self.handle)
+        self._lock = threading.RLock()  # a thread may have had it that is not in the child
+        lib.js_comm_forked(self._memory)  # another thread may have been about to close it
 
 
 def _close_all() -> None:

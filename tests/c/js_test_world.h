@@ -39,7 +39,7 @@ static inline void *js_test_rank_main(void *argument)
     JS_TEST_REQUIRE(result == JS_OK);
     JS_TEST_REQUIRE(js_comm_open(self->engine, &self->comm) == JS_OK);
     self->body(self);
-    js_comm_close(self->comm);
+    js_comm_free(self->comm);
     js_engine_free(self->engine);
     return NULL;
 }

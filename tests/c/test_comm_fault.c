@@ -261,7 +261,7 @@ static void alone_open(fault_alone *a, const int32_t *pidfds)
 
 static void alone_close(fault_alone *a)
 {
-    js_comm_close(a->self.comm);
+    js_comm_free(a->self.comm);
     js_engine_free(a->self.engine);
     js_engine_free(a->peer);
     js_seg_detach(a->self.seg);
@@ -382,8 +382,7 @@ static void test_forked(void)
     JS_TEST_EQ_I64(js_comm_wait(a.self.comm, id, 1, &cqe), JS_ERR_FORKED);
     JS_TEST_EQ_I64(js_comm_cancel_receive(a.self.comm, id), JS_ERR_FORKED);
     js_comm_abort(a.self.comm, JS_ERR_ABORTED);
-    js_comm_close(a.self.comm);
-    a.self.comm = NULL;
+    JS_TEST_EQ_I64(js_comm_close(a.self.comm), JS_OK);
     JS_TEST_EQ_U64(control->abort, 0);
     JS_TEST_EQ_U64(board->closed, 0);
     JS_TEST_EQ_U64(board->active, 1);

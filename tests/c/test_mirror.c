@@ -51,7 +51,7 @@ static void *mirror_main(void *argument)
         JS_TEST_REQUIRE(result == (job->is_absent ? JS_ERR_UNREACHABLE : JS_OK));
         self->body(self);
     }
-    js_comm_close(self->comm);
+    js_comm_free(self->comm);
     js_engine_free(self->engine);
     return NULL;
 }

@@ -238,7 +238,6 @@ static void body_stop(js_test_rank *self)
     }
     js_test_meet(self);
     JS_TEST_EQ_I64(js_comm_close(self->comm), JS_OK);
-    self->comm = NULL;
 }
 
 static void test_stop(void)

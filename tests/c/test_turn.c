@@ -441,7 +441,7 @@ static void test_unfinished_of_another(void)
         int32_t result = js_comm_receive_wait(comm, &word, 4, 1ull << 32, 1);
         JS_TEST_CHECK(result == JS_ERR_TIMEOUT || result == JS_ERR_AGAIN);
         JS_TEST_CHECK(js_comm_unfinished(comm) != 0);
-        JS_TEST_EQ_I64(js_comm_close(comm), JS_OK);
+        js_comm_free(comm);
     }
     for (uint32_t i = 0; i < 4; i++) {
         js_engine_free(engines[i]);
@@ -468,10 +468,8 @@ static void body_abort(js_test_rank *self)
         }
         JS_TEST_EQ_I64(js_comm_close(self->comm), JS_ERR_BUSY);
         js_comm_abort(self->comm, JS_ERR_ABORTED);
-        js_comm *comm = self->comm;
-        self->comm = NULL;
         int32_t result;
-        while ((result = js_comm_close(comm)) == JS_ERR_BUSY) {
+        while ((result = js_comm_close(self->comm)) == JS_ERR_BUSY) {
         } /* a thread has not been on a core for a second */
         JS_TEST_EQ_I64(result, JS_OK);
         for (uint32_t i = 0; i < THREADS; i++) {
@@ -511,7 +509,6 @@ static void body_peer_leaves(js_test_rank *self)
     js_test_meet(self);
     if (self->rank == 1) {
         JS_TEST_EQ_I64(js_comm_close(self->comm), JS_OK);
-        self->comm = NULL;
     } else if (self->rank == 0) {
         for (uint32_t i = 0; i < 2; i++) {
             js_test_join(&threads[i]);

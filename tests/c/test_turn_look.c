@@ -53,7 +53,6 @@ static void test_abort(void)
 static void look_leave(js_test_rank *self)
 {
     JS_TEST_EQ_I64(js_comm_close(self->comm), JS_OK);
-    self->comm = NULL;
 }
 
 /* Of two operations only the one that is always looked at second has lost its peer. */

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import jetstream
 from jetstream.communicator import Communicator
-from jetstream.errors import ForkedError, PeerDiedError
+from jetstream.errors import ClosedError, ForkedError, PeerDiedError
 from jetstream.testing import RankPool
 from jetstream.testing.plugin import Pools
 
@@ -103,6 +105,25 @@ def run_children_that_end(comm: Communicator) -> None:
 
 def test_children_that_end(rank_pools: Pools) -> None:
     rank_pools(2).run(run_children_that_end)
+
+
+def test_fork_while_another_thread_closes() -> None:
+    texts = []
+
+    def ask() -> None:
+        signal.alarm(30)
+        with pytest.raises((ClosedError, ForkedError)):
+            comm.counters()
+
+    def fork_beside(handle: Any) -> None:
+        thread = threading.Thread(target=lambda: texts.append(fork_and_run(ask)))
+        thread.start()
+        thread.join()
+
+    comm = jetstream.init()
+    comm._endpoint.on_handle.append(fork_beside)
+    comm.close()
+    assert texts == [""]
 
 
 LIST_DESCRIPTORS = """

@@ -5,6 +5,7 @@ Where it can be, the other thread's deed is put in its place by hand, so that it
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import sys
@@ -13,7 +14,8 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -268,6 +270,67 @@ def test_closed_while_calls_are_prepared() -> None:
         assert not thread.is_alive() and late in crossed
         assert all(call.comm == comm._endpoint.handle for call in kept)
         calls._persistent = weakref.WeakSet(kept)
+
+
+def test_closed_before_a_call_arrives() -> None:
+    """A handle that a thread has in its hand leads to memory that is there, and says what is."""
+    comm = jetstream.init()
+    pending = comm.irecv(np.empty(1), 0, 7)
+    plan = comm._launcher.plan(plans.Kind.ALL_REDUCE, np.dtype("f4"), 4)
+    x, cqe, out = np.ones(4, "f4"), ffi.new("js_cqe *"), ffi.new("uint64_t *")
+    pointer = ffi.from_buffer(x)
+    end = comm._endpoint
+    handle = end.handle
+    comm.close()
+    for late in (
+        lambda: lib.js_comm_call(handle, plan.id, pointer, pointer, 1),
+        lambda: lib.js_comm_launch(handle, plan.id, pointer, pointer, out),
+        lambda: lib.js_comm_wait(handle, pending.wr_id, 0, cqe),
+        lambda: lib.js_comm_wait(handle, pending.wr_id, 2**63, cqe),
+        lambda: lib.js_comm_watch(handle, pending.wr_id, 2**63, cqe),
+    ):
+        assert late() == lib.JS_ERR_CLOSED
+    for look in (comm.records, comm.counters, lambda: comm.last_op, lambda: comm.heap):
+        with pytest.raises(ClosedError):
+            look()
+    with pytest.raises(ClosedError), end.held():
+        pass
+
+
+@pytest.mark.parametrize("name", ["all_reduce", "done", "counters", "empty", "dup", "abort"])
+def test_closed_while_others_call(name: str) -> None:
+    """Threads that call until they are told that it is closed; the last reference goes first."""
+
+    def call_on(comm: Communicator, x: Any, pending: Work) -> None:
+        with pytest.raises(ClosedError):
+            body: Callable[[], Any] = {
+                "all_reduce": lambda: comm.all_reduce(x, async_op=True).wait(WAIT_S),
+                "done": pending.done,
+                "counters": lambda: (comm.counters(), comm.records(), comm.last_op),
+                "empty": lambda: comm.empty(100),
+                "dup": lambda: comm.dup().close(),
+                "abort": lambda: (comm.abort(), comm.counters()),
+            }[name]
+            for _ in itertools.repeat(None):
+                body()
+
+    for _ in range(15):
+        comm = jetstream.init()
+        receive = comm.irecv(np.empty(1), 0, 7)
+        call = functools.partial(call_on, comm, np.ones(4), receive)
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(call) for _ in range(2)]
+            del call, receive
+            deadline_s = time.monotonic() + WAIT_S
+            is_closed = False
+            while not is_closed and time.monotonic() < deadline_s:
+                with suppress(BusyError):
+                    comm.close()
+                    is_closed = True
+            del comm
+            for future in futures:
+                future.result(WAIT_S)
+        assert is_closed
 
 
 # --- the table of what is in flight --------------------------------------------------------------

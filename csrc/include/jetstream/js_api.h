@@ -389,7 +389,8 @@ JS_API void js_seg_detach(js_seg *seg);
 JS_API int32_t js_engine_new(js_seg *seg, uint32_t rank, const int32_t *pidfds,
                              const js_wait_config *config, js_engine **out);
 /* Marks the rank closed. All communicators must have been closed. */
-JS_API void js_engine_free(js_engine *engine);
+JS_API void js_engine_leave(js_engine *engine);
+JS_API void js_engine_free(js_engine *engine); /* leaves, if it has not, and frees */
 
 /* Takes memory for a communicator from the caller's heap and fills in offset and id. For the first
  * member alone; it is freed when all that opened it have closed it or ended. */
@@ -415,8 +416,7 @@ JS_API int32_t js_comm_peer_counters(js_comm *comm, uint32_t rank, uint64_t *out
                                      uint32_t capacity);
 JS_API const char *js_peer_counter_name(uint32_t index); /* NULL: there are no more */
 JS_API int32_t js_comm_link_stats(js_comm *comm, js_link_stats *out);
-/* How many links there are to other hosts, and the counters of one of them, by number; its name is
- * valid as long as the communicator. */
+/* How many links there are to other hosts; counters of one, by number, its name until the close. */
 JS_API uint32_t js_comm_rails(js_comm *comm);
 JS_API int32_t js_comm_rail_stats(js_comm *comm, uint32_t rail, js_link_stats *out,
                                   const char **out_name);
@@ -427,8 +427,10 @@ JS_API const char *js_comm_way(js_comm *comm, uint32_t rank);
 JS_API int32_t js_comm_frame_bytes(js_comm *comm, uint32_t rank);
 /* Frames that were refused before it was known whose they are, by js_wire_reason. */
 JS_API int32_t js_comm_refused(js_comm *comm, uint64_t *out, uint32_t capacity);
-/* Leaves; peers that wait for it get JS_ERR_PEER_CLOSED. JS_ERR_BUSY: another thread is inside. */
+/* Leaves; peers that wait for it get JS_ERR_PEER_CLOSED. JS_ERR_BUSY: another thread is inside. Who
+ * posts or waits later gets JS_ERR_CLOSED, until js_comm_free, which closes too, and frees. */
 JS_API int32_t js_comm_close(js_comm *comm);
+JS_API void js_comm_free(js_comm *comm);
 /* Rank in the job of a member; JS_ERR_INVALID. */
 JS_API int32_t js_comm_member(const js_comm *comm, uint32_t rank);
 /* In the child of a fork: forgets the communicator without touching the segment. */
@@ -517,10 +519,8 @@ JS_API int32_t js_qp_drain(js_queue *queue, uint64_t timeout_ns);
 /* Takes no more posts, completes nothing more, closes the communicator. Idempotent. JS_ERR_BUSY: a
  * thread of the device does not come out. */
 JS_API int32_t js_qp_close(js_queue *queue);
-/* Closes and frees. No device uses the queue pair any more. */
-JS_API void js_qp_free(js_queue *queue);
-/* Asks that the next completion be told to the event descriptor. Returns the number of completions
- * that are there already. */
+JS_API void js_qp_free(js_queue *queue); /* frees both; no device uses the queue pair any more */
+/* The next completion is told to the event descriptor. Returns how many are there already. */
 JS_API uint32_t js_qp_arm(js_queue *queue);
 
 /* --- the engine thread ---------------------------------------------------------------------- */
