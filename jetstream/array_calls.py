@@ -145,13 +145,13 @@ class ArrayCalls:
         table = ffi.new("js_call_table *")
         known = self.tables.get(key)
         if known is None:
-            table.comm = handle
             table.tensors = tensor_layout
             table.array_type = id(np.ndarray)
             table.timeout_ns = timeout_ns
             table.is_by_rows = isinstance(key, tuple) and key[0] in _DIVIDED
         else:  # another thread may be reading it, without the interpreter's lock
             ffi.memmove(table, known, ffi.sizeof("js_call_table"))
+        table.comm = handle  # that one may be without it: somebody tries to close
         place = lib.js_array_remember(table, id(source), id(target), itemsize, plan)
         if place < lib.JS_CALL_TABLE_ENTRIES:
             self.tables[key] = table

@@ -1,21 +1,17 @@
-"""What another thread may do between two steps of a call: unload plans, try to close.
+"""What another thread may do between two steps of a call: unload plans, post and collect.
 
 Where it can be, the other thread's deed is put in its place by hand, so that it happens every time.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import itertools
 import sys
 import threading
 import time
-import traceback
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,48 +19,12 @@ import pytest
 
 import jetstream
 from jetstream import launcher, plans
-from jetstream._core import endpoint
 from jetstream._core.native import AGAIN, FULL, ffi, lib
 from jetstream.communicator import Communicator
-from jetstream.errors import ArgumentError, BusyError, ClosedError, TimedOutError
+from jetstream.errors import ArgumentError, TimedOutError
 from jetstream.testing.plugin import Pools
 from jetstream.work import Work
-
-WAIT_S = 30.0
-
-
-@contextmanager
-def running(*bodies: Callable[[], Any]) -> Iterator[None]:
-    """Each of the bodies again and again, in a thread of its own; their exceptions are raised."""
-    is_over = threading.Event()
-    errors: list[BaseException] = []
-
-    def repeat(body: Callable[[], Any]) -> None:
-        try:
-            while not is_over.is_set():
-                body()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=repeat, args=(body,), daemon=True) for body in bodies]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join(WAIT_S)
-    frames = sys._current_frames()
-    stuck = [
-        "".join(traceback.format_stack(frames[thread.ident]))
-        for thread in threads
-        if thread.is_alive() and thread.ident in frames
-    ]
-    assert not stuck, "\n".join([*stuck, *map(repr, errors)])
-    for error in errors:
-        raise error
-
+from tests.e2e.beside import WAIT_S, Lib, running
 
 # --- plans ---------------------------------------------------------------------------------------
 
@@ -142,195 +102,6 @@ def test_memory_of_plans_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         steps = [comm.persistent("all_reduce", np.ones(count)) for count in range(1, 9)]
         for step in steps:  # more than that, but all of it in use
             step()
-
-
-# --- closing -------------------------------------------------------------------------------------
-
-
-class BusyLib:
-    """A data plane in which another thread is always inside a call when one wants to close."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(lib, name)
-
-    def js_comm_close(self, comm: Any) -> int:
-        time.sleep(0.002)  # in which others may look at the handle
-        return int(lib.JS_ERR_BUSY)
-
-
-def test_close_that_cannot_be_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    comm = jetstream.init()
-    step, x = comm.persistent("all_reduce", np.ones(4)), np.ones(4)
-    with comm.capture() as graph:
-        comm.all_reduce(np.ones(4))
-    pending = comm.irecv(np.empty(1), 0, 7)
-
-    def talk() -> None:
-        receive = comm.irecv(y := np.empty(2), 0, 1)
-        comm.send(np.ones(2), 0, 1)
-        receive.wait(WAIT_S)
-        assert y.tolist() == [1, 1]
-        comm.isend(y, 0, 2)
-        comm.recv(y, 0, 2)
-
-    bodies = (
-        pending.done,
-        lambda: comm.all_reduce(x),
-        lambda: comm.all_reduce(x, timeout=WAIT_S),
-        lambda: comm.all_reduce(x, async_op=True).wait(WAIT_S),
-        *(step, graph, comm.barrier, talk, lambda: comm.counters()),
-    )
-    with monkeypatch.context() as patch:
-        patch.setattr(endpoint, "lib", BusyLib())
-        with running(*bodies):
-            for _ in range(60):
-                with pytest.raises(BusyError):
-                    comm.close()
-    assert not pending.done()
-    comm.close()
-    for body in bodies:
-        with pytest.raises(ClosedError):
-            body()
-
-
-@pytest.mark.parametrize("is_call", [True, False])
-def test_closed_while_a_call_is_noted_down(is_call: bool) -> None:
-    """What has been written down just afterwards does not lead to memory that is gone."""
-    comm = jetstream.init()
-    calls = comm._launcher._array_calls
-    name = "remember" if is_call else "watch"
-    note = getattr(calls, name)
-
-    def close_and_note(*arguments: Any, **options: Any) -> None:
-        comm.close()
-        note(*arguments, **options)
-
-    setattr(calls, name, close_and_note)
-    x = np.ones(4)
-    if is_call:
-        for _ in range(3):
-            with pytest.raises(ClosedError):
-                comm.all_reduce(x)
-        assert all(table.comm == ffi.NULL for table in calls.tables.values())
-    else:
-        step = comm.persistent("all_reduce", x)
-        with pytest.raises(ClosedError):
-            step()
-
-
-def test_closed_while_a_plan_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    comm = jetstream.init()
-    comm.all_reduce(np.ones(3))
-    compile_plan = plans.compile_plan
-
-    def close_and_compile(*arguments: Any, **options: Any) -> bytes:
-        comm.close()
-        return compile_plan(*arguments, **options)
-
-    monkeypatch.setattr(plans, "compile_plan", close_and_compile)
-    monkeypatch.setattr(plans, "lib", NoLib())
-    with pytest.raises(ClosedError):
-        comm.all_reduce(np.ones(4))
-    comm._launcher.plans.make_room()
-
-
-class NoLib:
-    """A data plane without the communicator, which is gone with its memory."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(lib, name)
-
-    def js_comm_load_plan(self, *call: Any) -> int:
-        raise AssertionError(call)
-
-    js_comm_unload_plan = js_comm_load_plan
-
-
-def test_closed_while_calls_are_prepared() -> None:
-    class Crossed(weakref.WeakSet[Any]):
-        """While one thread goes through it, another one wants to add something."""
-
-        def __iter__(self) -> Iterator[Any]:
-            late = ffi.new("js_persistent *")
-            thread = threading.Thread(target=calls.watch, args=(late,), daemon=True)
-            for n, call in enumerate(super().__iter__()):
-                if n == 0:
-                    thread.start()
-                    thread.join(0.05)
-                yield call
-            self.thread = thread, late
-
-    with jetstream.init() as comm:
-        calls = comm._launcher._array_calls
-        kept = [ffi.new("js_persistent *") for _ in range(3)]
-        calls._persistent = crossed = Crossed(kept)
-        calls.set_handle(comm._endpoint.handle)
-        thread, late = crossed.thread
-        thread.join(WAIT_S)
-        assert not thread.is_alive() and late in crossed
-        assert all(call.comm == comm._endpoint.handle for call in kept)
-        calls._persistent = weakref.WeakSet(kept)
-
-
-def test_closed_before_a_call_arrives() -> None:
-    """A handle that a thread has in its hand leads to memory that is there, and says what is."""
-    comm = jetstream.init()
-    pending = comm.irecv(np.empty(1), 0, 7)
-    plan = comm._launcher.plan(plans.Kind.ALL_REDUCE, np.dtype("f4"), 4)
-    x, cqe, out = np.ones(4, "f4"), ffi.new("js_cqe *"), ffi.new("uint64_t *")
-    pointer = ffi.from_buffer(x)
-    end = comm._endpoint
-    handle = end.handle
-    comm.close()
-    for late in (
-        lambda: lib.js_comm_call(handle, plan.id, pointer, pointer, 1),
-        lambda: lib.js_comm_launch(handle, plan.id, pointer, pointer, out),
-        lambda: lib.js_comm_wait(handle, pending.wr_id, 0, cqe),
-        lambda: lib.js_comm_wait(handle, pending.wr_id, 2**63, cqe),
-        lambda: lib.js_comm_watch(handle, pending.wr_id, 2**63, cqe),
-    ):
-        assert late() == lib.JS_ERR_CLOSED
-    for look in (comm.records, comm.counters, lambda: comm.last_op, lambda: comm.heap):
-        with pytest.raises(ClosedError):
-            look()
-    with pytest.raises(ClosedError), end.held():
-        pass
-
-
-@pytest.mark.parametrize("name", ["all_reduce", "done", "counters", "empty", "dup", "abort"])
-def test_closed_while_others_call(name: str) -> None:
-    """Threads that call until they are told that it is closed; the last reference goes first."""
-
-    def call_on(comm: Communicator, x: Any, pending: Work) -> None:
-        with pytest.raises(ClosedError):
-            body: Callable[[], Any] = {
-                "all_reduce": lambda: comm.all_reduce(x, async_op=True).wait(WAIT_S),
-                "done": pending.done,
-                "counters": lambda: (comm.counters(), comm.records(), comm.last_op),
-                "empty": lambda: comm.empty(100),
-                "dup": lambda: comm.dup().close(),
-                "abort": lambda: (comm.abort(), comm.counters()),
-            }[name]
-            for _ in itertools.repeat(None):
-                body()
-
-    for _ in range(15):
-        comm = jetstream.init()
-        receive = comm.irecv(np.empty(1), 0, 7)
-        call = functools.partial(call_on, comm, np.ones(4), receive)
-        with ThreadPoolExecutor(2) as pool:
-            futures = [pool.submit(call) for _ in range(2)]
-            del call, receive
-            deadline_s = time.monotonic() + WAIT_S
-            is_closed = False
-            while not is_closed and time.monotonic() < deadline_s:
-                with suppress(BusyError):
-                    comm.close()
-                    is_closed = True
-            del comm
-            for future in futures:
-                future.result(WAIT_S)
-        assert is_closed
 
 
 # --- the table of what is in flight --------------------------------------------------------------
@@ -431,7 +202,7 @@ def test_waits_end_though_their_begin_is_forgotten(monkeypatch: pytest.MonkeyPat
 
     assert not pending.advance(1, forget)
 
-    class Forgetful(BusyLib):
+    class Forgetful(Lib):
         js_comm_wait = staticmethod(forget)
 
     monkeypatch.setattr(launcher, "lib", Forgetful())
