@@ -127,6 +127,7 @@ class ArrayCalls:
         self._persistent: weakref.WeakSet[Any] = weakref.WeakSet()
         self._watch_lock = threading.RLock()  # who adds must not meet who goes through all
         self.mail = _new_mail()
+        self.is_captured = False  # meanwhile nothing of it can be called
 
     def remember(
         self,
@@ -151,7 +152,8 @@ class ArrayCalls:
             table.is_by_rows = isinstance(key, tuple) and key[0] in _DIVIDED
         else:  # another thread may be reading it, without the interpreter's lock
             ffi.memmove(table, known, ffi.sizeof("js_call_table"))
-        table.comm = handle  # that one may be without it: somebody tries to close
+        # That one may be without it: somebody tries to close.
+        table.comm = ffi.NULL if self.is_captured else handle
         place = lib.js_array_remember(table, id(source), id(target), itemsize, plan)
         if place < lib.JS_CALL_TABLE_ENTRIES:
             self.tables[key] = table
@@ -177,6 +179,7 @@ class ArrayCalls:
 
     def set_handle(self, handle: Any) -> None:
         """Change the ``js_comm *`` of everything; NULL: it is closed."""
+        handle = ffi.NULL if self.is_captured else handle
         self.mail.comm = handle
         for table in list(self.tables.values()):
             table.comm = handle

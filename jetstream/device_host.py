@@ -42,7 +42,8 @@ class DeviceHost:
 
     def fail(self, status: int) -> None:
         """Raise what a negative status of the communicator means, with the whole story."""
-        raise_failure(self._launcher.handle(), status)
+        with self._launcher.held() as handle:
+            raise_failure(handle, status)
 
     def waiting_text(self) -> str:
         """What this rank waits for at this moment."""

@@ -34,8 +34,9 @@ class _Native:
 
     def free(self) -> bool:
         """False: it is under way, or another thread is inside the communicator."""
-        if self.call.comm != ffi.NULL:
-            status = lib.js_comm_free_graph(self.call.comm, self.call.plan_id)
+        comm = self.call.comm  # once: another thread may be closing
+        if comm != ffi.NULL:
+            status = lib.js_comm_free_graph(comm, self.call.plan_id)
             if status == lib.JS_ERR_BUSY:
                 return False
         self.call.comm = ffi.NULL

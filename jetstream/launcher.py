@@ -21,7 +21,7 @@ from jetstream.array_calls import (
 from jetstream.arrays import Array, share_contiguous
 from jetstream.collectives import Splits
 from jetstream.config import Config
-from jetstream.diagnosis import describe_call, describe_wait, raise_failure
+from jetstream.diagnosis import describe_call, describe_wait
 from jetstream.dtypes import Kind, RedOp, check_redop, dtype_of, redop_of
 from jetstream.errors import JetstreamError, TimedOutError
 from jetstream.message_launcher import MessageLauncher
@@ -72,7 +72,8 @@ class Launcher(MessageLauncher):
     def set_captured(self, is_captured: bool) -> None:
         """Meanwhile nothing that was prepared or remembered can be launched."""
         self.is_captured = is_captured
-        self._array_calls.set_handle(ffi.NULL if is_captured else self._endpoint.handle)
+        self._array_calls.is_captured = is_captured
+        self._endpoint.tell()
 
     # --- collectives ---------------------------------------------------------------------------
 
@@ -103,6 +104,7 @@ class Launcher(MessageLauncher):
                 plan = None
             if plan is not None:
                 return plan
+        self.handle()  # in the child of a fork that lock may be another thread's for ever
         with self.plans.lock:
             return self._load(key, counts, splits)
 
@@ -270,7 +272,7 @@ class Launcher(MessageLauncher):
         fault = ffi.new("js_fault *")
         lib.js_comm_fault(handle, fault)
         if fault.status != lib.JS_OK:  # an earlier call has timed out
-            raise_failure(handle, lib.JS_ERR_TIMEOUT)
+            self.fail(lib.JS_ERR_TIMEOUT)
         story = describe_wait(fault)
         what = what or f"{describe_call(fault.my_call)} #{fault.my_sequence}"
         lib.js_comm_abort(handle, lib.JS_ERR_TIMEOUT)
@@ -298,7 +300,7 @@ class Launcher(MessageLauncher):
 
     def close(self) -> None:
         """Let sends in flight go out, then leave."""
-        if self._endpoint.handle == ffi.NULL or self._endpoint.is_forked:
+        if self._endpoint.is_forked or self._endpoint.settled_handle() == ffi.NULL:
             return
         try:
             for work in list(self._outstanding.values()):

@@ -92,9 +92,8 @@ class Poster:
 
     def abort(self, status: int = lib.JS_ERR_ABORTED) -> None:
         """Make all present and later operations of every rank fail."""
-        handle = self._endpoint.settled_handle()
-        if handle != ffi.NULL and not self._endpoint.is_forked:
-            lib.js_comm_abort(handle, status)
+        if not self._endpoint.is_forked:
+            self._endpoint.abort(status)
 
     # --- internals -----------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class QueuePairParts:
     @property
     def state(self) -> QPState:
         """READY, DRAINING, ERROR or CLOSED."""
-        if self._endpoint.handle == ffi.NULL:
+        if self._endpoint.settled_handle() == ffi.NULL:
             return QPState.CLOSED
         return QPState(self._native.control.status.state)
 
@@ -57,7 +57,7 @@ class QueuePairParts:
                 "this queue pair was made before a fork and belongs to the parent process",
                 status="JS_ERR_FORKED",
             )
-        if self._endpoint.handle == ffi.NULL:
+        if self._endpoint.handle == ffi.NULL and self._endpoint.settled_handle() == ffi.NULL:
             raise ClosedError("the queue pair is closed: make a new one", status="JS_ERR_CLOSED")
 
     def _check_use(self) -> None:

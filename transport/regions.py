@@ -182,7 +182,7 @@ class RegionTable:
             self._discarded.clear()
 
     def _is_open(self) -> bool:
-        return self._endpoint.handle != ffi.NULL and not self._endpoint.is_forked
+        return not self._endpoint.is_forked and self._endpoint.settled_handle() != ffi.NULL
 
     def _tidy(self) -> None:
         """Let go of arrays once nothing that was posted can name them."""

@@ -29,6 +29,7 @@ static void comm_shut(js_comm *comm)
     free(comm->graphs);
     free(comm->launches);
     js_store_rel_u32(&comm->busy, JS_COMM_CLOSED);
+    js_store_rel_u32(&comm->is_shut, 1);
 }
 
 static void comm_destroy(js_comm *comm)
@@ -47,9 +48,13 @@ void js_comm_free(js_comm *comm)
         return;
     }
     bool is_closed = js_load_acq_u32(&comm->busy) == JS_COMM_CLOSED;
-    if (is_closed || js_comm_close(comm) != JS_ERR_BUSY) { /* else a thread is stuck inside */
-        comm_destroy(comm);
+    if (!is_closed && js_comm_close(comm) == JS_ERR_BUSY) {
+        return; /* a thread that is stuck inside still uses it */
     }
+    while (js_load_acq_u32(&comm->is_shut) == 0) {
+        sched_yield(); /* another thread is closing it */
+    }
+    comm_destroy(comm);
 }
 
 static int32_t comm_open_streams(js_comm *comm)
@@ -187,13 +192,16 @@ int32_t js_comm_close(js_comm *comm)
     }
     if (result == JS_OK) {
         if (comm->queue == NULL) {
-            JS_TRY(js_turn_await_none(comm));
+            result = js_turn_close(comm);
+            if (result != JS_OK) {
+                return result == JS_ERR_CLOSED ? JS_OK : result;
+            }
         } else {
             result = js_qp_shut(comm->queue);
             if (result != JS_OK) {
                 return js_comm_leave(comm, result);
             }
-            js_store_rel_u32(&comm->busy, JS_COMM_CLOSING);
+            js_turn_close_queue(comm);
         }
         comm_unlink(comm);
         comm_withdraw(comm);
@@ -218,7 +226,9 @@ int32_t js_comm_close(js_comm *comm)
 
 void js_comm_forked(js_comm *comm)
 {
-    js_store_rlx_u32(&comm->busy, JS_COMM_FORKED);
+    if (js_load_rlx_u32(&comm->busy) != JS_COMM_CLOSED) {
+        js_store_rlx_u32(&comm->busy, JS_COMM_FORKED);
+    }
 }
 
 int32_t js_comm_member(const js_comm *comm, uint32_t rank)

@@ -112,7 +112,7 @@ typedef enum js_comm_busy {
     JS_COMM_ENTERED, /* a call */
     JS_COMM_HELPED,  /* a thread that waits in another communicator; leaves soon */
     JS_COMM_FORKED,  /* for good: this is a child of the process that opened it */
-    JS_COMM_CLOSING, /* soon closed, or entered again */
+    JS_COMM_CLOSING, /* for a moment: closed, or entered again */
     JS_COMM_CLOSED,  /* for good; a call that comes late, or a device, finds the memory in place */
 } js_comm_busy;
 
@@ -216,6 +216,7 @@ struct js_comm {
     uint32_t dozers;    /* not 0: threads sleep outside, at the doorbell; W: who is inside */
     uint32_t is_shared; /* not 0: two threads have met here (relaxed) */
     uint32_t is_inside; /* the device's thread is; W: it */
+    uint32_t is_shut;   /* not 0: closing is done; R: who frees it, rel/acq */
     bool is_biased;     /* one thread of a device goes in and out by that word: js_qp.c */
     /* What the engine thread writes. */
     js_turn_look thread JS_ALIGNED(JS_CACHE_LINE); /* when it should next go in; W: it */
@@ -244,9 +245,12 @@ int32_t js_turn_yield(js_turn *turn, js_cqe *out);
 void js_turn_wake(js_comm *comm, js_comm_slot *slot);
 /* What js_comm_leave does where others want in, or sleep and will not be woken by peers. */
 void js_turn_pass(js_comm *comm);
-/* Waits until nobody is in the middle of a call, if that cannot last; enters and leaves on the way.
- * The caller is inside, and afterwards still is only with JS_OK: then nobody comes any more. */
-int32_t js_turn_await_none(js_comm *comm);
+/* For the thread inside: nobody gets in any more, JS_ERR_CLOSED, nor is anybody in the middle of a
+ * call. Waits for those who are, if that cannot last; enters and leaves on the way. With another
+ * status the caller is outside, and the communicator is as it was. */
+int32_t js_turn_close(js_comm *comm);
+/* The same, for whom there is no way back; waits for all, but those who wait in the queue pair. */
+void js_turn_close_queue(js_comm *comm);
 /* For a thread outside: with JS_OK nobody closes the communicator before js_turn_let_go.
  * JS_ERR_CLOSED: somebody has. */
 int32_t js_turn_hold(js_comm *comm);

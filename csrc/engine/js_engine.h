@@ -27,7 +27,7 @@ struct js_engine {
     bool has_membarrier;          /* a barrier in the other ranks' cores on demand */
     bool is_spread;               /* over more than one host */
     uint16_t hosts[JS_RANKS_MAX]; /* host of each rank */
-    bool has_left;                /* of all this, the clock is still there */
+    bool has_left;                /* of all this, rank, world, hosts and clock still hold */
     bool is_world_taken;          /* the world communicator has been opened (lock) */
     pthread_mutex_t lock;
     js_comm *comms;        /* open communicators (lock) */

@@ -105,7 +105,8 @@ void js_turn_pass(js_comm *comm)
 
 static bool turn_has_others(const js_comm *comm)
 {
-    return (js_load_seq_u32(&comm->outside) | js_load_seq_u32(&comm->wanted)) != 0;
+    uint32_t own = comm->is_biased; /* js_comm_enter_slow leaves it up */
+    return js_load_seq_u32(&comm->outside) != 0 || js_load_seq_u32(&comm->wanted) != own;
 }
 
 /* Whoever comes writes that it does, then looks at `busy`; whoever closes does the reverse. One of
@@ -129,12 +130,21 @@ void js_turn_let_go(js_comm *comm)
     (void)js_add_seq_u32(&comm->outside, UINT32_MAX);
 }
 
-int32_t js_turn_await_none(js_comm *comm)
+void js_turn_close_queue(js_comm *comm)
+{
+    (void)js_swap_seq_u32(&comm->busy, JS_COMM_CLOSED);
+    while (turn_has_others(comm)) { /* they come out, or find it closed */
+        sched_yield();
+    }
+}
+
+int32_t js_turn_close(js_comm *comm)
 {
     uint64_t start = js_clock_ticks();
     for (;;) {
         (void)js_swap_seq_u32(&comm->busy, JS_COMM_CLOSING);
         if (!turn_has_others(comm)) {
+            js_store_rel_u32(&comm->busy, JS_COMM_CLOSED);
             return JS_OK;
         }
         js_store_rel_u32(&comm->busy, JS_COMM_ENTERED);

@@ -54,14 +54,17 @@ class Engine:
         #: What links to other hosts are opened with; None where there are none.
         self.links: LinkSettings | None = None
         self._users = 0
+        self._is_dropped = False
         self._lock = threading.RLock()  # an endpoint may be collected anywhere
 
     def start_thread(self, core: int) -> None:
         """Start the thread that makes rounds for all communicators, on ``core`` (-1: anywhere).
 
-        Without effect where it is running. Raises ArgumentError, SystemCallError.
+        Without effect where it is running. Raises ArgumentError, ClosedError, SystemCallError.
         """
         with self._lock:
+            if self.handle == ffi.NULL:
+                raise ClosedError("the communicator is closed", status="JS_ERR_CLOSED")
             if not self.has_thread:
                 check(lib.js_engine_start_thread(self.handle, core))
                 self.has_thread = True
@@ -80,10 +83,14 @@ class Engine:
             lib.js_engine_leave(self.handle)
             self.handle = ffi.NULL
         self.segment.close()
+        if self._is_dropped:
+            lib.js_engine_free(self._memory)
 
     def __del__(self) -> None:
         if getattr(self, "handle", None) == ffi.NULL:
             lib.js_engine_free(self._memory)
+        else:  # a communicator in the same cycle of references is collected after it
+            self._is_dropped = True
 
 
 class Endpoint:
@@ -211,7 +218,7 @@ class Endpoint:
         Raises BusyError while another thread is inside a call: then nothing is closed. Threads
         that wait in a queue pair come out first.
         """
-        if self.handle == ffi.NULL or self.is_forked:
+        if self.is_forked:
             return
         with self._lock:
             handle = self.handle
@@ -237,10 +244,19 @@ class Endpoint:
                 raise ClosedError("the communicator is closed", status="JS_ERR_CLOSED")
             yield self.handle
 
+    def abort(self, status: int) -> None:
+        """Make all present and later operations of every rank fail, also while others close."""
+        lib.js_comm_abort(self._memory, status)
+
     def settled_handle(self) -> Any:
         """``handle``, when a close that another thread has begun has succeeded or failed."""
         with self._lock:
             return self.handle
+
+    def tell(self) -> None:
+        """Call what is to be called when the handle has changed."""
+        with self._lock:
+            self._set_handle(self.handle)
 
     def check_told(self, handle: Any) -> None:
         """What to call with a handle that has been written where ``on_handle`` finds it.
@@ -248,8 +264,7 @@ class Endpoint:
         Another thread may have closed just before, and nobody has changed it then.
         """
         if self.handle != handle:
-            with self._lock:
-                self._set_handle(self.handle)
+            self.tell()
 
     def _set_handle(self, handle: Any) -> None:
         self.handle = handle
@@ -275,7 +290,7 @@ def _close_all() -> None:
         try:
             endpoint.close()
         except BusyError:  # a daemon thread is still inside: its memory must stay
-            lib.js_comm_abort(endpoint.handle, lib.JS_ERR_PEER_CLOSED)
+            endpoint.abort(lib.JS_ERR_PEER_CLOSED)
 
 
 def _forget_all() -> None:

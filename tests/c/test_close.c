@@ -144,4 +144,111 @@ static void test_calls_meanwhile(void)
     }
 }
 
-JS_TEST_MAIN(JS_TEST(test_late_calls), JS_TEST(test_calls_meanwhile))
+/* --- closing that is held up ----------------------------------------------------------------- */
+
+typedef struct close_visit {
+    close_job job;
+    int32_t result;
+    uint32_t has_begun;
+    uint32_t has_closed;
+} close_visit;
+
+static close_visit *close_visited; /* by the function of a graph of another communicator */
+
+static void close_visitor(void *argument)
+{
+    (void)argument;
+    close_visit *visit = close_visited;
+    js_store_rel_u32(&visit->has_begun, 1);
+    js_test_await(&visit->job.self.comm->busy, JS_COMM_CLOSED);
+    visit->result = js_comm_progress(visit->job.self.comm);
+}
+
+static void *close_closer(void *argument)
+{
+    close_visit *visit = argument;
+    JS_TEST_EQ_I64(js_comm_close(visit->job.self.comm), JS_OK);
+    js_store_rel_u32(&visit->has_closed, 1);
+    return NULL;
+}
+
+/* The engine thread is in the middle of its rounds, where it keeps a communicator from going, and
+ * what it carries out calls on that one. */
+static void test_close_waits_for_rounds(void)
+{
+    close_visit visit = { 0 };
+    close_open(&visit.job);
+    close_visited = &visit;
+    js_engine *engine = visit.job.self.engine;
+    js_group group = { .size = 1 };
+    js_comm *other = NULL;
+    uint32_t graph = 0;
+    uint64_t id = 0;
+    JS_TEST_REQUIRE(js_group_create(engine, &group) == JS_OK);
+    JS_TEST_REQUIRE(js_comm_open_group(engine, &group, &other) == JS_OK);
+    const js_graph_node nodes[] = {
+        { .kind = JS_NODE_RECEIVE,
+          .target_addr = (uintptr_t)&visit.job.word,
+          .bytes = 4,
+          .key = 7 },
+        { .kind = JS_NODE_CALL, .function = close_visitor },
+    };
+    JS_TEST_EQ_I64(js_comm_new_graph(other, nodes, 2, &graph), JS_OK);
+    JS_TEST_EQ_I64(js_comm_launch_graph(other, graph, &id), JS_OK);
+    JS_TEST_EQ_U64(visit.has_begun,
+                   0); /* the engine thread will carry it out, from round to round */
+    JS_TEST_EQ_I64(js_engine_start_thread(engine, -1), JS_OK);
+    js_test_await(&visit.has_begun, 1);
+    pthread_t thread;
+    JS_TEST_REQUIRE(pthread_create(&thread, NULL, close_closer, &visit) == 0);
+    js_test_await(&visit.has_closed, 1);
+    JS_TEST_REQUIRE(pthread_join(thread, NULL) == 0);
+    JS_TEST_EQ_I64(visit.result, JS_ERR_CLOSED);
+    js_comm_free(other);
+    close_leave(&visit.job);
+    close_free(&visit.job);
+}
+
+/* Whoever holds a communicator with a queue pair is waited for, too. */
+static void test_close_waits_for_holders(void)
+{
+    close_visit visit = { 0 };
+    close_open(&visit.job);
+    js_comm *comm = visit.job.self.comm;
+    js_queue *queue = NULL;
+    const js_qp_config config = { .event_fd = -1 };
+    JS_TEST_EQ_I64(js_comm_cancel_receive(comm, visit.job.wr_id), JS_OK);
+    JS_TEST_EQ_I64(js_qp_open(comm, &config, &queue), JS_OK);
+    JS_TEST_EQ_I64(js_turn_hold(comm), JS_OK);
+    pthread_t thread;
+    JS_TEST_REQUIRE(pthread_create(&thread, NULL, close_closer, &visit) == 0);
+    js_test_await(&comm->busy, JS_COMM_CLOSED);
+    JS_TEST_EQ_I64(js_turn_hold(comm), JS_ERR_CLOSED);
+    for (uint32_t i = 0; i < 100; i++) {
+        sched_yield();
+    }
+    JS_TEST_EQ_U64(js_load_acq_u32(&visit.has_closed), 0);
+    JS_TEST_EQ_U64(js_load_acq_u32(&comm->is_shut), 0);
+    js_turn_let_go(comm);
+    js_test_await(&visit.has_closed, 1);
+    JS_TEST_REQUIRE(pthread_join(thread, NULL) == 0);
+    close_leave(&visit.job);
+    close_free(&visit.job);
+}
+
+/* In the child of a fork that is closed which was. */
+static void test_closed_before_a_fork(void)
+{
+    close_job job;
+    close_open(&job);
+    JS_TEST_EQ_I64(js_comm_close(job.self.comm), JS_OK);
+    js_comm_forked(job.self.comm);
+    JS_TEST_EQ_I64(js_comm_progress(job.self.comm), JS_ERR_CLOSED);
+    JS_TEST_EQ_I64(js_comm_close(job.self.comm), JS_OK);
+    close_leave(&job);
+    close_free(&job);
+}
+
+JS_TEST_MAIN(JS_TEST(test_late_calls), JS_TEST(test_calls_meanwhile),
+             JS_TEST(test_close_waits_for_rounds), JS_TEST(test_close_waits_for_holders),
+             JS_TEST(test_closed_before_a_fork))

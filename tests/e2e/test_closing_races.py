@@ -6,6 +6,7 @@ Where it can be, the other thread's deed is put in its place by hand, so that it
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import threading
 import time
@@ -19,11 +20,12 @@ import numpy as np
 import pytest
 
 import jetstream
-from jetstream import array_calls, plans
+from jetstream import array_calls, plans, progress
 from jetstream._core import endpoint
 from jetstream._core.native import ffi, lib
 from jetstream.communicator import Communicator
-from jetstream.errors import BusyError, ClosedError
+from jetstream.errors import ArgumentError, BusyError, ClosedError
+from jetstream.transport import QPState, QueuePair
 from jetstream.work import Work
 from tests.e2e.beside import WAIT_S, BusyLib, Lib, running
 
@@ -221,3 +223,102 @@ def test_closed_while_others_call(name: str) -> None:
             for future in futures:
                 future.result(WAIT_S)
         assert is_closed
+
+
+class SlowBusyLib(Lib):
+    """One that takes its time to say that it cannot be."""
+
+    def __init__(self) -> None:
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def js_comm_close(self, comm: Any) -> int:
+        self.has_begun.set()
+        self.may_end.wait(WAIT_S)
+        return int(lib.JS_ERR_BUSY)
+
+    js_qp_close = js_comm_close
+
+
+def test_who_closes_too_waits_for_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it may not be closed, nothing is given back, and nobody is told that it is."""
+    comm = jetstream.init()
+    qp = QueuePair(comm)
+    regions = [qp.register(np.zeros(8)) for _ in range(2)]
+
+    def run(*late: Callable[[], Any]) -> list[Exception | None]:
+        slow = SlowBusyLib()
+        with monkeypatch.context() as patch, ThreadPoolExecutor(1 + len(late)) as pool:
+            patch.setattr(endpoint, "lib", slow)
+            first = pool.submit(late[0])
+            assert slow.has_begun.wait(WAIT_S)
+            others = [pool.submit(one) for one in late[1:]]
+            time.sleep(0.05)  # what does not wait would be done by then
+            assert not any(one.done() for one in others)
+            slow.may_end.set()
+            return [one.exception(WAIT_S) for one in (first, *others)]
+
+    errors = run(qp.close, qp.close, lambda: qp.state)
+    assert [type(error) for error in errors] == [BusyError, BusyError, type(None)]
+    assert qp.state == QPState.READY
+    assert not any(region.is_closed for region in regions)
+    errors = run(qp.close, regions[0].close)
+    assert [type(error) for error in errors] == [BusyError, type(None)]
+    assert lib.js_qp_deregister(qp._endpoint.queue, regions[0].native) != lib.JS_OK  # it was done
+    assert run(comm.close, comm.close)[1] is not None
+    qp.close()
+    comm.close()
+
+
+def test_closed_before_the_engine_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    comm = jetstream.init()
+    choose_core = progress.choose_core
+
+    def close_and_choose(*arguments: Any) -> int:
+        comm.close()
+        return choose_core(*arguments)
+
+    monkeypatch.setattr(progress, "choose_core", close_and_choose)
+    with pytest.raises(ClosedError):
+        comm.start_progress()
+
+
+def test_failed_close_ends_no_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    comm = jetstream.init()
+    step, x = comm.persistent("all_reduce", np.ones(4)), np.ones(8)
+    comm.all_reduce(x)
+    step()
+
+    def refused(call: Callable[[], Any]) -> bool:
+        with ThreadPoolExecutor(1) as pool:
+            return isinstance(pool.submit(call).exception(WAIT_S), (ArgumentError, BusyError))
+
+    with comm.capture(), monkeypatch.context() as patch:
+        patch.setattr(endpoint, "lib", BusyLib())
+        with pytest.raises(BusyError):
+            comm._endpoint.close()
+        assert refused(step)
+    step()
+    comm.all_reduce(x)
+    comm.close()
+
+
+def test_memory_goes_with_a_cycle_of_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the collector comes to the engine before it comes to its communicator."""
+    freed: list[str] = []
+
+    class CountingLib(Lib):
+        def js_engine_free(self, engine: Any) -> None:
+            freed.append("engine")
+            lib.js_engine_free(engine)
+
+        def js_comm_free(self, comm: Any) -> None:
+            freed.append("communicator")
+            lib.js_comm_free(comm)
+
+    gc.collect()
+    monkeypatch.setattr(endpoint, "lib", CountingLib())
+    comm = jetstream.init()
+    work = comm.irecv(np.empty(1), 0, 7)
+    del comm, work
+    gc.collect()
+    assert sorted(freed) == ["communicator", "engine"]

@@ -17,10 +17,15 @@ import numpy as np
 import pytest
 
 import jetstream
+from jetstream import plans
 from jetstream.communicator import Communicator
 from jetstream.errors import ClosedError, ForkedError, PeerDiedError
 from jetstream.testing import RankPool
 from jetstream.testing.plugin import Pools
+
+
+def _raise_timeout(*_: Any) -> None:
+    raise TimeoutError("the child hangs")
 
 
 def fork_and_run(child: Callable[[], None]) -> str:
@@ -29,6 +34,8 @@ def fork_and_run(child: Callable[[], None]) -> str:
     pid = os.fork()
     if pid == 0:
         try:
+            signal.signal(signal.SIGALRM, _raise_timeout)
+            signal.alarm(30)
             child()
         except BaseException as error:
             os.write(writer, f"{type(error).__name__}: {error}".encode())
@@ -111,7 +118,6 @@ def test_fork_while_another_thread_closes() -> None:
     texts = []
 
     def ask() -> None:
-        signal.alarm(30)
         with pytest.raises((ClosedError, ForkedError)):
             comm.counters()
 
@@ -124,6 +130,30 @@ def test_fork_while_another_thread_closes() -> None:
     comm._endpoint.on_handle.append(fork_beside)
     comm.close()
     assert texts == [""]
+
+
+def test_fork_while_another_thread_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling, forked = threading.Event(), threading.Event()
+    compile_plan = plans.compile_plan
+
+    def compile_slowly(*arguments: Any, **options: Any) -> bytes:
+        compiling.set()
+        assert forked.wait(60)
+        return compile_plan(*arguments, **options)
+
+    def call() -> None:
+        with pytest.raises(ForkedError):
+            comm.all_reduce(np.ones(5))
+
+    with jetstream.init() as comm:
+        monkeypatch.setattr(plans, "compile_plan", compile_slowly)
+        thread = threading.Thread(target=comm.all_reduce, args=(np.ones(4),))
+        thread.start()
+        assert compiling.wait(60)
+        text = fork_and_run(call)
+        forked.set()
+        thread.join()
+        assert text == ""
 
 
 LIST_DESCRIPTORS = """

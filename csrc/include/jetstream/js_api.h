@@ -390,7 +390,7 @@ JS_API int32_t js_engine_new(js_seg *seg, uint32_t rank, const int32_t *pidfds,
                              const js_wait_config *config, js_engine **out);
 /* Marks the rank closed. All communicators must have been closed. */
 JS_API void js_engine_leave(js_engine *engine);
-JS_API void js_engine_free(js_engine *engine); /* leaves, if it has not, and frees */
+JS_API void js_engine_free(js_engine *engine); /* and frees: no call comes any more */
 
 /* Takes memory for a communicator from the caller's heap and fills in offset and id. For the first
  * member alone; it is freed when all that opened it have closed it or ended. */
@@ -588,7 +588,7 @@ JS_API int32_t js_device_repeat(uint64_t qp, const js_sqe *entry, uint64_t itera
 
 /* --- symmetric memory: any thread may call these, also beside an operation ----------------- */
 /* A block of this rank's heap in the segment, its pages touched; filled with zeros if zeroed is
- * not 0. JS_ERR_NO_MEMORY: the heap is exhausted, or the system is; nothing has changed. */
+ * not 0. Nothing has changed with JS_ERR_CLOSED and with JS_ERR_NO_MEMORY: there is too little. */
 JS_API int32_t js_block_new(js_comm *comm, uint64_t bytes, uint32_t zeroed, js_block **out);
 JS_API void *js_block_address(const js_block *block);
 /* A block may outlive communicator, engine and segment handle: it keeps the memory mapped. In the
