@@ -185,7 +185,7 @@ class Endpoint:
     def offer(self, group: Any) -> None:
         """Take memory for the communicator of a ``js_group *`` and fill in where it is.
 
-        For its first member alone. Raises SystemCallError where the heap has no room.
+        For its first member alone. Raises ClosedError, SystemCallError where the heap has no room.
         """
         with self.held():
             check(lib.js_group_create(self.engine.handle, group))
@@ -193,7 +193,7 @@ class Endpoint:
     def join(self, group: Any) -> Endpoint:
         """Open the communicator of a ``js_group *`` that its first member has offered.
 
-        Raises SegmentError, SystemCallError.
+        Raises ClosedError, SegmentError, SystemCallError.
         """
         out = ffi.new("js_comm **")
         with self.held():
@@ -204,7 +204,8 @@ class Endpoint:
         """Give the communicator to a device; returns its ``js_qp *``.
 
         ``config`` is a ``js_qp_config *``. From now on only the queue pair posts. Raises
-        ArgumentError, BusyError, OutOfMemoryError, SystemCallError, or what it has failed with.
+        ArgumentError, BusyError, ClosedError, OutOfMemoryError, SystemCallError, or what it has
+        failed with.
         """
         out = ffi.new("js_queue **")
         with self.held() as handle:
